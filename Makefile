@@ -1,0 +1,29 @@
+# One-line targets; CI calls the same ones. Everything lives in .venv of this checkout.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check bench docs clean
+
+demo: .venv/installed ## pictures, table and report: full model against accelerated
+	$(BIN)/swiftmask demo --out demo
+
+test: .venv/installed ## the test-suite, CPU only
+	$(BIN)/python -m pytest
+
+check: .venv/installed ## formatting, lint and types
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright
+
+bench: .venv/installed ## the tables of the README
+	$(BIN)/swiftmask bench quality maskgit-scenes --out benchmarks/results
+
+docs: .venv/installed ## picture sheets and plots of docs/
+	$(BIN)/python -m swiftmask.data.scenes.sheet docs/images/scenes.png
+
+clean: ## removes what the other targets made (not the environment)
+	rm -rf demo report .pytest_cache .ruff_cache
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

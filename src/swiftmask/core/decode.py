@@ -1,0 +1,79 @@
+"""The one decode loop of the package.
+
+Three seams: the schedule (data), the feature function (backbone or an approximation of it) and the token head (the model's,
+reached through `head(positions)`). Shapes of every step follow from the schedule, nothing is read back from the device, and
+no line loops over images; so the loop also runs on the meta device, which is how its cost is counted and how the absence
+of host synchronisation is tested.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from swiftmask.core.protocol import Condition, FeatureFn, MaskedGenerator, Noise, UnmaskRule
+from swiftmask.core.types import Canvas, Decision, Features, Record, Schedule, Step, Trajectory
+
+
+class FullFeatures:
+    """The feature function of the unaccelerated model: every step runs the backbone."""
+
+    name = "backbone"
+
+    def __init__(self, model: MaskedGenerator) -> None:
+        self._model = model
+
+    def __call__(self, canvas: Canvas, condition: Condition, step: Step, previous: Record | None) -> Features:
+        return Features(self._model.features(canvas, condition))
+
+
+def decode(
+    model: MaskedGenerator,
+    condition: Condition,
+    schedule: Schedule,
+    noise: Noise,
+    *,
+    canvas: Canvas,
+    features_fn: FeatureFn,
+    unmask: UnmaskRule,
+    on_step: Callable[[Record], None] | None = None,
+) -> Trajectory:
+    """Fill `canvas` step by step.
+
+    Args:
+        condition: with the null branch beside it if any step is guided (`prepare_condition`).
+        schedule: its first step's `num_masked_before` must be the number of masked tokens of every image.
+        unmask: the rule that decides positions and tokens (unmask.py).
+        on_step: called with the record of every finished step.
+
+    Gradients flow if the caller leaves them enabled.
+    """
+    start = canvas
+    decided_at_BL = torch.full_like(canvas.masked_BL, -1, dtype=torch.int64)
+    log_prob_BL = torch.zeros_like(canvas.masked_BL, dtype=torch.float32)
+    scored, previous = True, None
+    for step in schedule:
+        features = features_fn(canvas, condition, step, previous)
+        decision = unmask(_head(model, features, step), canvas, step, noise)
+        previous = Record(step, canvas, features, decision, _write(canvas, decision))
+        canvas = previous.after
+        decided_at_BL = decided_at_BL.scatter(1, decision.positions_BN, step.index)
+        if decision.log_prob_BN is None:
+            scored = False
+        else:
+            log_prob_BL = log_prob_BL.scatter(1, decision.positions_BN, decision.log_prob_BN.float())
+        if on_step is not None:
+            on_step(previous)
+    return Trajectory(start, canvas.tokens_BL, decided_at_BL, log_prob_BL if scored else None)
+
+
+def prepare_condition(model: MaskedGenerator, condition: Condition, schedule: Schedule) -> Condition:
+    """Adds the null branch when any step of the schedule is guided, so that both run in one forward throughout."""
+    return model.with_null(condition) if any(step.guidance != 1.0 for step in schedule) else condition
+
+
+def _head(model: MaskedGenerator, features: Features, step: Step):
+    return lambda positions_BM: model.tokens(features.features_GBTD, positions_BM, step.guidance)
+
+
+def _write(canvas: Canvas, decision: Decision) -> Canvas:
+    return canvas.write(decision.positions_BN, decision.tokens_BN)

@@ -1,0 +1,167 @@
+"""The only contracts between models, methods and the decode loop."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from swiftmask.core.types import Canvas, Decision, Features, Record, Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What the core and the methods may know about a model.
+
+    Attributes:
+        name: model family, the name of its folder under `models/`.
+        draws: what it is conditioned on, "class" or "prompt".
+        grid: rows and columns of the token canvas.
+        width: last axis of the features.
+        codebook_size: number of codes, or None for continuous tokens.
+        channels: channels of a continuous token, or None for codes.
+        mask_id: token value written at masked positions.
+        has_log_prob: whether the token head can score a token (needed by reinforcement learning).
+    """
+
+    name: str
+    draws: Literal["class", "prompt"]
+    grid: tuple[int, int]
+    width: int
+    codebook_size: int | None
+    channels: int | None
+    mask_id: int
+    has_log_prob: bool
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+class Noise(Protocol):
+    """Owns every random draw of a decode; one stream per image (rng.py)."""
+
+    def categorical(self, probs_BMV: Tensor, positions_BM: Tensor) -> Tensor: ...
+
+    def gumbel(self, positions_BM: Tensor) -> Tensor: ...
+
+    def permutation(self, num_tokens: int) -> Tensor: ...
+
+    def normal(self, positions_BM: Tensor, channels: int) -> Tensor: ...
+
+
+class TokenDistribution(Protocol):
+    """What the token head says about some positions."""
+
+    def sample(self, noise: Noise, temperature: float) -> tuple[Tensor, Tensor | None]:
+        """Tokens [B, M] or [B, M, C] drawn from every image's own stream, and their `log_prob`."""
+        ...
+
+    def log_prob(self, tokens_BM: Tensor, temperature: float) -> Tensor | None:
+        """Float32 log-probabilities [B, M], or None where the head cannot score."""
+        ...
+
+
+class Condition(Protocol):
+    """What to draw, ready for the backbone. Opaque to the core but for its branches: conditional, then null."""
+
+    @property
+    def num_branches(self) -> int: ...
+
+    def __len__(self) -> int:
+        """Number of images (not of rows)."""
+        ...
+
+
+class MaskedGenerator(Protocol):
+    """The whole contract of a base model."""
+
+    @property
+    def spec(self) -> Spec: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode(self, what: Sequence[str] | Sequence[int]) -> Condition:
+        """Class labels or prompts to a condition with one branch. Errors: ValueError naming the bad entry."""
+        ...
+
+    def with_null(self, condition: Condition) -> Condition:
+        """The same condition with the null branch beside it, prepared once per decode."""
+        ...
+
+    def features(self, canvas: Canvas, condition: Condition) -> Tensor:
+        """The heavy part: last hidden states after the final norm, all branches in one forward: [G, B, T, D]."""
+        ...
+
+    def tokens(self, features_GBTD: Tensor, positions_BM: Tensor, guidance: float) -> TokenDistribution:
+        """The light head, at `positions_BM` only."""
+        ...
+
+    def embed(self, tokens_BN: Tensor, positions_BN: Tensor) -> Tensor:
+        """Token plus position embeddings [B, N, D] of freshly decided tokens: what a shortcut reads."""
+        ...
+
+    def to_pixels(self, tokens_BL: Tensor) -> Tensor:
+        """Finished tokens to pictures [B, 3, H, W] in [0, 1]."""
+        ...
+
+    def to_tokens(self, images_B3HW: Tensor) -> Tensor:
+        """Pictures in [0, 1] to tokens, for start canvases (inpainting)."""
+        ...
+
+    def blank(self, batch: int) -> Canvas:
+        """A fully masked canvas on the model's device."""
+        ...
+
+    def schedule(self, num_steps: int, *, num_masked: int, options: "SamplingOptions") -> list[Step]:
+        """The model's own schedule dialect (schedule.py)."""
+        ...
+
+    def unmask_rule(self, canvas: Canvas, noise: Noise) -> "UnmaskRule":
+        """The model's own rule for which positions to decide (unmask.py)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """Knobs of a schedule; None takes the model's default."""
+
+    guidance: float | None = None
+    temperature: float | None = None
+    choice_temperature: float | None = None
+
+    def over(self, defaults: Self) -> Self:
+        """These options, with `defaults` where they say nothing."""
+        return type(self)(
+            guidance=defaults.guidance if self.guidance is None else self.guidance,
+            temperature=defaults.temperature if self.temperature is None else self.temperature,
+            choice_temperature=defaults.choice_temperature
+            if self.choice_temperature is None
+            else self.choice_temperature,
+        )
+
+
+Head = Callable[[Tensor], TokenDistribution]
+"""The token head at given positions: `head(positions_BM) -> TokenDistribution`."""
+
+
+class UnmaskRule(Protocol):
+    """Decides `step.num_decided` of the masked positions, before or after sampling them."""
+
+    def __call__(self, head: Head, canvas: Canvas, step: Step, noise: Noise) -> Decision: ...
+
+
+class FeatureFn(Protocol):
+    """Where acceleration plugs in: the features of this step, from the canvas or from the previous record.
+
+    `name` labels its calls in the cost table; a step with `step.full` runs the backbone.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(
+        self, canvas: Canvas, condition: Condition, step: Step, previous: Record | None
+    ) -> Features: ...

@@ -1,0 +1,211 @@
+"""Schedules are data: how many tokens each step decides, with which guidance and noise, and which steps are full.
+
+One function per upstream dialect, all returning `list[Step]`. Counts are Python integers, so the shapes of every step are
+known before the loop starts. Upstream facts: valeoai MaskGIT v1.0 (arXiv 2202.04200 re-implementation), google MaskGIT,
+MAR (arXiv 2406.11838), Meissonic (arXiv 2410.08261), Lumina-DiMOO (arXiv 2510.06308).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from swiftmask.core.types import Step
+
+Curve = Callable[[Tensor], Tensor]
+
+
+def arccos(remaining: Tensor) -> Tensor:
+    """valeoai's default: few tokens first, ever more later."""
+    return remaining.arccos() / (math.pi / 2)
+
+
+def cosine(remaining: Tensor) -> Tensor:
+    return torch.cos(remaining * math.pi / 2)
+
+
+def linear(remaining: Tensor) -> Tensor:
+    return 1 - remaining
+
+
+def square(remaining: Tensor) -> Tensor:
+    return 1 - remaining**2
+
+
+def root(remaining: Tensor) -> Tensor:
+    return 1 - remaining**0.5
+
+
+def valeo_reveal_counts(num_masked: int, num_steps: int, curve: Curve = arccos) -> list[int]:
+    """Tokens decided per step, valeoai v1.0: the curve itself, not its differences, gives the increments.
+
+    Each count is rounded half-to-even, at least 1 (so step 0 decides one token), and the last step takes the rest.
+    """
+    _check_steps(num_masked, num_steps)
+    increments = curve(torch.linspace(1, 0, num_steps))
+    if num_steps == 1:
+        return [num_masked]
+    counts = [max(1, int(n)) for n in (increments / increments.sum() * num_masked).round()]
+    counts[-1] += num_masked - sum(counts)
+    while counts[-1] < 1:  # only with nearly as many steps as tokens
+        counts[counts.index(max(counts))] -= 1
+        counts[-1] += 1
+    return counts
+
+
+def valeo_schedule(
+    num_masked: int,
+    num_steps: int,
+    *,
+    curve: Curve = arccos,
+    guidance: float = 1.0,
+    temperature: float = 1.0,
+    choice_temperature: float = 0.0,
+) -> list[Step]:
+    """valeoai MaskGIT v1.0: guidance rises linearly from off to `guidance`, choice noise falls linearly to zero.
+
+    `guidance` is `1 + w` of the reference; `temperature` is the inverse of its `sm_temp`.
+    """
+    counts = valeo_reveal_counts(num_masked, num_steps, curve)
+    progress = [i / (num_steps - 1) if num_steps > 1 else 1.0 for i in range(num_steps)]
+    left = _left_after(num_masked, counts)
+    return [
+        Step(
+            index=i,
+            num_masked_before=left[i] + counts[i],
+            num_masked_after=left[i],
+            guidance=1 + (guidance - 1) * progress[i],
+            temperature=temperature,
+            choice_temperature=choice_temperature * (1 - progress[i]),
+        )
+        for i in range(num_steps)
+    ]
+
+
+def cosine_left(num_masked: int, num_steps: int, dtype: torch.dtype) -> list[int]:
+    """Masked tokens after each step, `floor(n cos(pi/2 (i+1)/N))` held in [1, left - 1], zero at the end.
+
+    The precision matters: cos(pi/3) in float32 floors 512 to 511, which hits every N divisible by 3.
+    """
+    _check_steps(num_masked, num_steps)
+    ratios = torch.arange(1, num_steps + 1, dtype=dtype) / num_steps
+    wanted = (num_masked * torch.cos(ratios * math.pi / 2)).floor().tolist()
+    left, result = num_masked, []
+    for i in range(num_steps - 1):
+        # Leave at least one token for each step to come, or the last steps would have nothing to decide.
+        left = max(num_steps - 1 - i, min(left - 1, int(wanted[i])))
+        result.append(left)
+    return [*result, 0]
+
+
+def google_schedule(
+    num_masked: int, num_steps: int, *, temperature: float = 1.0, choice_temperature: float = 4.5
+) -> list[Step]:
+    """google-research MaskGIT: cosine, no guidance, choice noise `t (1 - (i+1)/N)`."""
+    noise = [choice_temperature * (1 - (i + 1) / num_steps) for i in range(num_steps)]
+    return _cosine_steps(num_masked, num_steps, torch.float32, [1.0] * num_steps, noise, temperature)
+
+
+def mar_schedule(
+    num_masked: int, num_steps: int, *, guidance: float = 1.0, temperature: float = 1.0
+) -> list[Step]:
+    """MAR: cosine in float64; guidance grows linearly with the share of decided tokens (never quite to `guidance`)."""
+    left = cosine_left(num_masked, num_steps, torch.float64)
+    rising = [1 + (guidance - 1) * (num_masked - max(1, after)) / num_masked for after in left]
+    return _cosine_steps(num_masked, num_steps, torch.float64, rising, [0.0] * num_steps, temperature)
+
+
+def meissonic_schedule(
+    num_masked: int,
+    num_steps: int,
+    *,
+    guidance: float = 9.0,
+    temperature: float = 1.0,
+    choice_temperature: float = 2.0,
+) -> list[Step]:
+    """Meissonic: cosine in float32, constant guidance, choice noise falling linearly to zero."""
+    noise = torch.linspace(choice_temperature, 0, num_steps).tolist()
+    return _cosine_steps(num_masked, num_steps, torch.float32, [guidance] * num_steps, noise, temperature)
+
+
+def dimoo_schedule(
+    num_masked: int,
+    num_steps: int,
+    *,
+    guidance: float = 5.0,
+    temperature: float = 1.0,
+    choice_temperature: float = 1.0,
+) -> list[Step]:
+    """Lumina-DiMOO: cosine in float32, constant guidance (`1 + s`) and constant choice noise."""
+    noise = [choice_temperature] * num_steps
+    return _cosine_steps(num_masked, num_steps, torch.float32, [guidance] * num_steps, noise, temperature)
+
+
+def uniform_full_steps(num_steps: int, num_full: int) -> list[int]:
+    """MIGM-Shortcut's placement of full steps: 0, then `max(previous + 1, round(N k / B))` (banker's rounding).
+
+    Errors: ValueError unless 1 <= num_full <= num_steps.
+    """
+    if not 1 <= num_full <= num_steps:
+        raise ValueError(
+            f"full steps must be between 1 and the number of steps ({num_steps}), got {num_full}"
+        )
+    placed = [0]
+    for k in range(1, num_full):
+        placed.append(max(placed[-1] + 1, round(num_steps * k / num_full)))
+    return placed
+
+
+def with_full_steps(schedule: Sequence[Step], full: Iterable[int]) -> list[Step]:
+    """The schedule with exactly the steps `full` running the backbone.
+
+    Errors: ValueError if step 0 is missing (there are no features yet) or an index is outside the schedule.
+    """
+    indices = set(full)
+    outside = sorted(indices - set(range(len(schedule))))
+    if outside or 0 not in indices:
+        raise ValueError(
+            f"full steps must contain step 0 and lie in 0..{len(schedule) - 1}, got {sorted(indices)}"
+        )
+    return [replace(step, full=step.index in indices) for step in schedule]
+
+
+def _cosine_steps(
+    num_masked: int,
+    num_steps: int,
+    dtype: torch.dtype,
+    guidance: Sequence[float],
+    choice_temperature: Sequence[float],
+    temperature: float,
+) -> list[Step]:
+    left = cosine_left(num_masked, num_steps, dtype)
+    return [
+        Step(
+            index=i,
+            num_masked_before=before,
+            num_masked_after=after,
+            guidance=guidance[i],
+            temperature=temperature,
+            choice_temperature=choice_temperature[i],
+        )
+        for i, (before, after) in enumerate(zip([num_masked, *left], left, strict=False))
+    ]
+
+
+def _left_after(num_masked: int, counts: Sequence[int]) -> list[int]:
+    left = []
+    for count in counts:
+        num_masked -= count
+        left.append(num_masked)
+    return left
+
+
+def _check_steps(num_masked: int, num_steps: int) -> None:
+    if num_steps < 1:
+        raise ValueError(f"steps must be at least 1, got {num_steps}")
+    if num_steps > num_masked:
+        raise ValueError(
+            f"{num_steps} steps cannot each decide one of {num_masked} masked tokens: take fewer steps"
+        )

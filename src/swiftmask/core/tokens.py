@@ -1,0 +1,57 @@
+"""Categorical tokens and the package's one convention of classifier-free guidance."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from swiftmask.core.protocol import Noise
+
+
+def guide(branches_GX: Tensor, guidance: float) -> Tensor:
+    """`null + guidance * (conditional - null)` over the leading branch axis, in float32; 1.0 is off.
+
+    Linear, so a model with a linear head mixes features and runs the head once. Upstream samplers that write
+    `(1 + w) c - w u` use `guidance = 1 + w`.
+    """
+    if guidance == 1.0 or branches_GX.shape[0] == 1:
+        return branches_GX[0]
+    conditional, null = branches_GX.float()
+    return null + guidance * (conditional - null)
+
+
+def gather_rows(features_GBTD: Tensor, rows_BM: Tensor) -> Tensor:
+    """The rows `rows_BM` of every branch: [G, B, M, D]."""
+    index = rows_BM[None, :, :, None].expand(features_GBTD.shape[0], -1, -1, features_GBTD.shape[-1])
+    return features_GBTD.gather(2, index)
+
+
+@dataclass(frozen=True, slots=True)
+class CategoricalTokens:
+    """Codes at some positions, from guided float32 logits [B, M, V].
+
+    Attributes:
+        logits_BMV: over image codes only.
+        positions_BM: which canvas positions the rows belong to (the noise streams are addressed by position).
+    """
+
+    logits_BMV: Tensor
+    positions_BM: Tensor
+
+    def _log_probs(self, temperature: float) -> Tensor:
+        return (self.logits_BMV / temperature).log_softmax(-1)
+
+    def sample(self, noise: Noise, temperature: float) -> tuple[Tensor, Tensor]:
+        """Codes int64 [B, M] from softmax(logits / temperature), and their log-probabilities."""
+        log_probs_BMV = self._log_probs(temperature)
+        tokens_BM = noise.categorical(log_probs_BMV.exp(), self.positions_BM)
+        return tokens_BM, log_probs_BMV.gather(-1, tokens_BM[..., None])[..., 0]
+
+    def log_prob(self, tokens_BM: Tensor, temperature: float) -> Tensor:
+        """log softmax(logits / temperature) at the given codes, float32 [B, M]."""
+        return self._log_probs(temperature).gather(-1, tokens_BM[..., None])[..., 0]
+
+    def entropy(self, temperature: float) -> Tensor:
+        """Entropy in nats, float32 [B, M]."""
+        log_probs_BMV = self._log_probs(temperature)
+        return -torch.sum(log_probs_BMV.exp() * log_probs_BMV, dim=-1)

@@ -1,0 +1,1 @@
+"""Data made by the project itself; nothing here is downloaded."""

@@ -1,0 +1,51 @@
+"""Scenes: endless 64x64 pictures of one to three coloured shapes, with captions, classes and checkable
+facts.
+
+`world` draws the generating parameters from integer seeds, `render` turns them into pixels, `facts` checks
+what is stated about them, `captions` writes and reads the small grammar. Axes: `B` picture, `O` object
+slot, `H W` pixels.
+"""
+
+from swiftmask.data.scenes.captions import captions, parse_caption, parse_captions
+from swiftmask.data.scenes.facts import Facts, caption_facts, check, class_facts, concat_facts
+from swiftmask.data.scenes.render import render
+from swiftmask.data.scenes.world import (
+    CLASS_NAMES,
+    COLOURS,
+    MAX_OBJECTS,
+    NUM_CLASSES,
+    PATTERNS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Scenes,
+    class_scenes,
+    concat_scenes,
+    relation,
+    sample_scenes,
+)
+
+__all__ = [
+    "CLASS_NAMES",
+    "COLOURS",
+    "MAX_OBJECTS",
+    "NUM_CLASSES",
+    "PATTERNS",
+    "RELATIONS",
+    "SHAPES",
+    "SIZES",
+    "Facts",
+    "Scenes",
+    "caption_facts",
+    "captions",
+    "check",
+    "class_facts",
+    "class_scenes",
+    "concat_facts",
+    "concat_scenes",
+    "parse_caption",
+    "parse_captions",
+    "relation",
+    "render",
+    "sample_scenes",
+]

@@ -1,0 +1,111 @@
+"""What a caption or a class states about a picture, and the exact check of it on generating parameters.
+
+Stated objects are matched to the picture's objects by the permutation under which most facts hold: captions
+do not say which slot an object came from, and a reader of pixels does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import permutations
+
+import torch
+from torch import Tensor
+
+from swiftmask.data.scenes.world import COLOURS, MAX_OBJECTS, Scenes, relation
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is stated about `B` pictures; -1 means not stated. `relation_B` is from stated object 0 to 1."""
+
+    count_B: Tensor
+    shape_BO: Tensor
+    colour_BO: Tensor
+    size_BO: Tensor
+    relation_B: Tensor
+    pattern_B: Tensor
+    background_B: Tensor
+
+    def __len__(self) -> int:
+        return self.count_B.shape[0]
+
+    def __getitem__(self, index: slice | Tensor) -> Facts:
+        return Facts(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def to(self, device: torch.device | str) -> Facts:
+        return Facts(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def concat_facts(parts: Sequence[Facts]) -> Facts:
+    """One batch out of several."""
+    return Facts(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Facts)))
+
+
+def caption_facts(scenes: Scenes) -> Facts:
+    """Everything that the full caption of each scene states."""
+    dx_B = scenes.x_BO[:, 1] - scenes.x_BO[:, 0]
+    dy_B = scenes.y_BO[:, 1] - scenes.y_BO[:, 0]
+    return Facts(
+        count_B=scenes.count_B,
+        shape_BO=scenes.shape_BO,
+        colour_BO=scenes.colour_BO,
+        size_BO=scenes.size_BO,
+        relation_B=torch.where(scenes.count_B == 2, relation(dx_B, dy_B), -1),
+        pattern_B=scenes.pattern_B,
+        background_B=scenes.background_B,
+    )
+
+
+def class_facts(labels_B: Tensor) -> Facts:
+    """A class states exactly one object, its shape and its colour."""
+    unstated_B = torch.full_like(labels_B, -1, dtype=torch.long)
+    unstated_BO = unstated_B[:, None].expand(-1, MAX_OBJECTS)
+    shape_BO, colour_BO = unstated_BO.clone(), unstated_BO.clone()
+    shape_BO[:, 0], colour_BO[:, 0] = labels_B // len(COLOURS), labels_B % len(COLOURS)
+    return Facts(
+        count_B=torch.ones_like(unstated_B),
+        shape_BO=shape_BO,
+        colour_BO=colour_BO,
+        size_BO=unstated_BO,
+        relation_B=unstated_B,
+        pattern_B=unstated_B,
+        background_B=unstated_B,
+    )
+
+
+def check(facts: Facts, scenes: Scenes) -> tuple[Tensor, Tensor]:
+    """`num_true_B, num_stated_B`: how many stated facts hold in each scene, and how many are stated."""
+    if len(facts) != len(scenes):
+        raise ValueError(f"one set of facts per scene: got {len(facts)} facts, {len(scenes)} scenes")
+    orders = torch.tensor(list(permutations(range(MAX_OBJECTS))), device=scenes.count_B.device)
+    best_B = torch.stack([_true_about_objects(facts, scenes, order_O) for order_O in orders]).amax(dim=0)
+    whole = ((facts.count_B, scenes.count_B), (facts.pattern_B, scenes.pattern_B))
+    whole = (*whole, (facts.background_B, scenes.background_B))
+    num_true_B = best_B + sum(_holds(stated_B, shown_B).long() for stated_B, shown_B in whole)
+    stated_BF = torch.cat(
+        [
+            torch.stack([facts.count_B, facts.pattern_B, facts.background_B, facts.relation_B], dim=1),
+            facts.shape_BO,
+            facts.colour_BO,
+            facts.size_BO,
+        ],
+        dim=1,
+    )
+    return num_true_B, (stated_BF >= 0).sum(dim=1)
+
+
+def _holds(stated: Tensor, shown: Tensor) -> Tensor:
+    return (stated >= 0) & (stated == shown)
+
+
+def _true_about_objects(facts: Facts, scenes: Scenes, order_O: Tensor) -> Tensor:
+    """Facts that hold when stated object `o` is the scene's object `order_O[o]`."""
+    same_B = _holds(facts.shape_BO, scenes.shape_BO[:, order_O]).sum(dim=1)
+    same_B = same_B + _holds(facts.colour_BO, scenes.colour_BO[:, order_O]).sum(dim=1)
+    same_B = same_B + _holds(facts.size_BO, scenes.size_BO[:, order_O]).sum(dim=1)
+    x_BO, y_BO = scenes.x_BO[:, order_O], scenes.y_BO[:, order_O]
+    shown_B = relation(x_BO[:, 1] - x_BO[:, 0], y_BO[:, 1] - y_BO[:, 0])
+    both_B = (scenes.shape_BO[:, order_O[:2]] >= 0).all(dim=1)
+    return same_B + (_holds(facts.relation_B, shown_B) & both_B)

@@ -1,0 +1,14 @@
+"""MIGM-Shortcut (arXiv 2602.23996): a small network moves the last features forward, most steps."""
+
+from swiftmask.methods.shortcut.features import ShortcutFeatures
+from swiftmask.methods.shortcut.network import Shortcut, ShortcutConfig
+from swiftmask.methods.shortcut.weights import RELEASED_SHORTCUT, read_shortcut, write_shortcut
+
+__all__ = [
+    "RELEASED_SHORTCUT",
+    "Shortcut",
+    "ShortcutConfig",
+    "ShortcutFeatures",
+    "read_shortcut",
+    "write_shortcut",
+]

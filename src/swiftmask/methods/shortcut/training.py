@@ -1,0 +1,221 @@
+"""Training a shortcut on features its teacher makes while it trains: nothing is dumped to disk.
+
+The teacher decodes a round of pictures with its own sampler; the features of every step stay in memory (bounded: one round)
+and serve many updates, grouped by step so that batches have one shape. A round is a function of its number and an update
+of its step, so a resumed run sees the same data. Each update rolls the shortcut forward through up to `max_rollout` of its
+own predictions, as inference will, and matches the teacher's features at the positions still masked after each step
+(MIGM-Shortcut, arXiv 2602.23996, trains single steps on stored features and one step count). An optional second term
+matches the guided token distributions, which is what sampling reads.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swiftmask.core.decode import FullFeatures, decode, prepare_condition
+from swiftmask.core.protocol import MaskedGenerator, SamplingOptions
+from swiftmask.core.rng import SeededNoise
+from swiftmask.core.tokens import CategoricalTokens
+from swiftmask.core.types import Record
+from swiftmask.methods.shortcut.network import Shortcut
+from swiftmask.training.setup import step_seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundsConfig:
+    """How the teacher's features are made and used.
+
+    Attributes:
+        images_per_round: pictures the teacher decodes at a time (their features are kept in memory).
+        updates_per_round: updates that share them.
+        images_per_update: pictures of one update, all at the same step, both guidance branches.
+        step_counts: decode lengths N, taken in turn.
+        max_rollout: longest chain of the shortcut's own predictions.
+        token_weight: weight of the divergence between guided token distributions.
+    """
+
+    images_per_round: int = 64
+    updates_per_round: int = 24
+    images_per_update: int = 32
+    step_counts: tuple[int, ...] = (8, 12, 16, 24, 32)
+    max_rollout: int = 3
+    token_weight: float = 0.0
+    seed: int = 0
+    sampling: SamplingOptions = SamplingOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One step of a roll-out.
+
+    Attributes:
+        embedded_BND: token plus position embeddings of what the step before decided.
+        positions_BM: positions still masked when this step starts, where the prediction is compared.
+        target_GBTD: the teacher's features of this step.
+        ratio: share of the canvas still masked; `guidance` and `temperature` are the step's.
+    """
+
+    embedded_BND: Tensor
+    positions_BM: Tensor
+    target_GBTD: Tensor
+    ratio: float
+    guidance: float
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBatch:
+    """The features a roll-out starts from, and its links in order."""
+
+    start_GBTD: Tensor
+    links: tuple[Link, ...]
+
+
+class TeacherRounds:
+    """The bounded buffer: batches drawn from the round that the update belongs to.
+
+    Args:
+        labels: `labels(round, count)` says what the teacher draws (classes or prompts).
+    """
+
+    def __init__(
+        self, model: MaskedGenerator, config: RoundsConfig, labels: Callable[[int, int], Sequence[int]]
+    ) -> None:
+        self._model = model
+        self._config = config
+        self._labels = labels
+        self._round = -1
+        self._records: list[Record] = []
+
+    def batch(self, step: int, rank: int, num_ranks: int) -> RolloutBatch:
+        """The batch of an update; the first of a round makes the teacher decode."""
+        config = self._config
+        number = (step // config.updates_per_round) * num_ranks + rank
+        if number != self._round:
+            self._records = self._decode(number)
+            self._round = number
+        generator = torch.Generator().manual_seed(step_seed(config.seed, step, rank))
+        first = int(torch.randint(len(self._records) - 1, (), generator=generator))
+        length = int(torch.randint(1, config.max_rollout + 1, (), generator=generator))
+        rows_X = torch.randperm(config.images_per_round, generator=generator)[: config.images_per_update]
+        chain = self._records[first : first + length + 1]
+        rows_X = rows_X.to(self._model.device)
+        links = tuple(
+            self._link(before, after, rows_X) for before, after in zip(chain, chain[1:], strict=False)
+        )
+        return RolloutBatch(chain[0].features.features_GBTD[:, rows_X], links)
+
+    @torch.no_grad()
+    def _decode(self, number: int) -> list[Record]:
+        config, model = self._config, self._model
+        num_steps = config.step_counts[number % len(config.step_counts)]
+        schedule = model.schedule(num_steps, num_masked=model.spec.num_tokens, options=config.sampling)
+        seeds = [
+            step_seed(config.seed, number * config.images_per_round + i, 7)
+            for i in range(config.images_per_round)
+        ]
+        condition = model.encode(self._labels(number, config.images_per_round))
+        canvas = model.blank(config.images_per_round)
+        noise = SeededNoise(seeds, model.spec.num_tokens, model.device)
+        records: list[Record] = []
+        decode(
+            model,
+            prepare_condition(model, condition, schedule),
+            schedule,
+            noise,
+            canvas=canvas,
+            features_fn=FullFeatures(model),
+            unmask=model.unmask_rule(canvas, noise),
+            on_step=records.append,
+        )
+        return records
+
+    @torch.no_grad()
+    def _link(self, before: Record, after: Record, rows_X: Tensor) -> Link:
+        decided, step = before.decision, after.step
+        positions_BM = after.before.masked_positions(step.num_masked_before)[rows_X]
+        return Link(
+            embedded_BND=self._model.embed(decided.tokens_BN[rows_X], decided.positions_BN[rows_X]),
+            positions_BM=positions_BM,
+            target_GBTD=after.features.features_GBTD[:, rows_X],
+            ratio=step.num_masked_before / self._model.spec.num_tokens,
+            guidance=step.guidance,
+            temperature=step.temperature,
+        )
+
+
+class ShortcutTrainer(nn.Module):
+    """The shortcut with its roll-out loss as `forward`.
+
+    Args:
+        teacher: needed for the token term only (its head); its weights are not trained and not saved here.
+    """
+
+    def __init__(self, shortcut: Shortcut, teacher: MaskedGenerator, token_weight: float = 0.0) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+        self._teacher = (teacher,)  # in a tuple, so that it is not a submodule
+        self._token_weight = token_weight
+
+    def forward(self, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean over the chain of feature (and token) errors at masked positions.
+
+        Metrics: `mse` against `copy_mse`, the same for the features the chain started from (the baseline a shortcut must
+        beat); `cosine` of the predictions.
+        """
+        features_GBTD = batch.start_GBTD.float()
+        loss = features_GBTD.new_zeros(())
+        sums = {
+            name: features_GBTD.new_zeros(()) for name in ("mse", "copy_mse", "cosine", "token_divergence")
+        }
+        for link in batch.links:
+            features_GBTD = self._advance(features_GBTD, link)
+            predicted, target, start = (
+                _at(f, link.positions_BM) for f in (features_GBTD, link.target_GBTD, batch.start_GBTD)
+            )
+            mse = F.mse_loss(predicted, target)
+            divergence = self._divergence(features_GBTD, link)
+            loss = loss + mse + self._token_weight * divergence
+            sums["mse"] = sums["mse"] + mse
+            sums["copy_mse"] = sums["copy_mse"] + F.mse_loss(start, target)
+            sums["cosine"] = sums["cosine"] + F.cosine_similarity(predicted, target, dim=-1).mean()
+            sums["token_divergence"] = sums["token_divergence"] + divergence
+        count = len(batch.links)
+        return loss / count, {name: value / count for name, value in sums.items()}
+
+    def _advance(self, features_GBTD: Tensor, link: Link) -> Tensor:
+        num_branches, batch = features_GBTD.shape[:2]
+        ratio_X = torch.full((num_branches * batch,), link.ratio, device=features_GBTD.device)
+        embedded_XND = link.embedded_BND.float().repeat(num_branches, 1, 1)
+        advanced_XTD = self.shortcut(features_GBTD.flatten(0, 1), embedded_XND, ratio_X)
+        return advanced_XTD.float().unflatten(0, (num_branches, batch))
+
+    def _divergence(self, features_GBTD: Tensor, link: Link) -> Tensor:
+        if self._token_weight == 0.0:
+            return features_GBTD.new_zeros(())
+        predicted, target = (self._log_probs(f, link) for f in (features_GBTD, link.target_GBTD))
+        return F.kl_div(predicted, target, log_target=True, reduction="sum") / predicted[..., 0].numel()
+
+    def _log_probs(self, features_GBTD: Tensor, link: Link) -> Tensor:
+        (teacher,) = self._teacher
+        distribution = teacher.tokens(features_GBTD, link.positions_BM, link.guidance)
+        if not isinstance(distribution, CategoricalTokens):
+            raise ValueError(
+                f"token_weight needs categorical tokens, {teacher.spec.name} has none: set it to 0"
+            )
+        return (distribution.logits_BMV / link.temperature).log_softmax(-1)
+
+
+def train_step(
+    model: Callable[..., tuple[Tensor, dict[str, Tensor]]], batch: RolloutBatch
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One roll-out batch through the shortcut."""
+    return model(batch)
+
+
+def _at(features_GBTD: Tensor, positions_BM: Tensor) -> Tensor:
+    index = positions_BM[None, :, :, None].expand(len(features_GBTD), -1, -1, features_GBTD.shape[-1])
+    return features_GBTD.float().gather(2, index)

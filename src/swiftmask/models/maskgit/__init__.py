@@ -1,0 +1,6 @@
+"""MaskGIT as released by valeoai (v1.0): class-conditional, confidence unmasking, taming VQGAN."""
+
+from swiftmask.models.maskgit.generator import MaskGIT
+from swiftmask.models.maskgit.generator import MaskGIT as Generator
+
+__all__ = ["Generator", "MaskGIT"]

@@ -1,0 +1,336 @@
+"""The VQGAN of taming-transformers (Esser et al., arXiv 2012.09841): pictures <-> a grid of codes.
+
+Module names are those of the released `last.ckpt`, so its weights load without a key map. Left out: dropout
+(the released model has none), `double_z`, and the perceptual and adversarial losses, which belong to whoever
+trains it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NUM_GROUPS = 32
+COMMITMENT_WEIGHT = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VQGANConfig:
+    """Sizes of the codec, under their upstream names.
+
+    Attributes:
+        image_size: side of the pictures shown, resized to and from `resolution`; None resizes nothing.
+    """
+
+    ch: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    attn_resolutions: tuple[int, ...]
+    resolution: int
+    z_channels: int
+    n_embed: int
+    embed_dim: int
+    in_channels: int = 3
+    out_ch: int = 3
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.ch % NUM_GROUPS:
+            raise ValueError(f"ch must be a multiple of {NUM_GROUPS} (group norm), got {self.ch}")
+        if self.resolution % self.downscale:
+            raise ValueError(f"resolution must be a multiple of {self.downscale}, got {self.resolution}")
+
+    @classmethod
+    def from_ddconfig(cls, ddconfig: Mapping[str, object], *, n_embed: int, embed_dim: int) -> "VQGANConfig":
+        """Read the `ddconfig` of an upstream `model.yaml`; its `dropout` and `double_z` must be off."""
+        if ddconfig.get("double_z") or ddconfig.get("dropout"):
+            raise ValueError("a VQGAN with double_z or dropout is not supported: set both off in ddconfig")
+
+        def count(key: str) -> int:
+            return int(cast(int, ddconfig[key]))
+
+        return cls(
+            ch=count("ch"),
+            ch_mult=tuple(cast(Sequence[int], ddconfig["ch_mult"])),
+            num_res_blocks=count("num_res_blocks"),
+            attn_resolutions=tuple(cast(Sequence[int], ddconfig["attn_resolutions"])),
+            resolution=count("resolution"),
+            z_channels=count("z_channels"),
+            n_embed=n_embed,
+            embed_dim=embed_dim,
+            in_channels=count("in_channels"),
+            out_ch=count("out_ch"),
+        )
+
+    @property
+    def downscale(self) -> int:
+        """Pixels of the nominal resolution per code, along one side."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Codes along one side at the nominal resolution."""
+        return self.resolution // self.downscale
+
+    def has_attention(self, level: int) -> bool:
+        """Attention is placed by the nominal resolution, so a 512 px input keeps the same modules."""
+        return self.resolution // 2**level in self.attn_resolutions
+
+
+class Quantized(NamedTuple):
+    """Nearest codes of a latent; `z_BCHW` passes its gradient straight through to the encoder."""
+
+    z_BCHW: Tensor
+    codes_BHW: Tensor
+    codebook_loss: Tensor
+    commitment_loss: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """VQ-VAE loss (arXiv 1711.00937, eq. 3), the last two terms."""
+        return self.codebook_loss + COMMITMENT_WEIGHT * self.commitment_loss
+
+
+def _group_norm(num_channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(NUM_GROUPS, num_channels, eps=1e-6)
+
+
+class _ResBlock(nn.Module):
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm1 = _group_norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = _group_norm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
+        h_BCHW = self.conv2(F.silu(self.norm2(h_BCHW)))
+        return h_BCHW + (x_BCHW if self.nin_shortcut is None else self.nin_shortcut(x_BCHW))
+
+
+class _Attention(nn.Module):
+    """Single-head attention over all places of the grid."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        B, C, H, W = x_BCHW.shape
+        h_BCHW = self.norm(x_BCHW)
+        q_B1LC, k_B1LC, v_B1LC = (
+            layer(h_BCHW).permute(0, 2, 3, 1).reshape(B, 1, H * W, C) for layer in (self.q, self.k, self.v)
+        )
+        out_B1LC = F.scaled_dot_product_attention(q_B1LC, k_B1LC, v_B1LC)
+        return x_BCHW + self.proj_out(out_B1LC.reshape(B, H, W, C).permute(0, 3, 1, 2))
+
+
+class _Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        # Upstream pads right and bottom only; a symmetric padding=1 shifts the picture.
+        return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
+
+
+class _Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
+
+
+class _Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention where the level has it; a resampling."""
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        *,
+        attention: bool,
+        downsample: nn.Module | None = None,
+        upsample: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        self.block = nn.ModuleList(_ResBlock(c_in, c_out) for c_in, c_out in pairs)
+        self.attn = nn.ModuleList(_Attention(c_out) for _, c_out in pairs if attention)
+        self.downsample = downsample
+        self.upsample = upsample
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x_BCHW = block(x_BCHW)
+            if len(self.attn):
+                x_BCHW = self.attn[i](x_BCHW)
+        for resample in (self.downsample, self.upsample):
+            if resample is not None:
+                x_BCHW = resample(x_BCHW)
+        return x_BCHW
+
+
+class _Middle(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = _ResBlock(channels, channels)
+        self.attn_1 = _Attention(channels)
+        self.block_2 = _ResBlock(channels, channels)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x_BCHW)))
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        widths = [config.ch * mult for mult in config.ch_mult]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
+        self.down = nn.ModuleList(
+            _Level(
+                [widths[i - 1] if i else config.ch] + [width] * config.num_res_blocks,
+                attention=config.has_attention(i),
+                downsample=_Downsample(width) if i < last else None,
+            )
+            for i, width in enumerate(widths)
+        )
+        self.mid = _Middle(widths[-1])
+        self.norm_out = _group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BCHW = self.conv_in(x_BCHW)
+        for level in self.down:
+            x_BCHW = level(x_BCHW)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x_BCHW))))
+
+
+class _Decoder(nn.Module):
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        widths = [config.ch * mult for mult in config.ch_mult]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.mid = _Middle(widths[-1])
+        self.up = nn.ModuleList(
+            _Level(
+                [widths[min(i + 1, last)]] + [width] * (config.num_res_blocks + 1),
+                attention=config.has_attention(i),
+                upsample=_Upsample(width) if i > 0 else None,
+            )
+            for i, width in enumerate(widths)
+        )
+        self.norm_out = _group_norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], config.out_ch, 3, padding=1)
+
+    def forward(self, z_BCHW: Tensor) -> Tensor:
+        x_BCHW = self.mid(self.conv_in(z_BCHW))
+        for level in reversed(self.up):
+            x_BCHW = level(x_BCHW)
+        return self.conv_out(F.silu(self.norm_out(x_BCHW)))
+
+
+class _VectorQuantizer(nn.Module):
+    def __init__(self, num_codes: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_codes, width)
+        nn.init.uniform_(self.embedding.weight, -1.0 / num_codes, 1.0 / num_codes)
+
+    def nearest(self, z_BCHW: Tensor) -> Tensor:
+        """Codes at the smallest squared distance, `codes_BHW`; |z|^2, equal for all of them, is left out."""
+        z_BHWC = z_BCHW.detach().permute(0, 2, 3, 1).float()
+        codebook_KC = self.embedding.weight.detach().float()
+        with torch.autocast(z_BCHW.device.type, enabled=False):
+            distance_BHWK = codebook_KC.square().sum(1) - 2.0 * (z_BHWC @ codebook_KC.T)
+        return distance_BHWK.argmin(-1)
+
+    def lookup(self, codes_BHW: Tensor) -> Tensor:
+        return self.embedding(codes_BHW).permute(0, 3, 1, 2)
+
+    def forward(self, z_BCHW: Tensor) -> Quantized:
+        codes_BHW = self.nearest(z_BCHW)
+        nearest_BCHW = self.lookup(codes_BHW)
+        return Quantized(
+            z_BCHW=z_BCHW + (nearest_BCHW - z_BCHW).detach(),
+            codes_BHW=codes_BHW,
+            codebook_loss=F.mse_loss(nearest_BCHW.float(), z_BCHW.detach().float()),
+            commitment_loss=F.mse_loss(z_BCHW.float(), nearest_BCHW.detach().float()),
+        )
+
+
+class VQGAN(nn.Module):
+    """Encoder, codebook, decoder. `quantize(z_BCHW) -> Quantized` is the codebook as a module."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = _Encoder(config)
+        self.decoder = _Decoder(config)
+        self.quantize = _VectorQuantizer(config.n_embed, config.embed_dim)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.quantize.embedding.weight.dtype
+
+    def encode_latent(self, pixels_B3HW: Tensor) -> Tensor:
+        """Latent `z_BCHW` before quantisation, of pixels in [-1, 1] at the codec's own resolution."""
+        return self.quant_conv(self.encoder(pixels_B3HW.to(self.dtype)))
+
+    def decode_latent(self, z_BCHW: Tensor) -> Tensor:
+        """Pixels `_B3HW`, nominally in [-1, 1] and not clamped."""
+        return self.decoder(self.post_quant_conv(z_BCHW.to(self.dtype)))
+
+    def encode_code(self, pixels_B3HW: Tensor) -> Tensor:
+        """Codes `codes_BHW` (int64) of pixels in [-1, 1] at the codec's own resolution."""
+        return self.quantize.nearest(self.encode_latent(pixels_B3HW))
+
+    def decode_code(self, codes_BHW: Tensor) -> Tensor:
+        """Pixels `_B3HW` of codes, as upstream: nominally in [-1, 1], not clamped, not resized."""
+        return self.decode_latent(self.quantize.lookup(codes_BHW))
+
+    def encode(self, images_B3HW: Tensor) -> Tensor:
+        """Codes `codes_BL` (int64, raster order) of images in [0, 1]."""
+        return self.encode_code(self.to_pixels_in(images_B3HW)).flatten(1)
+
+    def decode(self, codes_BL: Tensor) -> Tensor:
+        """Images `_B3HW` (float32, clamped to [0, 1]) of a square grid of codes in raster order."""
+        side = math.isqrt(codes_BL.shape[1])
+        if side * side != codes_BL.shape[1]:
+            raise ValueError(f"expected the codes of a square grid, got {codes_BL.shape[1]}: use decode_code")
+        images_B3HW = (self.decode_code(codes_BL.unflatten(1, (side, side))).float() + 1.0) / 2.0
+        if self.config.image_size is not None:
+            images_B3HW = _resize(images_B3HW, self.config.image_size)
+        return images_B3HW.clamp(0.0, 1.0)
+
+    def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Training: images in [0, 1] -> reconstruction in [-1, 1] (at `resolution`), codes_BHW, VQ loss."""
+        quantized = self.quantize(self.encode_latent(self.to_pixels_in(images_B3HW)))
+        return self.decode_latent(quantized.z_BCHW), quantized.codes_BHW, quantized.loss
+
+    def to_pixels_in(self, images_B3HW: Tensor) -> Tensor:
+        """What the encoder reads and a reconstruction is compared with: resized if asked, in [-1, 1]."""
+        if self.config.image_size is not None:
+            images_B3HW = _resize(images_B3HW, self.config.resolution).clamp(0.0, 1.0)
+        return 2.0 * images_B3HW - 1.0
+
+
+def _resize(images_B3HW: Tensor, size: int) -> Tensor:
+    if images_B3HW.shape[-2:] == (size, size):
+        return images_B3HW
+    return F.interpolate(images_B3HW.float(), size=(size, size), mode="bicubic", antialias=True)

@@ -1,0 +1,175 @@
+"""MaskGIT behind the contract of a base model (core/protocol.py).
+
+Sampler facts are valeoai v1.0's: arccos increments, guidance rising from off, Gumbel-noised confidence. The head is the tied
+token embedding, so guidance mixes features first and the logits cover image codes at masked positions only.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
+from swiftmask.core.schedule import valeo_schedule
+from swiftmask.core.tokens import CategoricalTokens, gather_rows, guide
+from swiftmask.core.types import Canvas, Step
+from swiftmask.core.unmask import by_confidence
+from swiftmask.models.maskgit.codec import VQGAN
+from swiftmask.models.maskgit.network import Transformer
+from swiftmask.models.maskgit.weights import read_folder, read_released, write_folder
+
+RELEASED_SAMPLING = SamplingOptions(guidance=3.8, temperature=1.0, choice_temperature=7.0)
+"""Defaults of the released 512 px model: `w = 2.8` (guidance = 1 + w), `sm_temp = 1`, `r_temp = 7`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassCondition:
+    """Class tokens, one row per image and branch: conditional rows first, then null rows.
+
+    Attributes:
+        ids_X1: int64 [num_branches * B, 1].
+    """
+
+    ids_X1: Tensor
+    num_branches: int
+
+    def __len__(self) -> int:
+        return self.ids_X1.shape[0] // self.num_branches
+
+
+class MaskGIT(nn.Module):
+    """A class-conditional masked generator: transformer over codes, VQGAN codec.
+
+    Args:
+        sampling: defaults of the schedule.
+        class_names: one name per class; labels may then be given by name.
+    """
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        codec: VQGAN,
+        *,
+        sampling: SamplingOptions = RELEASED_SAMPLING,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.codec = codec
+        self.sampling = sampling
+        self.class_names = tuple(class_names)
+        self.eval()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """From a model folder: float32, on the CPU. Errors name the missing or foreign file, key or shape."""
+        transformer, codec, settings = read_folder(folder)
+        sampling = settings.get("sampling")
+        names = settings.get("class_names", ())
+        return cls(
+            transformer,
+            codec,
+            sampling=SamplingOptions(**sampling) if isinstance(sampling, dict) else RELEASED_SAMPLING,
+            class_names=names if isinstance(names, list) else (),
+        )
+
+    @classmethod
+    def from_released(cls, transformer_path: str | Path, codec_path: str | Path) -> Self:
+        """From valeoai's `MaskGIT_ImageNet_*.pth` and the VQGAN's `last.ckpt`."""
+        return cls(*read_released(transformer_path, codec_path))
+
+    def save_pretrained(
+        self, folder: str | Path, *, provenance: Mapping[str, object], dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Write the folder `from_pretrained` reads, each file whole or not at all."""
+        settings = {"sampling": asdict(self.sampling), "class_names": list(self.class_names)}
+        write_folder(
+            folder, self.transformer, self.codec, settings=settings, provenance=provenance, dtype=dtype
+        )
+
+    @property
+    def spec(self) -> Spec:
+        sizes = self.transformer.config
+        return Spec(
+            name="maskgit",
+            draws="class",
+            grid=(sizes.grid, sizes.grid),
+            width=sizes.width,
+            codebook_size=sizes.codebook_size,
+            channels=None,
+            mask_id=sizes.mask_id,
+            has_log_prob=True,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.pos_emb.device
+
+    def encode(self, what: Sequence[str] | Sequence[int]) -> ClassCondition:
+        """Class labels, as numbers from 0 or as class names.
+
+        Errors: ValueError naming the first label the model does not know.
+        """
+        ids = [self.transformer.config.first_class_id + self._label(entry) for entry in what]
+        return ClassCondition(torch.tensor(ids, dtype=torch.int64).to(self.device)[:, None], 1)
+
+    def with_null(self, condition: ClassCondition) -> ClassCondition:
+        null_X1 = torch.full_like(condition.ids_X1, self.transformer.config.null_id)
+        return ClassCondition(torch.cat([condition.ids_X1, null_X1]), 2)
+
+    def features(self, canvas: Canvas, condition: ClassCondition) -> Tensor:
+        """Last hidden states [G, B, L + 1, D]; the class token is the last row."""
+        tokens_XL = canvas.tokens_BL.repeat(condition.num_branches, 1)
+        features_XTD = self.transformer(torch.cat([tokens_XL, condition.ids_X1], dim=1))
+        return features_XTD.unflatten(0, (condition.num_branches, len(condition)))
+
+    def tokens(self, features_GBTD: Tensor, positions_BM: Tensor, guidance: float) -> CategoricalTokens:
+        """The head at `positions_BM`, over image codes only; linear, so guidance mixes the features."""
+        mixed_BMD = guide(gather_rows(features_GBTD, positions_BM), guidance).to(features_GBTD.dtype)
+        return CategoricalTokens(self.transformer.logits(mixed_BMD, positions_BM), positions_BM)
+
+    def embed(self, tokens_BN: Tensor, positions_BN: Tensor) -> Tensor:
+        return self.transformer.embed(tokens_BN, positions_BN)
+
+    def to_pixels(self, tokens_BL: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1]."""
+        return self.codec.decode(tokens_BL)
+
+    def to_tokens(self, images_B3HW: Tensor) -> Tensor:
+        """Codes [B, L] of pictures in [0, 1] (start canvases for inpainting)."""
+        return self.codec.encode(images_B3HW)
+
+    def blank(self, batch: int) -> Canvas:
+        shape = (batch, self.spec.num_tokens)
+        tokens_BL = torch.full(shape, self.spec.mask_id, dtype=torch.int64, device=self.device)
+        return Canvas(tokens_BL, torch.ones(shape, dtype=torch.bool, device=self.device))
+
+    def schedule(self, num_steps: int, *, num_masked: int, options: SamplingOptions) -> list[Step]:
+        """valeoai's schedule with the model's defaults where `options` says nothing."""
+        chosen = options.over(self.sampling)
+        assert chosen.guidance is not None
+        assert chosen.temperature is not None
+        assert chosen.choice_temperature is not None
+        return valeo_schedule(
+            num_masked,
+            num_steps,
+            guidance=chosen.guidance,
+            temperature=chosen.temperature,
+            choice_temperature=chosen.choice_temperature,
+        )
+
+    def unmask_rule(self, canvas: Canvas, noise: Noise) -> UnmaskRule:
+        return by_confidence
+
+    def _label(self, entry: str | int) -> int:
+        num_classes = self.transformer.config.num_classes
+        text = str(entry).strip()
+        if text in self.class_names:
+            return self.class_names.index(text)
+        if text.isdecimal() and int(text) < num_classes:
+            return int(text)
+        named = f" or a name such as {self.class_names[0]!r}" if self.class_names else ""
+        raise ValueError(f"unknown class {entry!r}: give a number from 0 to {num_classes - 1}{named}")

@@ -1,0 +1,203 @@
+"""The MaskGIT transformer (Chang et al., arXiv 2202.04200) in the shape of valeoai's v1.0 release.
+
+A BERT-like encoder over the codes of a picture and one class token, which comes last. Module names are those
+of the released checkpoints, so their weights load without a key map. Two quirks are kept: the layers before
+and after the blocks normalise with eps 1e-12 and the blocks with 1e-5, and the output bias is one value per
+position and entry.
+Left out: the 2024 rewrite (adaLN, registers, 16384 codes), which is another architecture.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_EDGE_EPS = 1e-12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformerConfig:
+    """Sizes of the transformer. Ids: codes 0..K-1, mask K, classes K+1..K+C, null class K+C+1."""
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    codebook_size: int
+    num_classes: int
+    grid: int
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"width must be a multiple of num_heads, got width {self.width} and {self.num_heads} heads"
+            )
+
+    @property
+    def num_tokens(self) -> int:
+        """Image tokens, without the class token."""
+        return self.grid**2
+
+    @property
+    def sequence_length(self) -> int:
+        return self.num_tokens + 1
+
+    @property
+    def mask_id(self) -> int:
+        return self.codebook_size
+
+    @property
+    def first_class_id(self) -> int:
+        return self.codebook_size + 1
+
+    @property
+    def null_id(self) -> int:
+        return self.codebook_size + 1 + self.num_classes
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.codebook_size + 2 + self.num_classes
+
+
+class _MultiheadWeights(nn.Module):
+    """Packed attention weights under the names of `nn.MultiheadAttention`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.mha = _MultiheadWeights(config.width)
+        self.num_heads = config.num_heads
+        self.dropout = config.dropout
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        qkv_BTX = F.linear(x_BTD, self.mha.in_proj_weight, self.mha.in_proj_bias)
+        q_BNTH, k_BNTH, v_BNTH = (
+            qkv_BTX.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        if self.training and x_BTD.device.type == "cpu" and self.dropout == 0.0:
+            out_BNTH = _plain_attention(q_BNTH, k_BNTH, v_BNTH)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            out_BNTH = F.scaled_dot_product_attention(q_BNTH, k_BNTH, v_BNTH, dropout_p=dropout)
+        return self.mha.out_proj(out_BNTH.transpose(1, 2).flatten(2))
+
+
+def _plain_attention(q_BNTH: Tensor, k_BNTH: Tensor, v_BNTH: Tensor) -> Tensor:
+    """Attention by two matmuls: on a CPU its backward is about three times as fast as the fused one's at T = 145."""
+    scores_BNTT = (q_BNTH * q_BNTH.shape[-1] ** -0.5) @ k_BNTH.transpose(-1, -2)
+    return scores_BNTT.softmax(-1).to(v_BNTH.dtype) @ v_BNTH
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(config.width, config.mlp_width),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.mlp_width, config.width),
+            nn.Dropout(config.dropout),
+        )
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.net(x_BTD)
+
+
+class _PreNorm(nn.Module):
+    """x + fn(norm(x))."""
+
+    def __init__(self, width: int, fn: nn.Module) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fn = fn
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD + self.fn(self.norm(x_BTD))
+
+
+class _Blocks(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                _PreNorm(config.width, _Attention(config)), _PreNorm(config.width, _FeedForward(config))
+            )
+            for _ in range(config.depth)
+        )
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        for layer in self.layers:
+            x_BTD = layer(x_BTD)
+        return x_BTD
+
+
+class Transformer(nn.Module):
+    """Ids in, features out; `logits` is the light head on top, tied to the token embedding."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.pos_emb = nn.Parameter(torch.empty(1, config.sequence_length, width))
+        self.bias = nn.Parameter(torch.zeros(config.sequence_length, config.vocabulary_size))
+        self.tok_emb = nn.Embedding(config.vocabulary_size, width)
+        self.first_layer = nn.Sequential(
+            nn.LayerNorm(width, eps=_EDGE_EPS),
+            nn.Dropout(config.dropout),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.LayerNorm(width, eps=_EDGE_EPS),
+            nn.Dropout(config.dropout),
+            nn.Linear(width, width),
+        )
+        self.transformer = _Blocks(config)
+        self.last_layer = nn.Sequential(
+            nn.LayerNorm(width, eps=_EDGE_EPS),
+            nn.Dropout(config.dropout),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.LayerNorm(width, eps=_EDGE_EPS),
+        )
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1 and name != "bias":
+                nn.init.trunc_normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def embed(self, ids_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+        """Token plus position embedding [B, T, D]; without positions, the ids are the whole sequence."""
+        if positions_BT is None:
+            return self.tok_emb(ids_BT) + self.pos_emb
+        return self.tok_emb(ids_BT) + F.embedding(positions_BT, self.pos_emb[0])
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """Features [B, T, D] after the final norm, the class token's row last, from a whole row of ids."""
+        if ids_BT.shape[-1] != self.config.sequence_length:
+            raise ValueError(
+                f"expected {self.config.sequence_length} ids a row (the grid, then the class), "
+                f"got {ids_BT.shape[-1]}"
+            )
+        return self.last_layer(self.transformer(self.first_layer(self.embed(ids_BT))))
+
+    def logits(self, features_BMD: Tensor, positions_BM: Tensor | None = None) -> Tensor:
+        """Float32 logits [B, M, K] over the image codes only.
+
+        `positions_BM` says where the M rows of the features lie; without it they are positions 0..M-1.
+        """
+        num_codes = self.config.codebook_size
+        scores_BMK = F.linear(features_BMD, self.tok_emb.weight[:num_codes])
+        bias_TK = self.bias[:, :num_codes]
+        bias_BMK = bias_TK[: scores_BMK.shape[-2]] if positions_BM is None else bias_TK[positions_BM]
+        return scores_BMK.float() + bias_BMK.float()

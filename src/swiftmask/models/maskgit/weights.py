@@ -1,0 +1,291 @@
+"""Weights of MaskGIT on disk: the released pickles, a folder of our own, and strict loading.
+
+The released files (Hugging Face `llvictorll/Maskgit-pytorch`) are `MaskGIT_ImageNet_{256,512}.pth`, with the
+weights under `model_state_dict`, and the Lightning file `VQGAN/last.ckpt`, with them under `state_dict`
+beside `loss.*`. Sizes are read off the tensors; what no tensor tells (the number of heads, where codes end
+and classes begin, the nominal resolution) is an argument. Pickles are only read with `weights_only=True`.
+"""
+
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
+from swiftmask.models.maskgit.network import Transformer, TransformerConfig
+
+State = Mapping[str, Tensor]
+
+
+def _released_transformer(grid: int) -> TransformerConfig:
+    return TransformerConfig(
+        width=768, depth=24, num_heads=16, mlp_width=3072, codebook_size=1024, num_classes=1000, grid=grid
+    )
+
+
+RELEASED = {"maskgit-256": _released_transformer(16), "maskgit-512": _released_transformer(32)}
+RELEASED_VQGAN = VQGANConfig(
+    ch=128,
+    ch_mult=(1, 1, 2, 2, 4),
+    num_res_blocks=2,
+    attn_resolutions=(16,),
+    resolution=256,
+    z_channels=256,
+    n_embed=1024,
+    embed_dim=256,
+)
+
+
+def random_transformer(name: str, *, seed: int = 0) -> Transformer:
+    """A transformer of a released size with random weights, float32 on the CPU: enough to measure speed."""
+    if name not in RELEASED:
+        raise ValueError(f"unknown released size {name!r}: choose one of {', '.join(RELEASED)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Transformer(RELEASED[name]).eval()
+
+
+def read_upstream(path: str | Path) -> dict[str, Tensor]:
+    """The model weights in a released `.pth`, a Lightning `.ckpt` (its `loss.*` dropped) or a `.safetensors`.
+
+    Errors: FileNotFoundError; ValueError if truncated, no checkpoint, or only readable by running its pickle.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such weights file: {path} (expected a .pth, .ckpt or .safetensors file)")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    for key in ("model_state_dict", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path} holds no weights: expected a dict of tensors, got {type(content).__name__}")
+    strange = [key for key, value in content.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise ValueError(
+            f"{path} is no checkpoint of a model: expected tensors (or them under model_state_dict or "
+            f"state_dict), got other things under {_some(strange)}"
+        )
+    return {key: value for key, value in content.items() if not key.startswith("loss.")}
+
+
+def _read_safetensors(path: Path) -> object:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or no safetensors file ({_line(error)}): download it again"
+        ) from error
+
+
+class _Inert(dict[str, object]):
+    """Stands in for the callback classes named inside a Lightning file; does nothing."""
+
+
+def _read_pickle(path: Path) -> object:
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    if zipped and not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is truncated ({path.stat().st_size} bytes, no end record): download it again"
+        )
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
+        inert: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
+            (_Inert, name) for name in names if name.startswith(("pytorch_lightning.", "lightning."))
+        ]
+        with torch.serialization.safe_globals(inert):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        if "global" not in str(error).lower():
+            raise ValueError(f"{path} is truncated or no PyTorch file: download it again") from error
+        raise ValueError(
+            f"{path} holds Python objects that could run code and is refused (weights_only=True): "
+            "save its state dict alone, where you trust it, and load that"
+        ) from error
+    except (EOFError, RuntimeError, OSError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"{path} is truncated or no PyTorch file ({_line(error)}): download it again"
+        ) from error
+
+
+def infer_transformer_config(
+    state: State, *, num_heads: int = 16, codebook_size: int = 1024, source: str = "these weights"
+) -> TransformerConfig:
+    """Sizes from the shapes, which tell neither the heads nor where in the vocabulary the codes end."""
+    _refuse_other_family(state, source)
+    first_mlp = "transformer.layers.0.1.fn.net.0.weight"
+    _require(state, ("pos_emb", "tok_emb.weight", "bias", first_mlp), source, "the MaskGIT v1.0 transformer")
+    length, width = state["pos_emb"].shape[-2:]
+    vocabulary_size = state["tok_emb.weight"].shape[0]
+    grid = round((length - 1) ** 0.5)
+    num_classes = vocabulary_size - codebook_size - 2
+    if grid**2 + 1 != length:
+        raise ValueError(f"{source}: pos_emb has {length} positions, expected a square grid and one class")
+    if num_classes < 1:
+        raise ValueError(
+            f"{source}: a vocabulary of {vocabulary_size} has no room for classes after {codebook_size} "
+            "codes and the mask: pass its codebook_size"
+        )
+    return TransformerConfig(
+        width=width,
+        depth=_count(state, r"transformer\.layers\.(\d+)\."),
+        num_heads=num_heads,
+        mlp_width=state[first_mlp].shape[0],
+        codebook_size=codebook_size,
+        num_classes=num_classes,
+        grid=grid,
+    )
+
+
+def infer_vqgan_config(state: State, *, resolution: int = 256, source: str = "these weights") -> VQGANConfig:
+    """Sizes from the shapes; `resolution` is nominal and only names the levels that have attention."""
+    _refuse_other_family(state, source)
+    needed = ("encoder.conv_in.weight", "decoder.conv_in.weight", "decoder.conv_out.weight")
+    needed += ("quantize.embedding.weight", "encoder.down.0.block.0.conv1.weight")
+    _require(state, needed, source, "the taming VQGAN")
+    num_levels = _count(state, r"encoder\.down\.(\d+)\.")
+    widths = [state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(num_levels)]
+    ch, in_channels = state["encoder.conv_in.weight"].shape[:2]
+    n_embed, embed_dim = state["quantize.embedding.weight"].shape
+    return VQGANConfig(
+        ch=ch,
+        ch_mult=tuple(width // ch for width in widths),
+        num_res_blocks=_count(state, r"encoder\.down\.0\.block\.(\d+)\."),
+        attn_resolutions=tuple(
+            resolution // 2**i for i in range(num_levels) if f"encoder.down.{i}.attn.0.q.weight" in state
+        ),
+        resolution=resolution,
+        z_channels=state["decoder.conv_in.weight"].shape[1],
+        n_embed=n_embed,
+        embed_dim=embed_dim,
+        in_channels=in_channels,
+        out_ch=state["decoder.conv_out.weight"].shape[0],
+    )
+
+
+def load_strict(module: nn.Module, state: State, *, source: str) -> None:
+    """Copy `state` into `module` (or, if it is on the meta device, adopt its tensors).
+
+    Errors: ValueError naming the first missing and unexpected keys and wrong shapes, with how many there are.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    wrong = [
+        f"{key} (expected {tuple(own[key].shape)}, got {tuple(state[key].shape)})"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    found = (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong))
+    complaints = [f"{len(names)} {what}: {_some(names)}" for what, names in found if names]
+    if complaints:
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {'; '.join(complaints)}")
+    module.load_state_dict(state, assign=any(value.is_meta for value in own.values()))
+
+
+def read_released(
+    transformer_path: str | Path,
+    vqgan_path: str | Path,
+    *,
+    num_heads: int = 16,
+    codebook_size: int = 1024,
+    resolution: int = 256,
+) -> tuple[Transformer, VQGAN]:
+    """Both networks from the two released files, every key and shape checked."""
+    state, source = read_upstream(transformer_path), str(transformer_path)
+    config = infer_transformer_config(state, num_heads=num_heads, codebook_size=codebook_size, source=source)
+    codec_state, codec_source = read_upstream(vqgan_path), str(vqgan_path)
+    codec_config = infer_vqgan_config(codec_state, resolution=resolution, source=codec_source)
+    with torch.device("meta"):
+        transformer, codec = Transformer(config), VQGAN(codec_config)
+    load_strict(transformer, state, source=source)
+    load_strict(codec, codec_state, source=codec_source)
+    return transformer.eval(), codec.eval()
+
+
+def write_folder(
+    folder: str | Path,
+    transformer: Transformer,
+    codec: VQGAN,
+    *,
+    settings: Mapping[str, object],
+    provenance: Mapping[str, object],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write `config.json`, `model.safetensors` (as `dtype`) and `provenance.json`, each whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {"transformer": asdict(transformer.config), "codec": asdict(codec.config)}
+    state = {f"transformer.{key}": value for key, value in transformer.state_dict().items()}
+    state |= {f"codec.{key}": value for key, value in codec.state_dict().items()}
+    partial = folder / "model.safetensors.partial"
+    try:
+        save_file({key: value.to(dtype).contiguous() for key, value in state.items()}, partial)
+        os.replace(partial, folder / "model.safetensors")
+    finally:
+        partial.unlink(missing_ok=True)
+    config = {"model": "maskgit", **settings, **sizes}
+    for name, content in (("provenance.json", dict(provenance)), ("config.json", config)):
+        (folder / f"{name}.partial").write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(folder / f"{name}.partial", folder / name)
+
+
+def read_folder(folder: str | Path) -> tuple[Transformer, VQGAN, dict[str, object]]:
+    """Both networks (float32, on the CPU, in eval mode) and the other settings of a folder's config."""
+    folder = Path(folder)
+    transformer_config, codec_config, settings = _read_config(folder / "config.json")
+    state = read_upstream(folder / "model.safetensors")
+    with torch.device("meta"):
+        transformer, codec = Transformer(transformer_config), VQGAN(codec_config)
+    for prefix, module in (("transformer.", transformer), ("codec.", codec)):
+        part = {key.removeprefix(prefix): v.float() for key, v in state.items() if key.startswith(prefix)}
+        load_strict(module.eval(), part, source=f"{folder / 'model.safetensors'} ({prefix}*)")
+    return transformer, codec, settings
+
+
+def _read_config(path: Path) -> tuple[TransformerConfig, VQGANConfig, dict[str, object]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: expected a model folder, see `swiftmask convert`")
+    try:
+        settings = json.loads(path.read_text())
+        sizes = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.pop("codec").items()}
+        return TransformerConfig(**settings.pop("transformer")), VQGANConfig(**sizes), settings
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no config of a maskgit model ({_line(error)})") from error
+
+
+def _refuse_other_family(state: State, source: str) -> None:
+    adaptive = any(re.fullmatch(r"transformer\.layers\.\d+\.mlp\.1\.weight", key) for key in state)
+    if adaptive or any(key.startswith(("cls_emb", "reg_tokens")) for key in state):
+        raise ValueError(
+            f"{source} is of valeoai's newer family (Halton-MaskGIT, adaLN, 16384 codes), another "
+            "architecture: expected the v1.0 files, MaskGIT_ImageNet_256.pth or _512.pth"
+        )
+
+
+def _require(state: State, keys: tuple[str, ...], source: str, what: str) -> None:
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise ValueError(f"{source} is not {what}: it lacks {_some(missing)} and has {_some(list(state))}")
+
+
+def _count(state: State, pattern: str) -> int:
+    return 1 + max((int(match[1]) for key in state if (match := re.match(pattern, key))), default=-1)
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    rest = len(names) - limit
+    return ", ".join(str(name) for name in names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,226 @@
+"""Where a model meets a method: `Pipeline.generate` prepares one decode, runs it, and says what it cost.
+
+A pipeline is a base model plus a feature function and the placement of the full steps. `accelerate` (api.py) makes another
+one around the same model; nothing is copied and nothing is changed in place.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from swiftmask.core.decode import FullFeatures, decode, prepare_condition
+from swiftmask.core.protocol import Condition, FeatureFn, MaskedGenerator, SamplingOptions
+from swiftmask.core.rng import SeededNoise
+from swiftmask.core.schedule import uniform_full_steps, with_full_steps
+from swiftmask.core.types import Canvas, Record, Schedule, Step, Trajectory
+
+DEFAULT_STEPS = 16
+Images = list[Image.Image] | Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a generation cost.
+
+    Attributes:
+        calls: forward calls per picture by part: "backbone" (both guidance branches in one call), the accelerator's own
+            name, "head", "decoder", and "branches" for how many guidance branches each call carried.
+        flops: floating-point operations per picture of the token decode, counted analytically (decoder excluded).
+        seconds: wall-clock of the token decode, all pictures together.
+        decoder_seconds: wall-clock of turning tokens into pixels.
+    """
+
+    calls: dict[str, int]
+    flops: int
+    seconds: float
+    decoder_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Pictures, how they came about, and the cost. `images` are PIL pictures or a tensor [B, 3, H, W] in [0, 1]."""
+
+    images: Images
+    trajectory: Trajectory
+    cost: Cost
+    seeds: list[int]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A masked generator with its acceleration.
+
+    Attributes:
+        features_fn: where acceleration plugs in; None is the full model.
+        full_steps: how many steps run the backbone (placed by `uniform_full_steps`), or which; None is all of them.
+        sampling: overrides of the model's sampling defaults.
+    """
+
+    model: MaskedGenerator
+    name: str = "model"
+    features_fn: FeatureFn | None = None
+    full_steps: int | tuple[int, ...] | None = None
+    sampling: SamplingOptions = SamplingOptions()
+    steps: int = DEFAULT_STEPS
+    _flops: dict[tuple[Step, ...], int] = field(default_factory=dict, compare=False, repr=False)
+
+    def generate(
+        self,
+        labels: Sequence[int | str] | None = None,
+        *,
+        prompts: Sequence[str] | None = None,
+        seeds: Sequence[int] | None = None,
+        steps: int | None = None,
+        canvas: Canvas | None = None,
+        output_type: Literal["pil", "pt"] = "pil",
+        on_step: Callable[[Record], None] | None = None,
+    ) -> Result:
+        """Draw one picture per label or prompt.
+
+        Args:
+            labels: classes by number or name; `prompts` for a text-to-image model.
+            seeds: one per picture (default 0, 1, 2, ...); the same seed gives the same picture in any batch.
+            steps: decode steps N (default: the pipeline's).
+            canvas: start from these tokens instead of a blank canvas; unmasked tokens are kept (inpainting). Every
+                image must have the same number of masked tokens.
+            on_step: called after every step with its record.
+
+        Errors: ValueError for an unknown class, a prompt given to a class model, wrong counts, or impossible steps.
+        """
+        condition = self._encode(labels, prompts)
+        seeds = _seeds(seeds, len(condition))
+        canvas = self.model.blank(len(condition)) if canvas is None else canvas
+        schedule = self.schedule(steps, num_masked=_num_masked(canvas))
+        started = time.perf_counter()
+        with torch.no_grad():
+            trajectory = self._decode(condition, schedule, seeds, canvas, on_step)
+            _synchronise(self.model.device)
+            decoded = time.perf_counter()
+            images_B3HW = self.model.to_pixels(trajectory.tokens_BL)
+            _synchronise(self.model.device)
+        finished = time.perf_counter()
+        cost = Cost(self.calls(schedule), self.flops(schedule), decoded - started, finished - decoded)
+        images = images_B3HW if output_type == "pt" else to_pil(images_B3HW)
+        return Result(images, trajectory, cost, seeds)
+
+    def schedule(self, steps: int | None = None, *, num_masked: int | None = None) -> list[Step]:
+        """The steps of one decode, with the full ones placed."""
+        num_masked = self.model.spec.num_tokens if num_masked is None else num_masked
+        steps = self.steps if steps is None else steps
+        schedule = self.model.schedule(steps, num_masked=num_masked, options=self.sampling)
+        if self.full_steps is None:
+            return schedule
+        placed = (
+            uniform_full_steps(steps, self.full_steps)
+            if isinstance(self.full_steps, int)
+            else self.full_steps
+        )
+        return with_full_steps(schedule, placed)
+
+    def calls(self, schedule: Schedule) -> dict[str, int]:
+        """Forward calls per picture, by part."""
+        num_full = sum(step.full for step in schedule)
+        calls = {"backbone": num_full, "head": len(schedule), "decoder": 1}
+        if self.features_fn is not None and num_full < len(schedule):
+            calls[self.features_fn.name] = len(schedule) - num_full
+        return calls | {"branches": 2 if any(step.guidance != 1.0 for step in schedule) else 1}
+
+    def flops(self, schedule: Schedule) -> int:
+        """Operations of the token decode of one picture: the loop itself, counted on the meta device.
+
+        Attention is counted through the math backend, because FlopCounterMode reads 0 for fused CPU attention.
+        """
+        key = tuple(schedule)
+        if key not in self._flops:
+            shadow = _on_meta(replace(self, _flops={}))
+            canvas = shadow.model.blank(1)
+            condition = shadow.model.encode([0] if self.model.spec.draws == "class" else [""])
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                shadow._decode(condition, schedule, [0], canvas, None)
+            self._flops[key] = counter.get_total_flops()
+        return self._flops[key]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
+        """Moves the model and the accelerator in place; returns the pipeline."""
+        for part in (self.model, self.features_fn):
+            if isinstance(part, nn.Module):
+                part.to(device=device, dtype=dtype)
+        return self
+
+    def _encode(self, labels: Sequence[int | str] | None, prompts: Sequence[str] | None) -> Condition:
+        draws = self.model.spec.draws
+        given, refused = (labels, prompts) if draws == "class" else (prompts, labels)
+        wanted = "classes (labels=[...])" if draws == "class" else "prompts (prompts=[...])"
+        if refused is not None or given is None:
+            raise ValueError(
+                f"{self.name} draws {wanted}, got {'the other kind' if refused is not None else 'none'}"
+            )
+        return self.model.encode(list(given))  # type: ignore[arg-type]
+
+    def _decode(
+        self,
+        condition: Condition,
+        schedule: Schedule,
+        seeds: Sequence[int],
+        canvas: Canvas,
+        on_step: Callable[[Record], None] | None,
+    ) -> Trajectory:
+        noise = SeededNoise(seeds, self.model.spec.num_tokens, self.model.device)
+        return decode(
+            self.model,
+            prepare_condition(self.model, condition, schedule),
+            schedule,
+            noise,
+            canvas=canvas,
+            features_fn=self.features_fn or FullFeatures(self.model),
+            unmask=self.model.unmask_rule(canvas, noise),
+            on_step=on_step,
+        )
+
+
+def to_pil(images_B3HW: Tensor) -> list[Image.Image]:
+    """Tensor pictures in [0, 1] to 8-bit PIL pictures."""
+    pixels_BHW3 = (images_B3HW.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(np.ascontiguousarray(pixels)) for pixels in pixels_BHW3]
+
+
+def _seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
+    chosen = list(range(count)) if seeds is None else [int(seed) for seed in seeds]
+    if len(chosen) != count:
+        raise ValueError(f"one seed per picture: got {len(chosen)} seeds for {count} pictures")
+    if any(not 0 <= seed < 2**63 for seed in chosen):
+        raise ValueError("seeds must be between 0 and 2**63 - 1")
+    return chosen
+
+
+def _num_masked(canvas: Canvas) -> int:
+    counts = set(canvas.masked_BL.sum(dim=1).tolist())
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            f"every start canvas of a batch needs the same number of masked tokens, and at least one: got {sorted(counts)}"
+        )
+    return int(counts.pop())
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _on_meta(pipeline: Pipeline) -> Pipeline:
+    """A copy with every weight on the meta device; real weights are never duplicated."""
+    modules = [part for part in (pipeline.model, pipeline.features_fn) if isinstance(part, nn.Module)]
+    memo: dict[int, object] = {}
+    for module in modules:
+        memo |= {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in module.parameters()}
+        memo |= {id(b): b.to("meta") for b in module.buffers()}
+    return copy.deepcopy(pipeline, memo)

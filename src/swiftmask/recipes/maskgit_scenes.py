@@ -1,0 +1,120 @@
+"""maskgit-scenes: a small class-conditional MaskGIT on 12x12 tokens, with its tokenizer.
+
+Three stages, each resumable: the tokenizer (its own recipe), a cache of tokenized pictures, the transformer.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from swiftmask.core.protocol import SamplingOptions
+from swiftmask.data.scenes import CLASS_NAMES, NUM_CLASSES, class_scenes, render
+from swiftmask.models.maskgit import MaskGIT
+from swiftmask.models.maskgit.codec import VQGAN
+from swiftmask.models.maskgit.network import Transformer, TransformerConfig
+from swiftmask.models.maskgit.objective import MaskedBatch, TransformerTrainer, train_step
+from swiftmask.recipes import maskgit_scenes_tokenizer
+from swiftmask.recipes.maskgit_scenes_tokenizer import DATA_SEED, TokenizerRecipe
+from swiftmask.recipes.provenance import provenance
+from swiftmask.training.loop import Progress, train
+from swiftmask.training.setup import TrainingConfig, step_seed
+
+SHARD = 10_000
+"""Pictures per file of the token cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskGITRecipe:
+    """Sizes and optimisation of the transformer.
+
+    Attributes:
+        num_pictures: size of the token cache; the transformer sees each picture several times.
+        sampling: defaults written into the model's config.
+    """
+
+    tokenizer: TokenizerRecipe
+    transformer: TransformerConfig
+    training: TrainingConfig
+    sampling: SamplingOptions
+    num_pictures: int = 100_000
+    name: str = field(default="maskgit-scenes")
+
+    def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> Path:
+        """Train everything, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`."""
+        codec = self.tokenizer.run(folder / "tokenizer", on_log)
+        codes_XL, labels_X = self.tokens(codec, folder / "tokens")
+        torch.manual_seed(self.training.seed)
+        trained = train(
+            TransformerTrainer(Transformer(self.transformer)),
+            lambda step, rank, num_ranks: self.batch(codes_XL, labels_X, step, rank, num_ranks),
+            train_step,
+            self.training,
+            folder / "transformer",
+            name=self.name,
+            on_log=on_log,
+        )
+        assert isinstance(trained, TransformerTrainer)
+        model = MaskGIT(trained.transformer.eval(), codec, sampling=self.sampling, class_names=CLASS_NAMES)
+        facts = provenance(self.name, self.training, pictures=self.num_pictures)
+        model.save_pretrained(folder / "model", provenance=facts, dtype=torch.float16)
+        return folder / "model"
+
+    def tokens(self, codec: VQGAN, folder: Path) -> tuple[Tensor, Tensor]:
+        """Codes [num_pictures, L] (int16) and labels; missing shards are drawn and tokenized first."""
+        folder.mkdir(parents=True, exist_ok=True)
+        shards = []
+        for first in range(0, self.num_pictures, SHARD):
+            path = folder / f"tokens_{first:07d}.safetensors"
+            if not path.exists():
+                _write_shard(path, codec, first, min(SHARD, self.num_pictures - first))
+            shards.append(load_file(path))
+        return torch.cat([s["codes_XL"] for s in shards]), torch.cat([s["labels_X"] for s in shards])
+
+    def batch(self, codes_XL: Tensor, labels_X: Tensor, step: int, rank: int, num_ranks: int) -> MaskedBatch:
+        """The masked batch of one step, a function of the step alone."""
+        generator = torch.Generator().manual_seed(step_seed(self.training.seed, step, rank))
+        picked_B = torch.randint(len(codes_XL), (self.training.batch_size // num_ranks,), generator=generator)
+        return MaskedBatch.draw(codes_XL[picked_B].long(), labels_X[picked_B], self.transformer, generator)
+
+
+@torch.no_grad()
+def _write_shard(path: Path, codec: VQGAN, first: int, count: int) -> None:
+    seeds_X = DATA_SEED + (1 << 41) + first + torch.arange(count)
+    labels_X = seeds_X % NUM_CLASSES
+    with torch.autocast("cpu", torch.bfloat16):
+        codes = [
+            codec.encode(render(class_scenes(labels, seeds), codec.config.resolution))
+            for labels, seeds in zip(labels_X.split(250), seeds_X.split(250), strict=True)
+        ]
+    partial = path.with_suffix(".partial")
+    save_file({"codes_XL": torch.cat(codes).to(torch.int16), "labels_X": labels_X}, partial)
+    os.replace(partial, path)
+
+
+def recipe() -> MaskGITRecipe:
+    """`swiftmask train maskgit-scenes`."""
+    tokenizer = maskgit_scenes_tokenizer.recipe()
+    transformer = TransformerConfig(
+        width=160,
+        depth=8,
+        num_heads=5,
+        mlp_width=640,
+        codebook_size=tokenizer.codec.n_embed,
+        num_classes=NUM_CLASSES,
+        grid=tokenizer.codec.grid,
+    )
+    training = TrainingConfig(
+        num_steps=3200,
+        batch_size=128,
+        learning_rate=2e-3,
+        muon_learning_rate=2e-3,
+        precision="bf16-weights",
+        save_every=100,
+    )
+    sampling = SamplingOptions(guidance=3.0, temperature=1.0, choice_temperature=4.5)
+    return MaskGITRecipe(tokenizer=tokenizer, transformer=transformer, training=training, sampling=sampling)

@@ -1,0 +1,47 @@
+"""Where a trained checkpoint comes from: written beside its weights."""
+
+import platform
+import subprocess
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from swiftmask.training.setup import TrainingConfig
+
+
+def provenance(name: str, training: TrainingConfig, **facts: object) -> dict[str, object]:
+    """Recipe, command, settings, commit, date and machine of a run that just ended."""
+    return {
+        "recipe": name,
+        "command": f"swiftmask train {name}",
+        "training": asdict(training),
+        "data": "Scenes, drawn from seeds (swiftmask.data.scenes)",
+        "commit": commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": machine(),
+        **facts,
+    }
+
+
+def commit() -> str:
+    """The checkout's commit, or "unknown" for an installed package."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def machine() -> str:
+    """Processor, core count and torch version, for the record beside a measured number."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
+        ]
+        processor = names[0] if names else processor
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{processor}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}"

@@ -1,0 +1,1 @@
+"""Rewards: functions of pictures and prompts that reinforcement learning and evaluation score with."""

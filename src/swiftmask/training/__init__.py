@@ -1,0 +1,1 @@
+"""What every training recipe shares: setup, the loop, checkpoints. Built on Hugging Face accelerate."""

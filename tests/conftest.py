@@ -1,0 +1,70 @@
+"""Tiny models shared by the tests: the reference models of tests/golden behind our own contracts."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from swiftmask.methods.shortcut import Shortcut, ShortcutConfig
+from swiftmask.models.maskgit import MaskGIT
+from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
+from swiftmask.models.maskgit.network import Transformer, TransformerConfig
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden_maskgit() -> MaskGIT:
+    """The golden transformer (4x4 tokens, 32 codes, 7 classes) with an untrained codec."""
+    sizes = json.loads((GOLDEN / "maskgit_transformer.json").read_text())["config"]
+    config = TransformerConfig(
+        width=sizes["hidden_dim"],
+        depth=sizes["depth"],
+        num_heads=sizes["heads"],
+        mlp_width=sizes["mlp_dim"],
+        codebook_size=sizes["codebook_size"],
+        num_classes=sizes["nclass"],
+        grid=sizes["grid"],
+    )
+    transformer = Transformer(config)
+    transformer.load_state_dict(golden_state("maskgit_transformer"))
+    codec = VQGANConfig(
+        ch=32,
+        ch_mult=(1, 1),
+        num_res_blocks=1,
+        attn_resolutions=(),
+        resolution=8,
+        z_channels=8,
+        n_embed=32,
+        embed_dim=8,
+    )
+    return MaskGIT(transformer, VQGAN(codec)).requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def golden_shortcut() -> Shortcut:
+    """The golden shortcut of that transformer."""
+    sizes = json.loads((GOLDEN / "maskgit_shortcut.json").read_text())["config"]
+    config = ShortcutConfig(
+        width=sizes["hidden_dim"],
+        bottleneck_width=round(sizes["hidden_dim"] / sizes["bottleneck_ratio"]),
+        num_blocks=sizes["n_block"],
+        num_heads=sizes["num_heads"],
+    )
+    shortcut = Shortcut(config).eval()
+    shortcut.load_state_dict(golden_state("maskgit_shortcut"))
+    return shortcut.requires_grad_(False)
+
+
+def golden_state(name: str) -> dict[str, Tensor]:
+    """The weights of a golden file."""
+    tensors = load_file(GOLDEN / f"{name}.safetensors")
+    return {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
