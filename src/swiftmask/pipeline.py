@@ -1,7 +1,7 @@
 """Where a model meets a method: `Pipeline.generate` prepares one decode, runs it, and says what it cost.
 
-A pipeline is a base model plus a feature function and the placement of the full steps. `accelerate` (api.py) makes another
-one around the same model; nothing is copied and nothing is changed in place.
+A pipeline is a base model plus a feature function and the placement of the full steps. `accelerate` (api.py)
+makes another one around the same model; nothing is copied and nothing is changed in place.
 """
 
 import copy
@@ -32,9 +32,10 @@ class Cost:
     """What a generation cost.
 
     Attributes:
-        calls: forward calls per picture by part: "backbone" (both guidance branches in one call), the accelerator's own
-            name, "head", "decoder", and "branches" for how many guidance branches each call carried.
-        flops: floating-point operations per picture of the token decode, counted analytically (decoder excluded).
+        calls: forward calls per picture by part: "backbone" (both guidance branches in one call), the
+            accelerator's own name, "head", "decoder", and "branches": guidance branches in each call.
+        flops: floating-point operations per picture of the token decode, counted analytically, without the
+            decoder.
         seconds: wall-clock of the token decode, all pictures together.
         decoder_seconds: wall-clock of turning tokens into pixels.
     """
@@ -47,7 +48,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Pictures, how they came about, and the cost. `images` are PIL pictures or a tensor [B, 3, H, W] in [0, 1]."""
+    """Pictures, how they came about, and the cost.
+
+    `images` are PIL pictures or a tensor [B, 3, H, W] in [0, 1].
+    """
 
     images: Images
     trajectory: Trajectory
@@ -61,7 +65,7 @@ class Pipeline:
 
     Attributes:
         features_fn: where acceleration plugs in; None is the full model.
-        full_steps: how many steps run the backbone (placed by `uniform_full_steps`), or which; None is all of them.
+        full_steps: how many steps run the backbone (placed by `uniform_full_steps`), or which; None is all.
         sampling: overrides of the model's sampling defaults.
     """
 
@@ -88,13 +92,13 @@ class Pipeline:
 
         Args:
             labels: classes by number or name; `prompts` for a text-to-image model.
-            seeds: one per picture (default 0, 1, 2, ...); the same seed gives the same picture in any batch.
+            seeds: one per picture (default 0, 1, 2, ...); a seed gives the same picture in any batch.
             steps: decode steps N (default: the pipeline's).
-            canvas: start from these tokens instead of a blank canvas; unmasked tokens are kept (inpainting). Every
-                image must have the same number of masked tokens.
+            canvas: start from these tokens instead of a blank canvas; unmasked tokens are kept (inpainting).
+                Every image must have the same number of masked tokens.
             on_step: called after every step with its record.
 
-        Errors: ValueError for an unknown class, a prompt given to a class model, wrong counts, or impossible steps.
+        Errors: ValueError for an unknown class, a prompt given to a class model, or impossible steps.
         """
         condition = self._encode(labels, prompts)
         seeds = _seeds(seeds, len(condition))
@@ -137,7 +141,7 @@ class Pipeline:
     def flops(self, schedule: Schedule) -> int:
         """Operations of the token decode of one picture: the loop itself, counted on the meta device.
 
-        Attention is counted through the math backend, because FlopCounterMode reads 0 for fused CPU attention.
+        Attention is counted through the math backend: FlopCounterMode reads 0 for fused CPU attention.
         """
         key = tuple(schedule)
         if key not in self._flops:
@@ -206,7 +210,8 @@ def _num_masked(canvas: Canvas) -> int:
     counts = set(canvas.masked_BL.sum(dim=1).tolist())
     if len(counts) != 1 or 0 in counts:
         raise ValueError(
-            f"every start canvas of a batch needs the same number of masked tokens, and at least one: got {sorted(counts)}"
+            "every start canvas of a batch needs the same number of masked tokens, and at least one: "
+            f"got {sorted(counts)}"
         )
     return int(counts.pop())
 

@@ -1,9 +1,9 @@
 """The one decode loop of the package.
 
-Three seams: the schedule (data), the feature function (backbone or an approximation of it) and the token head (the model's,
-reached through `head(positions)`). Shapes of every step follow from the schedule, nothing is read back from the device, and
-no line loops over images; so the loop also runs on the meta device, which is how its cost is counted and how the absence
-of host synchronisation is tested.
+Three seams: the schedule (data), the feature function (backbone or an approximation of it) and the token
+head (the model's, reached through `head(positions)`). Shapes of every step follow from the schedule,
+nothing is read back from the device, and no line loops over images; so the loop also runs on the meta
+device, which is how its cost is counted and how the absence of host synchronisation is tested.
 """
 
 from collections.abc import Callable
@@ -67,7 +67,9 @@ def decode(
 
 
 def prepare_condition(model: MaskedGenerator, condition: Condition, schedule: Schedule) -> Condition:
-    """Adds the null branch when any step of the schedule is guided, so that both run in one forward throughout."""
+    """Adds the null branch when any step of the schedule is guided, so that both run in one forward
+    throughout.
+    """
     return model.with_null(condition) if any(step.guidance != 1.0 for step in schedule) else condition
 
 

@@ -64,7 +64,9 @@ class TokenDistribution(Protocol):
 
 
 class Condition(Protocol):
-    """What to draw, ready for the backbone. Opaque to the core but for its branches: conditional, then null."""
+    """What to draw, ready for the backbone. Opaque to the core but for its branches: conditional, then
+    null.
+    """
 
     @property
     def num_branches(self) -> int: ...
@@ -92,7 +94,9 @@ class MaskedGenerator(Protocol):
         ...
 
     def features(self, canvas: Canvas, condition: Condition) -> Tensor:
-        """The heavy part: last hidden states after the final norm, all branches in one forward: [G, B, T, D]."""
+        """The heavy part: last hidden states after the final norm, all branches in one forward: [G, B, T,
+        D].
+        """
         ...
 
     def tokens(self, features_GBTD: Tensor, positions_BM: Tensor, guidance: float) -> TokenDistribution:

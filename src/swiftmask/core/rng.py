@@ -1,9 +1,10 @@
 """Noise as an argument: one stream per image, so a picture depends on its seed and never on its batch.
 
-`SeededNoise` is a counter-based generator: Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011) written in int64 tensor operations. A draw is a pure function of (image seed, draw number, position), so there is
-no per-image generator to loop over, nothing to synchronise, the numbers agree on every device, and a step consumes the same
-randomness whether its features were computed or approximated (paired comparisons).
+`SeededNoise` is a counter-based generator: Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy
+as 1, 2, 3", SC 2011) written in int64 tensor operations. A draw is a pure function of (image seed, draw
+number, position), so there is no per-image generator to loop over, nothing to synchronise, the numbers
+agree on every device, and a step consumes the same randomness whether its features were computed or
+approximated (paired comparisons).
 
 `ReplayNoise` feeds recorded uniforms and reproduces the Gumbel-max arithmetic of the reference samplers.
 """
@@ -20,7 +21,9 @@ _LOW = 0xFFFFFFFF
 def philox_4x32(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, ...]:
-    """Ten Philox rounds on int64 tensors that hold unsigned 32-bit words; broadcasts. Returns four word tensors."""
+    """Ten Philox rounds on int64 tensors that hold unsigned 32-bit words; broadcasts. Returns four word
+    tensors.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -48,7 +51,8 @@ class SeededNoise:
 
     Args:
         seeds: one non-negative integer below 2**63 per image.
-        num_tokens: length L of the canvas; every draw covers all L positions and is read at the ones asked for.
+        num_tokens: length L of the canvas; every draw covers all L positions and is read at the ones asked
+            for.
         device: where the draws are made.
     """
 
@@ -98,8 +102,8 @@ class ReplayNoise:
     """Feeds draws recorded from a reference sampler, in call order, all positions at once.
 
     Args:
-        draws: uniforms [B, L, V] for `categorical` and [B, L] for `gumbel`, an order [B, L] for `permutation`, and
-            normals [B, L, C] for `normal`.
+        draws: uniforms [B, L, V] for `categorical` and [B, L] for `gumbel`, an order [B, L] for
+            `permutation`, and normals [B, L, C] for `normal`.
     """
 
     def __init__(self, draws: Sequence[Tensor]) -> None:

@@ -1,8 +1,10 @@
-"""Schedules are data: how many tokens each step decides, with which guidance and noise, and which steps are full.
+"""Schedules are data: how many tokens each step decides, with which guidance and noise, and which steps are
+full.
 
-One function per upstream dialect, all returning `list[Step]`. Counts are Python integers, so the shapes of every step are
-known before the loop starts. Upstream facts: valeoai MaskGIT v1.0 (arXiv 2202.04200 re-implementation), google MaskGIT,
-MAR (arXiv 2406.11838), Meissonic (arXiv 2410.08261), Lumina-DiMOO (arXiv 2510.06308).
+One function per upstream dialect, all returning `list[Step]`. Counts are Python integers, so the shapes of
+every step are
+known before the loop starts. Upstream facts: valeoai MaskGIT v1.0 (arXiv 2202.04200 re-implementation),
+google MaskGIT, MAR (arXiv 2406.11838), Meissonic (arXiv 2410.08261), Lumina-DiMOO (arXiv 2510.06308).
 """
 
 import math
@@ -41,7 +43,8 @@ def root(remaining: Tensor) -> Tensor:
 def valeo_reveal_counts(num_masked: int, num_steps: int, curve: Curve = arccos) -> list[int]:
     """Tokens decided per step, valeoai v1.0: the curve itself, not its differences, gives the increments.
 
-    Each count is rounded half-to-even, at least 1 (so step 0 decides one token), and the last step takes the rest.
+    Each count is rounded half-to-even, at least 1 (so step 0 decides one token), and the last step takes
+    the rest.
     """
     _check_steps(num_masked, num_steps)
     increments = curve(torch.linspace(1, 0, num_steps))
@@ -64,7 +67,8 @@ def valeo_schedule(
     temperature: float = 1.0,
     choice_temperature: float = 0.0,
 ) -> list[Step]:
-    """valeoai MaskGIT v1.0: guidance rises linearly from off to `guidance`, choice noise falls linearly to zero.
+    """valeoai MaskGIT v1.0: guidance rises linearly from off to `guidance`, choice noise falls linearly to
+    zero.
 
     `guidance` is `1 + w` of the reference; `temperature` is the inverse of its `sm_temp`.
     """
@@ -111,7 +115,9 @@ def google_schedule(
 def mar_schedule(
     num_masked: int, num_steps: int, *, guidance: float = 1.0, temperature: float = 1.0
 ) -> list[Step]:
-    """MAR: cosine in float64; guidance grows linearly with the share of decided tokens (never quite to `guidance`)."""
+    """MAR: cosine in float64; guidance grows linearly with the share of decided tokens (never quite to
+    `guidance`).
+    """
     left = cosine_left(num_masked, num_steps, torch.float64)
     rising = [1 + (guidance - 1) * (num_masked - max(1, after)) / num_masked for after in left]
     return _cosine_steps(num_masked, num_steps, torch.float64, rising, [0.0] * num_steps, temperature)
@@ -144,7 +150,8 @@ def dimoo_schedule(
 
 
 def uniform_full_steps(num_steps: int, num_full: int) -> list[int]:
-    """MIGM-Shortcut's placement of full steps: 0, then `max(previous + 1, round(N k / B))` (banker's rounding).
+    """MIGM-Shortcut's placement of full steps: 0, then `max(previous + 1, round(N k / B))` (banker's
+    rounding).
 
     Errors: ValueError unless 1 <= num_full <= num_steps.
     """

@@ -27,8 +27,8 @@ class Canvas:
     """Tokens and which of them are still masked.
 
     Attributes:
-        tokens_BL: int64 codes [B, L], or real-valued tokens [B, L, C]. The value at masked positions is the model's
-            mask id (or zero) and carries no meaning.
+        tokens_BL: int64 codes [B, L], or real-valued tokens [B, L, C]. The value at masked positions is the
+            model's mask id (or zero) and carries no meaning.
         masked_BL: bool [B, L], True = not decided yet.
     """
 
@@ -86,7 +86,8 @@ class Features:
 
     Attributes:
         features_GBTD: last hidden states after the final norm, one per guidance branch [G, B, T, D].
-        carry: whatever the same feature function wants to see again at the next step (older features, caches).
+        carry: whatever the same feature function wants to see again at the next step (older features,
+            caches).
     """
 
     features_GBTD: Tensor
@@ -100,7 +101,8 @@ class Decision:
     Attributes:
         positions_BN: int64 [B, N].
         tokens_BN: codes [B, N] or real tokens [B, N, C].
-        log_prob_BN: float32 log-probability of each token when it was sampled, or None where the head cannot score.
+        log_prob_BN: float32 log-probability of each token when it was sampled, or None where the head
+            cannot score.
     """
 
     positions_BN: Tensor
@@ -121,12 +123,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """A finished picture and when each token was decided: about 2 KB an image, and every canvas follows from it.
+    """A finished picture and when each token was decided: about 2 KB an image, and every canvas follows
+    from it.
 
     Attributes:
         start: the canvas the loop began with.
         tokens_BL: the finished tokens.
-        decided_at_BL: int64 [B, L], index of the step that decided each token; -1 where the start canvas gave it.
+        decided_at_BL: int64 [B, L], index of the step that decided each token; -1 where the start canvas
+            gave it.
         log_prob_BL: float32 [B, L], 0 where nothing was sampled; None where the head cannot score.
     """
 

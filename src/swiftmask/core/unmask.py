@@ -11,7 +11,8 @@ def by_confidence(head: Head, canvas: Canvas, step: Step, noise: Noise) -> Decis
     """MaskGIT: sample every masked position, keep what the model is surest of (plus annealed Gumbel noise).
 
     The confidence is the log-probability under the temperature the token was sampled with. Exactly
-    `step.num_decided` positions per image are kept (top-k indices, not a threshold: ties cannot change the count).
+    `step.num_decided` positions per image are kept (top-k indices, not a threshold: ties cannot change the
+    count).
     """
     positions_BM = canvas.masked_positions(step.num_masked_before)
     tokens_BM, log_prob_BM = head(positions_BM).sample(noise, step.temperature)
@@ -28,7 +29,8 @@ def by_confidence(head: Head, canvas: Canvas, step: Step, noise: Noise) -> Decis
 
 
 def by_order(order_BM: Tensor) -> UnmaskRule:
-    """MAR and Halton: positions are fixed before the loop, so a costly head runs only where a token is decided.
+    """MAR and Halton: positions are fixed before the loop, so a costly head runs only where a token is
+    decided.
 
     Args:
         order_BM: the masked positions of every image, first to decide first (see `order_masked`).
@@ -43,7 +45,9 @@ def by_order(order_BM: Tensor) -> UnmaskRule:
 
 
 def as_recorded(trajectory: Trajectory) -> UnmaskRule:
-    """Decides what `trajectory` decided, scoring it again: decoding with this rule replays it, differentiably."""
+    """Decides what `trajectory` decided, scoring it again: decoding with this rule replays it,
+    differentiably.
+    """
 
     def rule(head: Head, canvas: Canvas, step: Step, noise: Noise) -> Decision:
         positions_BN = trajectory.decided_in(step)

@@ -1,1 +1,3 @@
-"""Base models: one folder each, found by folder name. A model imports the core and nothing else of the package."""
+"""Base models: one folder each, found by folder name. A model imports the core and nothing else of the
+package.
+"""

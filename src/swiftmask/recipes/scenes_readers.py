@@ -5,8 +5,8 @@ with one to three objects, half class pictures, blurred, brightened and with noi
 hand them over; one picture in ten is broken on purpose (tiles shuffled, or two pictures blended) and
 teaches the reader to see no object there.
 
-Measured 2026-11-21 on about half a core each of a Xeon (AMX): 16 minutes for the judge, 12 for the reward, of which
-one to two measure; share of facts read right in clean pictures 0.9999 or more for both (docs/scenes.md).
+Measured 2026-11-21 on about half a core each of a Xeon (AMX): 16 minutes (judge) and 12 (reward), of
+which one to two measure; facts read right in clean pictures: 0.9999 or more for both (docs/scenes.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training checkpoints: one safetensors file, replaced atomically, that resumes bit for bit (on a CPU).
 
-Holds model, averaged model, optimizer state and the step. There is no data-loader or random state to save: a batch and its
-randomness are a function of the step number (loop.py).
+Holds model, averaged model, optimizer state and the step. There is no data-loader or random state to save:
+a batch and its randomness are a function of the step number (loop.py).
 """
 
 import json
@@ -50,8 +50,8 @@ def load_checkpoint(
         metadata = file.metadata()
         if metadata["fingerprint"] != fingerprint:
             raise ValueError(
-                f"{path} was written with other settings ({metadata['fingerprint']}) than this run ({fingerprint}): "
-                "use the same settings, or another output folder"
+                f"{path} was written with other settings ({metadata['fingerprint']}) than this run "
+                f"({fingerprint}): use the same settings, or another output folder"
             )
         tensors = {key: file.get_tensor(key) for key in file.keys()}
     for name, module in modules.items():

@@ -1,9 +1,9 @@
 """The only training loop of the package.
 
-A recipe brings a model, `train_step(model, batch) -> (loss, metrics)` and `batches(step, rank, num_ranks)`. Both the batch
-and the random state of a step are functions of the step number, so a run killed at any moment continues with the same next
-loss (bit for bit on a CPU). The loop is Hugging Face accelerate's: start it with plain `python`, or with `torchrun` for
-several processes.
+A recipe brings a model, `train_step(model, batch) -> (loss, metrics)` and `batches(step, rank, num_ranks)`.
+Both the batch and the random state of a step are functions of the step number, so a run killed at any
+moment continues with the same next loss (bit for bit on a CPU). The loop is Hugging Face accelerate's:
+start it with plain `python`, or with `torchrun` for several processes.
 """
 
 import json

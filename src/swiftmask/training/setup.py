@@ -11,7 +11,8 @@ from torch.optim.swa_utils import AveragedModel
 
 Metrics = dict[str, Tensor]
 TrainStep = Callable[..., tuple[Tensor, Metrics]]
-"""`train_step(model, batch) -> (loss, metrics)`: the whole of a method's objective; `model` is only called."""
+"""`train_step(model, batch) -> (loss, metrics)`: the whole of a method's objective; `model` is only called.
+"""
 
 Batches = Callable[[int, int, int], object]
 """`batches(step, rank, num_ranks) -> batch`: data is a function of the step, which makes resuming exact."""
@@ -25,10 +26,12 @@ class TrainingConfig:
         num_steps: optimizer steps of the whole run.
         batch_size: pictures (or pairs) per step over all processes.
         learning_rate: peak of the schedule (linear warm-up, then cosine to zero).
-        muon_learning_rate: if set, hidden matrices use Muon (Jordan et al., 2024) with this rate, the rest AdamW.
+        muon_learning_rate: if set, hidden matrices use Muon (Jordan et al., 2024) with this rate, the rest
+            AdamW.
         ema_decay: of the averaged weights, which are the ones evaluated and kept.
-        precision: accelerate's mixed precision "no", "bf16" or "fp16"; or "bf16-weights", which casts the float32
-            weights once per step and computes wholly in bfloat16 (on a CPU a third faster than autocast).
+        precision: accelerate's mixed precision "no", "bf16" or "fp16"; or "bf16-weights", which casts the
+            float32 weights once per step and computes wholly in bfloat16 (on a CPU a third faster than
+            autocast).
         report_to: accelerate trackers by name ("tensorboard", "wandb", "trackio").
     """
 
@@ -84,7 +87,9 @@ def _muon(matrices: list[nn.Parameter], config: TrainingConfig) -> Optimizer:
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """Exponential moving average with a warm-up, so that short runs are not dominated by the initial weights."""
+    """Exponential moving average with a warm-up, so that short runs are not dominated by the initial
+    weights.
+    """
 
     def average(ema: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
         weight = 1 - min(decay, (1 + int(num_averaged)) / (10 + int(num_averaged)))

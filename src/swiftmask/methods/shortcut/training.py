@@ -1,11 +1,12 @@
 """Training a shortcut on features its teacher makes while it trains: nothing is dumped to disk.
 
-The teacher decodes a round of pictures with its own sampler; the features of every step stay in memory (bounded: one round)
-and serve many updates, grouped by step so that batches have one shape. A round is a function of its number and an update
-of its step, so a resumed run sees the same data. Each update rolls the shortcut forward through up to `max_rollout` of its
-own predictions, as inference will, and matches the teacher's features at the positions still masked after each step
-(MIGM-Shortcut, arXiv 2602.23996, trains single steps on stored features and one step count). An optional second term
-matches the guided token distributions, which is what sampling reads.
+The teacher decodes a round of pictures with its own sampler; the features of every step stay in memory
+(bounded: one round) and serve many updates, grouped by step so that batches have one shape. A round is a
+function of its number and an update of its step, so a resumed run sees the same data. Each update rolls the
+shortcut forward through up to `max_rollout` of its own predictions, as inference will, and matches the
+teacher's features at the positions still masked after each step (MIGM-Shortcut, arXiv 2602.23996, trains
+single steps on stored features and one step count). An optional second term matches the guided token
+distributions, which is what sampling reads.
 """
 
 from collections.abc import Callable, Sequence
@@ -163,8 +164,8 @@ class ShortcutTrainer(nn.Module):
     def forward(self, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over the chain of feature (and token) errors at masked positions.
 
-        Metrics: `mse` against `copy_mse`, the same for the features the chain started from (the baseline a shortcut must
-        beat); `cosine` of the predictions.
+        Metrics: `mse` against `copy_mse`, the same for the features the chain started from (the baseline a
+        shortcut must beat); `cosine` of the predictions.
         """
         features_GBTD = batch.start_GBTD.float()
         loss = features_GBTD.new_zeros(())

@@ -1,7 +1,8 @@
 """MaskGIT behind the contract of a base model (core/protocol.py).
 
-Sampler facts are valeoai v1.0's: arccos increments, guidance rising from off, Gumbel-noised confidence. The head is the tied
-token embedding, so guidance mixes features first and the logits cover image codes at masked positions only.
+Sampler facts are valeoai v1.0's: arccos increments, guidance rising from off, Gumbel-noised confidence. The
+head is the tied token embedding, so guidance mixes features first and the logits cover image codes at
+masked positions only.
 """
 
 from collections.abc import Mapping, Sequence

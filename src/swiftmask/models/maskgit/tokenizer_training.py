@@ -1,9 +1,10 @@
 """Training a small VQGAN from scratch: reconstruction and commitment losses, codebook by running k-means.
 
-The codebook follows the encoder by exponential moving averages of the latents assigned to each code (van den Oord et al.,
-arXiv 1711.00937, appendix A.1), and codes that fall out of use are re-seeded from latents of the current batch (as in
-Jukebox, arXiv 2005.00341, section 3.1); with gradients alone the encoder ran away from the codes (docs/log.md). Left out:
-the perceptual and adversarial losses of the VQGAN paper, which flat colours and sharp edges do not need.
+The codebook follows the encoder by exponential moving averages of the latents assigned to each code (van
+den Oord et al., arXiv 1711.00937, appendix A.1), and codes that fall out of use are re-seeded from latents
+of the current batch (as in Jukebox, arXiv 2005.00341, section 3.1); with gradients alone the encoder ran
+away from the codes (docs/log.md). Left out: the perceptual and adversarial losses of the VQGAN paper, which
+flat colours and sharp edges do not need.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,8 @@ DEAD_BELOW = 0.03
 
 
 class TokenizerTrainer(nn.Module):
-    """The codec and the running statistics of its codebook (buffers, so that a resumed run continues exactly).
+    """The codec and the running statistics of its codebook (buffers, so that a resumed run continues
+    exactly).
 
     Attributes:
         count_K: running number of latents per batch assigned to each code.

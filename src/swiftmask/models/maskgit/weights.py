@@ -221,7 +221,9 @@ def write_folder(
     provenance: Mapping[str, object],
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write `config.json`, `model.safetensors` (as `dtype`) and `provenance.json`, each whole or not at all."""
+    """Write `config.json`, `model.safetensors` (as `dtype`) and `provenance.json`, each whole or not at
+    all.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {"transformer": asdict(transformer.config), "codec": asdict(codec.config)}

@@ -1,0 +1,232 @@
+"""`load` and `accelerate`: from a name, a path or a repository to a pipeline, and to a faster one."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from swiftmask.core.protocol import FeatureFn
+from swiftmask.methods.caching import ExtrapolatedFeatures, ReuseFeatures
+from swiftmask.methods.shortcut import Shortcut, ShortcutFeatures, read_shortcut
+from swiftmask.pipeline import Pipeline
+from swiftmask.registry import (
+    bundled_folder,
+    bundled_names,
+    generator_class,
+    read_config,
+    suggestion,
+)
+
+CACHINGS = ("reuse", "extrapolation-1", "extrapolation-2")
+_RELEASED_SUFFIXES = (".pth", ".pt", ".ckpt")
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def load(
+    source: str | Path,
+    *,
+    codec: str | Path | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Pipeline:
+    """A base model, ready to generate.
+
+    Args:
+        source: a bundled name ("maskgit-scenes"), a model folder, a released weights file, a folder in the
+            upstream layout (`MaskGIT_ImageNet_*.pth` and `VQGAN/last.ckpt` somewhere below), or a Hugging
+            Face repo id.
+        codec: the tokenizer's weights, for a released file.
+        dtype: of the weights, "bfloat16" or `torch.bfloat16`; default float32.
+        revision, local_files_only: for a repo id, as in huggingface_hub.
+
+    Errors: FileNotFoundError or ValueError saying what was found and what would work.
+    """
+    wanted_dtype, wanted_device = _dtype(dtype), _device(device)
+    text, path = str(source), Path(source).expanduser()
+    if text in bundled_names():
+        folder, name = bundled_folder(text), text
+    elif path.is_file():
+        return _moved(_released(path, codec), wanted_device, wanted_dtype)
+    elif path.is_dir():
+        folder, name = path, path.resolve().name
+    elif _looks_like_path(text):
+        raise FileNotFoundError(f"no such model file or folder: {text}")
+    elif _REPO_ID.fullmatch(text):
+        folder, name = _download(text, revision, local_files_only=local_files_only), text
+    else:
+        known = bundled_names("model")
+        raise ValueError(
+            f"unknown model {text!r}{suggestion(text, known)} "
+            "(or give a folder, a file or a Hugging Face repo id)"
+        )
+    return _moved(_from_folder(folder, name), wanted_device, wanted_dtype)
+
+
+def accelerate(
+    pipeline: Pipeline,
+    *,
+    shortcut: Shortcut | str | Path | None = None,
+    caching: str | None = None,
+    full_steps: int | Sequence[int] | None = None,
+) -> Pipeline:
+    """The same model with most backbone calls replaced; `pipeline` itself is left as it is.
+
+    Args:
+        shortcut: a trained network, a bundled name, a folder or a released file.
+        caching: instead of a shortcut, a training-free rival: "reuse", "extrapolation-1" or
+            "extrapolation-2".
+        full_steps: how many steps still run the backbone, or which (step 0 among them). Default: what the
+            shortcut's config says, else half of the pipeline's steps.
+
+    Errors: ValueError unless exactly one of the two is given and fits the model; FileNotFoundError.
+    """
+    if (shortcut is None) == (caching is None):
+        given = "neither" if shortcut is None else "both"
+        raise ValueError(f"accelerate with one of shortcut=... and caching=..., got {given}")
+    default_full = max(1, pipeline.steps // 2)
+    if caching is not None:
+        features_fn = _caching(pipeline, caching)
+    elif isinstance(shortcut, Shortcut):
+        features_fn = _shortcut(pipeline, shortcut)
+    else:
+        assert shortcut is not None
+        found = _find_shortcut(shortcut)
+        features_fn = _shortcut(pipeline, read_shortcut(found, base=pipeline.model.spec))
+        default_full = _recommended_full_steps(found) or default_full
+    placed = default_full if full_steps is None else full_steps
+    return replace(pipeline, features_fn=features_fn, full_steps=_placement(placed), _flops={})
+
+
+def _from_folder(folder: Path, name: str) -> Pipeline:
+    if not (folder / "config.json").is_file():
+        return _upstream(folder)
+    config = read_config(folder)
+    if "model" not in config:
+        what = f"a {config['method']}" if "method" in config else "no model"
+        mend = "pass it to accelerate(model, shortcut=...)" if "method" in config else "expected a model folder"
+        raise ValueError(f"{folder} holds {what}: {mend}")
+    return Pipeline(generator_class(str(config["model"])).from_pretrained(folder), name=name)
+
+
+def _released(path: Path, codec: str | Path | None) -> Pipeline:
+    if path.suffix not in _RELEASED_SUFFIXES:
+        raise ValueError(
+            f"{path} is no released weights file ({', '.join(_RELEASED_SUFFIXES)}): "
+            "for a converted model give the folder it lies in"
+        )
+    if codec is None:
+        raise ValueError(
+            f"{path} holds no tokenizer: give its weights too, codec='VQGAN/last.ckpt' (on the command line, "
+            "`swiftmask convert FILE --codec VQGAN/last.ckpt --out FOLDER`)"
+        )
+    # The only family released as loose files; another one would need a way to tell them apart.
+    return Pipeline(generator_class("maskgit").from_released(path, codec), name=path.stem)
+
+
+def _upstream(folder: Path) -> Pipeline:
+    transformers = sorted(folder.rglob("MaskGIT_ImageNet_*.pth"))
+    codecs = sorted(path for path in folder.rglob("last.ckpt") if path.parent.name == "VQGAN")
+    if not transformers or not codecs:
+        raise FileNotFoundError(
+            f"no model in {folder}: expected config.json with model.safetensors, "
+            "or MaskGIT_ImageNet_*.pth and VQGAN/last.ckpt below it"
+        )
+    if len(transformers) > 1:
+        names = " or ".join(str(path) for path in transformers)
+        raise ValueError(f"{folder} holds several models: load {names} with codec={str(codecs[0])!r}")
+    return _released(transformers[0], codecs[0])
+
+
+def _download(repo_id: str, revision: str | None, *, local_files_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, local_files_only=local_files_only))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        known = bundled_names("model")
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise ValueError(
+            f"no model {repo_id!r}{suggestion(repo_id.split('/')[-1], known)} No such local folder, and
+            Hugging Face " f"gave nothing ({reason})"
+        ) from error
+
+
+def _find_shortcut(source: str | Path) -> Path:
+    path = Path(source).expanduser()
+    if str(source) in bundled_names("method"):
+        return bundled_folder(str(source))
+    if path.exists():
+        return path
+    if _looks_like_path(str(source)) or "/" in str(source):
+        raise FileNotFoundError(f"no such shortcut file or folder: {source}")
+    known = bundled_names("method")
+    raise ValueError(f"unknown shortcut {str(source)!r}{suggestion(str(source), known)}")
+
+
+def _shortcut(pipeline: Pipeline, shortcut: Shortcut) -> FeatureFn:
+    shortcut = shortcut.to(device=pipeline.model.device, dtype=_model_dtype(pipeline)).eval()
+    return ShortcutFeatures(pipeline.model, shortcut)
+
+
+def _caching(pipeline: Pipeline, caching: str) -> FeatureFn:
+    if caching not in CACHINGS:
+        raise ValueError(f"unknown caching {caching!r}{suggestion(caching, CACHINGS)}")
+    if caching == "reuse":
+        return ReuseFeatures(pipeline.model)
+    return ExtrapolatedFeatures(pipeline.model, order=int(caching[-1]))
+
+
+def _recommended_full_steps(path: Path) -> int | None:
+    recommended = read_config(path).get("full_steps") if path.is_dir() else None
+    return int(recommended) if isinstance(recommended, int) else None
+
+
+def _placement(full_steps: int | Sequence[int]) -> int | tuple[int, ...]:
+    if isinstance(full_steps, int):
+        if full_steps < 1:
+            raise ValueError(f"full_steps must be at least 1 (step 0 has no features to start from), got
+        {full_steps}") return full_steps
+    placed = tuple(sorted({int(index) for index in full_steps}))
+    if not placed or placed[0] != 0:
+        raise ValueError(f"full_steps must contain step 0, which has no features to start from, got
+    {list(placed)}") return placed
+
+
+def _model_dtype(pipeline: Pipeline) -> torch.dtype:
+    model = pipeline.model
+    return next(model.parameters()).dtype if isinstance(model, torch.nn.Module) else torch.float32
+
+
+def _moved(pipeline: Pipeline, device: torch.device | None, dtype: torch.dtype | None) -> Pipeline:
+    return pipeline if device is None and dtype is None else pipeline.to(device, dtype)
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if not isinstance(dtype, str):
+        return dtype
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in names:
+        raise ValueError(f"unknown dtype {dtype!r}{suggestion(dtype, names)}")
+    return names[dtype]
+
+
+def _device(device: torch.device | str | None) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {str(device)!r}: use cpu, cuda or mps") from error
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for, but this PyTorch sees no GPU: use device='cpu'")
+    return wanted
+
+
+def _looks_like_path(text: str) -> bool:
+    marked = text.startswith((".", "/", "~")) or text.count("/") > 1
+    return marked or text.endswith((*_RELEASED_SUFFIXES, ".safetensors"))

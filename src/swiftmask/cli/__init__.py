@@ -1,0 +1,101 @@
+"""The command line: `swiftmask COMMAND ...`.
+
+Each command is a frozen dataclass with a `run() -> int` in its own module, which is imported when the command is
+chosen; its fields are its options. A user's mistake ends in one line on stderr and exit code 2, never in a traceback
+(`SWIFTMASK_DEBUG=1` shows it).
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Where a command lives, and what `swiftmask --help` says about it."""
+
+    module: str
+    name: str
+    summary: str
+
+
+COMMANDS = {
+    "generate": Command("generate", "Generate", "Draw pictures, with or without an accelerator."),
+    "train": Command("train", "Train", "Train what a recipe describes, or continue."),
+    "evaluate": Command("evaluate", "Evaluate", "Measure the quality of a model's pictures."),
+    "bench quality": Command(
+        "bench", "BenchQuality", "Quality against cost, over step counts and accelerators."
+    ),
+    "bench speed": Command(
+        "bench", "BenchSpeed", "Time a full step and a shortcut step beside the machine's peak."
+    ),
+    "convert": Command("convert", "Convert", "Turn released weights into a model or shortcut folder."),
+    "verify": Command("verify", "Verify", "Compare our models with recorded numbers of the references."),
+    "demo": Command("demo", "Demo", "Draw full and accelerated pictures side by side, with a report."),
+    "models": Command("models", "Models", "List the models, accelerators and readers there are."),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command. Raises SystemExit: 0 or the command's own code, 2 for a mistake, 130 when interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args or os.environ.get("SWIFTMASK_DEBUG", "") not in ("", "0")
+    args = [arg for arg in args if arg != "--debug"]
+    if args and args[0] == "--version":
+        from swiftmask import __version__
+
+        sys.stdout.write(f"swiftmask {__version__}\n")
+        raise SystemExit(0)
+    if not args or args[0] in ("-h", "--help"):
+        sys.stdout.write(overview())
+        raise SystemExit(0 if args else 2)
+    name, rest = _choose(args)
+    from swiftmask.cli.errors import parse, run_safely
+
+    def start() -> int:
+        command = COMMANDS[name]
+        command_class: Any = getattr(import_module(f"swiftmask.cli.{command.module}"), command.name)
+        return parse(command_class, rest, prog=f"swiftmask {name}").run()
+
+    raise SystemExit(run_safely(start, debug=debug))
+
+
+def overview() -> str:
+    """The text of `swiftmask --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: swiftmask COMMAND [options]",
+            "",
+            "Masked image generators, accelerated, with the cost and the quality measured.",
+            "",
+            *lines,
+            "",
+            "swiftmask COMMAND --help tells its options; swiftmask --version the version.",
+            "",
+        ]
+    )
+
+
+def _choose(args: list[str]) -> tuple[str, list[str]]:
+    """The command named by the first word or two, and what follows."""
+    for length in (2, 1):
+        name = " ".join(args[:length])
+        if name in COMMANDS:
+            return name, args[length:]
+    group = [name for name in COMMANDS if name.startswith(f"{args[0]} ")]
+    asks = len(args) > 1 and args[1] in ("-h", "--help")
+    if group and asks:
+        sys.stdout.write("".join(f"{name:<16}{COMMANDS[name].summary}\n" for name in group))
+        raise SystemExit(0)
+    import difflib
+
+    named = " ".join(args[:2]) if group else args[0]
+    near = group or difflib.get_close_matches(named, COMMANDS, n=1, cutoff=0.5)
+    mend = f"did you mean {' or '.join(near)}?" if near else "see swiftmask --help"
+    sys.stderr.write(f"swiftmask: unknown command {named!r}: {mend}\n")
+    raise SystemExit(2)

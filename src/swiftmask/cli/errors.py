@@ -1,0 +1,78 @@
+"""One clear line instead of a traceback."""
+
+import contextlib
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+USER_MISTAKES = (ValueError, OSError)
+"""What our own functions raise for a wrong name, number, file or a full disk."""
+
+CommandClass = TypeVar("CommandClass")
+
+
+def run_safely(start: Callable[[], int], *, debug: bool) -> int:
+    """The exit code: the command's own, 2 for a user's mistake, 130 for Ctrl-C, 1 for a defect of ours."""
+    try:
+        return start()
+    except KeyboardInterrupt as stop:
+        hint = f": {stop}" if str(stop) else ""
+        sys.stderr.write(f"\nswiftmask: interrupted{hint}\n")
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) is gone; the interpreter must not try to flush what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        mistake = isinstance(error, USER_MISTAKES) or "No space left" in str(error)
+        sys.stderr.write(f"swiftmask: {'' if mistake else type(error).__name__ + ': '}{one_line(error)}\n")
+        if not mistake and not debug:
+            sys.stderr.write("swiftmask: SWIFTMASK_DEBUG=1 shows where\n")
+        return 2 if mistake else 1
+
+
+def one_line(error: Exception) -> str:
+    """The message on one line; an OSError says which file."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror[0].lower()}{error.strerror[1:]}" + (
+            f": {error.filename}" if error.filename else ""
+        )
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def parse(command_class: type[CommandClass], args: Sequence[str], *, prog: str) -> CommandClass:
+    """Options to the command's dataclass. A mistake is one line on stderr, with a suggestion, and exit code 2."""
+    import tyro
+
+    complaint = io.StringIO()
+    options: tuple[Any, ...] = (tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff)
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(command_class, args=list(args), prog=prog, config=options)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        sys.stderr.write(f"{prog}: {flatten(complaint.getvalue())}; see {prog} --help\n")
+        raise SystemExit(2) from None
+
+
+def flatten(boxed: str) -> str:
+    """What tyro says in a box, on one line: the complaint, and the option it thinks was meant."""
+    lines = [line.strip("│╭╮╰╯ \n") for line in boxed.splitlines()]
+    said: list[str] = []
+    for line in lines[1:]:
+        if line.startswith("──"):
+            break
+        said.append(line)
+    message = " ".join(part for part in said if part)
+    for heading in ("Got errors:", "For full helptext"):
+        message = message.split(heading)[0].strip()
+    meant = (
+        [line.split()[0] for line in lines if line.startswith("--")] if "Perhaps you meant:" in lines else []
+    )
+    return f"{message} (did you mean {' or '.join(meant)}?)" if meant else message.rstrip(".")

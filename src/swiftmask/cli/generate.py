@@ -1,0 +1,289 @@
+"""`swiftmask generate`: pictures to a folder, resumable."""
+
+import json as json_module
+import os
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import Positional
+
+from swiftmask.cli.progress import note, progress_bar
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from swiftmask.core.types import Record
+    from swiftmask.pipeline import Pipeline, Result
+
+_STAMP = "swiftmask"
+"""Text chunk of a PNG that holds the settings it was drawn with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generate:
+    """Draw pictures to a folder: one PNG each, grid.png, and generate.json with the settings and the cost.
+
+    A picture that is already there with the same settings is not drawn again.
+    """
+
+    model: Positional[str]
+    """Bundled name, model folder, or Hugging Face repo id (see swiftmask models)."""
+    labels: Positional[tuple[str, ...]] = ()
+    """Classes to draw, by number or name."""
+    classes: tuple[str, ...] = ()
+    """The same as an option."""
+    prompt: tuple[str, ...] = ()
+    """Prompts, for a text-to-image model."""
+    num: int = 1
+    """Pictures per class or prompt, with seeds from --seed on."""
+    seed: int = 0
+    """First seed."""
+    seeds: tuple[int, ...] = ()
+    """The seeds themselves, instead of --num and --seed."""
+    steps: int | None = None
+    """Decode steps."""
+    full_steps: int | None = None
+    """How many of them run the whole model (with --shortcut or --caching)."""
+    shortcut: str | None = None
+    """Bundled name, folder or file of a shortcut; auto takes the model's own."""
+    caching: Literal["reuse", "extrapolation-1", "extrapolation-2"] | None = None
+    """A training-free rival instead."""
+    guidance: float | None = None
+    """Guidance scale; 1 is off."""
+    temperature: float | None = None
+    """Divides the logits."""
+    choice_temperature: float | None = None
+    """Noise on which tokens are kept first."""
+    dtype: str | None = None
+    """float32, bfloat16 or float16."""
+    device: str | None = None
+    """cpu, cuda or mps."""
+    out: Path = Path("pictures")
+    """Folder of the pictures."""
+    batch_size: int = 16
+    """Pictures at a time."""
+    json: bool = False
+    """Print the summary as JSON."""
+
+    def run(self) -> int:
+        jobs = self._jobs()
+        pipeline = self._pipeline()
+        settings = self._settings(pipeline)
+        pipeline.schedule()  # complains about impossible steps before anything is written
+        _check_writable(self.out)
+        stamps = {job: _stamp(settings, job) for job in jobs}
+        missing = [job for job in jobs if _stamp_of(self.out / _file_name(job)) != stamps[job]]
+        replaced = sum((self.out / _file_name(job)).exists() for job in missing)
+        if replaced:
+            note(f"{replaced} pictures in {self.out} were drawn with other settings and are overwritten")
+        costs = self._draw(pipeline, missing, stamps)
+        files = [self.out / _file_name(job) for job in jobs]
+        _write(self.out / "grid.png", lambda path: _grid(files).save(path, format="PNG"))
+        summary = {
+            "settings": settings,
+            "drawn": len(missing),
+            "skipped": len(jobs) - len(missing),
+            "cost": _cost(costs, len(missing)),
+            "pictures": [
+                {"file": file.name, "what": what, "seed": seed}
+                for file, (what, seed) in zip(files, jobs, strict=True)
+            ],
+        }
+        text = json_module.dumps(summary, indent=2)
+        _write(self.out / "generate.json", lambda path: path.write_text(text + "\n"))
+        print(text if self.json else _sentence(summary, self.out))
+        return 0
+
+    def _jobs(self) -> list[tuple[str, int]]:
+        """What to draw with which seed."""
+        if (self.labels or self.classes) and self.prompt:
+            raise ValueError("give classes or --prompt, not both")
+        whats = (*self.labels, *self.classes, *self.prompt)
+        if not whats:
+            raise ValueError(
+                "nothing to draw: name classes, as in `swiftmask generate MODEL 0 1 2` (or --prompt)"
+            )
+        if self.num < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"--num and --batch-size must be at least 1, got {self.num} and {self.batch_size}"
+            )
+        seeds = self.seeds or tuple(range(self.seed, self.seed + self.num))
+        return list(dict.fromkeys((what.strip(), seed) for what in whats for seed in seeds))
+
+    def _pipeline(self) -> "Pipeline":
+        if self.full_steps is not None and self.shortcut is None and self.caching is None:
+            raise ValueError("--full-steps needs --shortcut or --caching: without them every step is full")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"--steps must be at least 1, got {self.steps}")
+        from swiftmask.api import accelerate, load
+        from swiftmask.core.protocol import SamplingOptions
+
+        pipeline = load(self.model, dtype=self.dtype, device=self.device)
+        self._check_kind(pipeline)
+        options = SamplingOptions(
+            guidance=self.guidance, temperature=self.temperature, choice_temperature=self.choice_temperature
+        )
+        steps = pipeline.steps if self.steps is None else self.steps
+        pipeline = replace(pipeline, sampling=options.over(pipeline.sampling), steps=steps, _flops={})
+        if self.shortcut is None and self.caching is None:
+            return pipeline
+        shortcut = f"{pipeline.name}-shortcut" if self.shortcut == "auto" else self.shortcut
+        return accelerate(pipeline, shortcut=shortcut, caching=self.caching, full_steps=self.full_steps)
+
+    def _check_kind(self, pipeline: "Pipeline") -> None:
+        draws = pipeline.model.spec.draws
+        if draws == "class" and self.prompt:
+            raise ValueError(
+                f"{pipeline.name} draws classes, not prompts: `swiftmask generate {self.model} 0 1 2`"
+            )
+        if draws == "prompt" and not self.prompt:
+            raise ValueError(f"{pipeline.name} draws prompts, not classes: use --prompt")
+        if draws == "class":
+            pipeline.model.encode([*self.labels, *self.classes])
+
+    def _settings(self, pipeline: "Pipeline") -> dict[str, Any]:
+        """All that decides a picture besides its class and seed."""
+        return {
+            "model": pipeline.name,
+            "weights": _fingerprint(pipeline),
+            "steps": pipeline.steps,
+            "full_steps": [step.index for step in pipeline.schedule() if step.full],
+            "accelerator": None if pipeline.features_fn is None else pipeline.features_fn.name,
+            "sampling": asdict(pipeline.sampling),
+            "dtype": self.dtype or "float32",
+        }
+
+    def _draw(
+        self, pipeline: "Pipeline", jobs: Sequence[tuple[str, int]], stamps: dict[tuple[str, int], str]
+    ) -> "list[Result]":
+        results = []
+        with progress_bar() as progress:
+            task = progress.add_task("picture steps", total=len(jobs) * pipeline.steps)
+            for start in range(0, len(jobs), self.batch_size):
+                batch = jobs[start : start + self.batch_size]
+
+                def advance(record: "Record", size: int = len(batch)) -> None:
+                    progress.advance(task, size)
+
+                whats, seeds = [what for what, _ in batch], [seed for _, seed in batch]
+                of_class = pipeline.model.spec.draws == "class"
+                result = pipeline.generate(
+                    whats if of_class else None,
+                    prompts=None if of_class else whats,
+                    seeds=seeds,
+                    on_step=advance,
+                )
+                assert isinstance(result.images, list)
+                for job, image in zip(batch, result.images, strict=True):
+                    _save(image, self.out / _file_name(job), stamps[job])
+                results.append(result)
+        return results
+
+
+def _file_name(job: tuple[str, int]) -> str:
+    what, seed = job
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", what).strip("-").lower()
+    if slug != what:  # two prompts may differ in nothing but what a file name cannot hold
+        slug = (
+            f"{slug[:60]}-{zlib.crc32(what.encode()):08x}" if len(slug) > 60 or not slug.isascii() else slug
+        )
+    return f"{slug or f'{zlib.crc32(what.encode()):08x}'}-{seed}.png"
+
+
+def _stamp(settings: dict[str, Any], job: tuple[str, int]) -> str:
+    return json_module.dumps({**settings, "what": job[0], "seed": job[1]}, sort_keys=True)
+
+
+def _stamp_of(path: Path) -> str | None:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return str(image.info.get(_STAMP, ""))
+    except FileNotFoundError:
+        return None
+    except OSError:  # a foreign or damaged file: drawn again
+        return ""
+
+
+def _save(image: "Image.Image", path: Path, stamp: str) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text(_STAMP, stamp)
+    _write(path, lambda partial: image.save(partial, format="PNG", pnginfo=info))
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_writable(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file: name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _grid(files: Sequence[Path]) -> "Image.Image":
+    """At most 100 of the pictures, near-square."""
+    from PIL import Image
+
+    shown = [Image.open(file).convert("RGB") for file in files[:100]]
+    columns = max(1, round(len(shown) ** 0.5))
+    width, height = shown[0].size
+    grid = Image.new("RGB", (columns * width, -(-len(shown) // columns) * height), "white")
+    for index, image in enumerate(shown):
+        grid.paste(image, (index % columns * width, index // columns * height))
+    return grid
+
+
+def _fingerprint(pipeline: "Pipeline") -> str:
+    """A checksum over a sample of every weight, so that a retrained model counts as another one."""
+    import torch
+
+    checksum = 0
+    for part in (pipeline.model, pipeline.features_fn):
+        for parameter in part.parameters() if isinstance(part, torch.nn.Module) else ():
+            checksum = zlib.crc32(
+                parameter.detach().flatten()[:256].float().cpu().numpy().tobytes(), checksum
+            )
+    return f"{checksum:08x}"
+
+
+def _cost(results: "Sequence[Result]", num_pictures: int) -> dict[str, Any] | None:
+    if not results:
+        return None
+    seconds = sum(result.cost.seconds for result in results)
+    decoder_seconds = sum(result.cost.decoder_seconds for result in results)
+    return {
+        "calls_per_picture": results[0].cost.calls,
+        "gflop_per_picture": round(results[0].cost.flops / 1e9, 4),
+        "ms_per_picture": round(1000 * seconds / num_pictures, 3),
+        "decoder_ms_per_picture": round(1000 * decoder_seconds / num_pictures, 3),
+    }
+
+
+def _sentence(summary: dict[str, Any], out: Path) -> str:
+    drawn, cost = summary["drawn"], summary["cost"]
+    if cost is None:
+        return f"{summary['skipped']} pictures are already in {out}, drawn with these settings"
+    skipped = f" ({summary['skipped']} were already there)" if summary["skipped"] else ""
+    calls = ", ".join(
+        f"{count} {part}" for part, count in cost["calls_per_picture"].items() if part != "branches"
+    )
+    return (
+        f"{drawn} pictures in {out}{skipped}: {cost['ms_per_picture']:.1f} ms and "
+        f"{cost['gflop_per_picture']:.3f} GFLOP each (calls: {calls}), and {cost['decoder_ms_per_picture']:.1f} ms "
+        "to turn tokens into pixels"
+    )

@@ -1,0 +1,180 @@
+"""What `bench`, `evaluate` and `demo` share: pipelines as rows of a study, and progress on stderr."""
+
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from swiftmask.evaluate.quality import Draw, Row, Sample
+    from swiftmask.evaluate.study import Store
+    from swiftmask.evaluate.summary import Origin, QualityReport
+    from swiftmask.pipeline import Pipeline
+
+SHORTCUT_SUFFIX = "-shortcut"
+
+
+def shortcut_of(model: str, shortcut: str) -> str:
+    """Where the shortcut of a model is: `shortcut`, or for "auto" beside the model, `NAME-shortcut`."""
+    from swiftmask.registry import bundled_names
+
+    if shortcut != "auto":
+        return shortcut
+    beside = Path(model.rstrip("/") + SHORTCUT_SUFFIX)
+    if beside.is_dir() or beside.name in bundled_names("method"):
+        return str(beside)
+    raise ValueError(f"{model} has no bundled shortcut: pass --shortcut PATH, or train {beside.name}")
+
+
+def check_budget(steps: int, full_steps: int) -> None:
+    """Errors: ValueError unless 1 <= full_steps <= steps."""
+    if not 1 <= full_steps <= steps:
+        raise ValueError(f"full steps must be between 1 and the number of steps ({steps}), got {full_steps}")
+
+
+def require_scenes(pipeline: "Pipeline") -> None:
+    """Quality is judged on Scenes. Errors: ValueError for a model that draws something else."""
+    from swiftmask.data.scenes import CLASS_NAMES
+
+    names = getattr(pipeline.model, "class_names", ())
+    if tuple(names) != CLASS_NAMES:
+        raise ValueError(
+            f"{pipeline.name} does not draw Scenes classes, and quality is judged on Scenes only"
+        )
+
+
+def row_of(
+    pipeline: "Pipeline", steps: int, *, series: str, command: str, reference: str | None = None
+) -> "Row":
+    """A pipeline with a step count as a row of a study."""
+    from swiftmask.evaluate.quality import Row
+
+    schedule = pipeline.schedule(steps)
+    num_full = sum(step.full for step in schedule)
+    return Row(
+        name=f"{series}-{steps}" if series == "vanilla" else f"{series}-{steps}:{num_full}",
+        series=series,
+        steps=steps,
+        full_steps=num_full,
+        calls=pipeline.calls(schedule),
+        flops=pipeline.flops(schedule),
+        command=command,
+        fingerprint=fingerprint(pipeline, schedule),
+        draw=draw_with(pipeline, steps),
+        device=pipeline.model.device,
+        reference=reference,
+    )
+
+
+def draw_with(pipeline: "Pipeline", steps: int) -> "Draw":
+    """A pipeline as what the evaluation draws with."""
+    from swiftmask.evaluate.quality import Drawn
+
+    def draw(labels: list[int], seeds: list[int]) -> Drawn:
+        result = pipeline.generate(labels, seeds=seeds, steps=steps, output_type="pt")
+        assert not isinstance(result.images, list)
+        return Drawn(result.images, result.trajectory.tokens_BL, result.cost.seconds)
+
+    return draw
+
+
+def fingerprint(pipeline: "Pipeline", schedule: object = None) -> str:
+    """Sixteen hex digits of the weights of model and accelerator, and of the schedule."""
+    import torch
+    from torch import nn
+
+    digest = hashlib.sha256(repr((pipeline.model.spec, schedule)).encode())
+    for part in (pipeline.model, pipeline.features_fn):
+        digest.update(part.name.encode() if part is pipeline.features_fn and part is not None else b"")
+        if isinstance(part, nn.Module):
+            for key, value in part.state_dict().items():
+                digest.update(key.encode())
+                digest.update(
+                    value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                )
+    return digest.hexdigest()[:16]
+
+
+def store_of(pipeline: "Pipeline", folder: Path) -> "Store":
+    """The folder of half-done results of a base model."""
+    from swiftmask.evaluate.study import Store
+
+    base = replace(pipeline, features_fn=None, full_steps=None, _flops={})
+    return Store(folder, f"{pipeline.name} {fingerprint(base)}")
+
+
+def study(
+    rows: "Sequence[Row]", sample: "Sample", store: "Store", *, model: str, command: str
+) -> "QualityReport":
+    """Measure what is missing, with progress on stderr, and summarise."""
+    from swiftmask.evaluate.quality import RealPictures
+    from swiftmask.evaluate.study import run_study
+    from swiftmask.evaluate.summary import summarise
+    from swiftmask.rewards.scenes import load_judge
+
+    real = RealPictures(load_judge(rows[0].device))
+    # GFLOP, not pictures, are the unit of progress: rows differ in cost, and the time left should not.
+    gflop = {row.name: row.flops / 1e9 for row in rows}
+    total = sum(gflop.values()) * sample.num_pictures * sample.num_seeds
+    with progress("drawing and judging", total) as advance:
+        found = run_study(rows, sample, store, real, lambda row, count: advance(gflop[row] * count, row))
+    return summarise(rows, found, sample, origin(model, command))
+
+
+def origin(model: str, command: str) -> "Origin":
+    from swiftmask.evaluate.summary import Origin
+    from swiftmask.recipes.provenance import commit, machine
+
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    return Origin(model=model, commit=commit(), date=date, machine=machine(), command=command)
+
+
+@contextmanager
+def progress(title: str, total: float) -> Iterator[Callable[[float, str], None]]:
+    """A bar with the time left on stderr; yields `advance(amount, what)`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda amount, what: bar.update(task, advance=amount, description=f"{title}: {what}")
+
+
+def print_json(content: object) -> None:
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+def print_table(report: "QualityReport") -> None:
+    """The table and its caption on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from swiftmask.evaluate.summary import HEADINGS, caption, table
+
+    console = Console()
+    shown = Table(title=f"{report.model}: quality and cost", title_justify="left")
+    for index, heading in enumerate(HEADINGS):
+        shown.add_column(heading, justify="left" if index == 0 else "right")
+    for cells in table(report):
+        shown.add_row(*cells)
+    console.print(shown)
+    console.print(caption(report), highlight=False)
+
+
+def command_line(*words: object) -> str:
+    """What to type for the same again."""
+    return shlex.join(["swiftmask", *(str(word) for word in words)])

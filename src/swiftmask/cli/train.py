@@ -1,0 +1,89 @@
+"""`swiftmask train`: run a recipe, or continue it."""
+
+import json as json_module
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.progress import Progress as Bar
+from tyro.conf import Positional
+
+from swiftmask.cli.overrides import leaves, override
+from swiftmask.cli.progress import note, progress_bar
+from swiftmask.registry import recipe_module
+
+if TYPE_CHECKING:
+    from swiftmask.training.loop import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """Train what a recipe describes. The same command continues an interrupted run."""
+
+    recipe: Positional[str]
+    """Name of the recipe, such as maskgit-scenes."""
+    settings: Positional[tuple[str, ...]] = ()
+    """Changes to its settings, as in training.num_steps=100."""
+    out: Path | None = None
+    """Folder of the run; default runs/RECIPE."""
+    dry_run: bool = False
+    """Print the settings and stop."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        config = override(recipe_module(self.recipe).recipe(), self.settings)
+        if self.dry_run:
+            text = json_module.dumps(asdict(config), indent=2, default=str)
+            print(text if self.json else "\n".join(f"{key}={value}" for key, value in leaves(config)))
+            return 0
+        folder = self.out or Path("runs") / self.recipe
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"--out {folder} is a file: name a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        note(
+            f"training {self.recipe} in {folder}; an interrupted run continues where its last checkpoint was"
+        )
+        try:
+            with progress_bar() as bar:
+                finished = config.run(folder, Display(bar))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command continues from the last checkpoint") from None
+        result = str(finished) if isinstance(finished, Path) else str(folder)
+        print(
+            json_module.dumps({"recipe": self.recipe, "result": result})
+            if self.json
+            else f"finished: {result}"
+        )
+        return 0
+
+
+class Display:
+    """A recipe's `on_log`: a bar, or lines where there is no terminal. A recipe may train several parts in turn."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._task = None
+        self._last = 0
+        self._started: tuple[int, float] | None = None
+
+    def __call__(self, progress: "Progress") -> None:
+        if self._task is None or progress.step < self._last:
+            self._task = self._bar.add_task("training", total=progress.num_steps, completed=progress.step)
+            self._started = (progress.step, time.monotonic())
+        self._last = progress.step
+        metrics = " ".join(f"{name} {value:.4g}" for name, value in progress.metrics.items())
+        self._bar.update(self._task, completed=progress.step, total=progress.num_steps, description=metrics)
+        if self._bar.disable:
+            note(f"step {progress.step}/{progress.num_steps} {metrics}{self._left(progress)}")
+
+    def _left(self, progress: "Progress") -> str:
+        assert self._started is not None
+        first_step, began = self._started
+        if progress.step == first_step:
+            return ""
+        seconds = (
+            (time.monotonic() - began) / (progress.step - first_step) * (progress.num_steps - progress.step)
+        )
+        return f", {seconds / 60:.1f} minutes left"

@@ -1,0 +1,149 @@
+"""A study: every row under every evaluation seed, resumable.
+
+The folder holds `measurements.jsonl` (first line: which model) and the tokens of reference rows; every file is
+written whole or not at all, so a killed run continues where it was. Seeds are the outer loop: what the machine does
+meanwhile hits all rows alike. A row whose own weights or schedule changed is measured again; results of another
+base model are refused.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from swiftmask.evaluate.quality import Measurement, RealPictures, Row, Sample, measure
+
+OnProgress = Callable[[str, int], None]
+"""`on_progress(row name, pictures)`: called for every batch drawn and for every measurement found done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Measurements of one base model in a folder.
+
+    Args:
+        model: name and fingerprint of the base model.
+    """
+
+    folder: Path
+    model: str
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "measurements.jsonl"
+
+    def read(self) -> list[Measurement]:
+        """Everything measured so far. Errors: ValueError if it belongs to another model or is damaged."""
+        if not self.path.exists():
+            return []
+        try:
+            header, *lines = [json.loads(line) for line in self.path.read_text().splitlines()]
+            found, measurements = header["model"], [Measurement(**line) for line in lines]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.path} holds no measurements ({error}): remove it to start anew"
+            ) from error
+        if found != self.model:
+            raise ValueError(
+                f"{self.path} holds results of another model ({found}, this is {self.model}): remove "
+                f"{self.folder} or choose another --out"
+            )
+        return measurements
+
+    def write(self, measurements: Sequence[Measurement]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [{"model": self.model}, *(asdict(measurement) for measurement in measurements)]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        os.replace(partial, self.path)
+
+    def read_tokens(self, row: Row, seed: int, count: int) -> np.ndarray | None:
+        path = self._tokens_path(row, seed, count)
+        return np.load(path) if path.exists() else None
+
+    def write_tokens(self, row: Row, seed: int, tokens_XL: np.ndarray) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self._tokens_path(row, seed, len(tokens_XL))
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.save(file, tokens_XL)
+        os.replace(partial, path)
+
+    def _tokens_path(self, row: Row, seed: int, count: int) -> Path:
+        return self.folder / f"tokens-{row.fingerprint}-{seed}-{count}.npy"
+
+
+def run_study(
+    rows: Sequence[Row],
+    sample: Sample,
+    store: Store,
+    real: RealPictures,
+    on_progress: OnProgress = lambda row, count: None,
+) -> list[Measurement]:
+    """Measure what is missing; returns the measurements of `rows`, seed by seed.
+
+    Errors: ValueError for repeated names, a reference that is no row, or results of another model.
+    """
+    ordered = _references_first(rows)
+    done = {_key(m): m for m in store.read()}
+    wanted = []
+    for seed in range(sample.num_seeds):
+        for row in ordered:
+            key = (row.name, row.fingerprint, seed, sample.num_pictures, row.reference is not None)
+            wanted.append(key)
+            if key in done and not _lacks_tokens(row, rows, store, seed, sample):
+                on_progress(row.name, sample.num_pictures)
+                continue
+            done[key] = _measure(row, rows, sample, store, real, seed, on_progress)
+            store.write(list(done.values()))
+    return [done[key] for key in wanted]
+
+
+def _measure(  # noqa: PLR0913
+    row: Row,
+    rows: Sequence[Row],
+    sample: Sample,
+    store: Store,
+    real: RealPictures,
+    seed: int,
+    on_progress: OnProgress,
+) -> Measurement:
+    reference = next((other for other in rows if other.name == row.reference), None)
+    reference_XL = None if reference is None else store.read_tokens(reference, seed, sample.num_pictures)
+    measurement, tokens_XL = measure(
+        row,
+        seed,
+        sample,
+        real,
+        reference_XL=reference_XL,
+        on_pictures=lambda count: on_progress(row.name, count),
+    )
+    if _is_reference(row, rows):
+        store.write_tokens(row, seed, tokens_XL)
+    return measurement
+
+
+def _key(measurement: Measurement) -> tuple[str, str, int, int, bool]:
+    compared = measurement.agreement is not None
+    return measurement.row, measurement.fingerprint, measurement.seed, measurement.num_pictures, compared
+
+
+def _is_reference(row: Row, rows: Sequence[Row]) -> bool:
+    return any(other.reference == row.name for other in rows)
+
+
+def _lacks_tokens(row: Row, rows: Sequence[Row], store: Store, seed: int, sample: Sample) -> bool:
+    return _is_reference(row, rows) and store.read_tokens(row, seed, sample.num_pictures) is None
+
+
+def _references_first(rows: Sequence[Row]) -> list[Row]:
+    names = [row.name for row in rows]
+    if len(set(names)) < len(names):
+        raise ValueError(f"row names must differ, got {', '.join(names)}")
+    unknown = [row.reference for row in rows if row.reference is not None and row.reference not in names]
+    if unknown:
+        raise ValueError(f"no row is called {unknown[0]}: choose the reference among {', '.join(names)}")
+    return sorted(rows, key=lambda row: row.reference is not None)

@@ -1,0 +1,225 @@
+"""The table of a study: means and spreads over evaluation seeds, and what fewer steps at the same cost would give."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+from swiftmask.evaluate.quality import Measurement, Row, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and standard deviation over evaluation seeds (0 for a single one)."""
+
+    mean: float
+    spread: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(fmean(values), stdev(values) if len(values) > 1 else 0.0)
+
+    def text(self, digits: int) -> str:
+        return f"{self.mean:.{digits}f} ± {self.spread:.{digits}f}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSummary:
+    """One line of the table.
+
+    Attributes:
+        equal_cost_score, equal_cost_fd_scenes: of the vanilla model with as many steps as this row's GFLOP would pay
+            for (interpolated along the logarithm of the cost); None for vanilla rows and outside its range.
+    """
+
+    name: str
+    series: str
+    steps: int
+    full_steps: int
+    calls: dict[str, int]
+    gflop_per_picture: float
+    score: Spread
+    fd_scenes: Spread
+    agreement: Spread | None
+    ms_per_picture: float
+    peak_memory_bytes: int
+    equal_cost_score: float | None
+    equal_cost_fd_scenes: float | None
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityReport:
+    """A whole study, as it is published.
+
+    Attributes:
+        N: pictures per row and evaluation seed, which is also what `floor` and every `fd_scenes` compare.
+        floor: `fd_scenes` of real pictures to other real ones.
+    """
+
+    model: str
+    commit: str
+    date: str
+    machine: str
+    N: int
+    seeds: int
+    batch_size: int
+    floor: Spread
+    command: str
+    rows: list[RowSummary]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Which model was measured, when, where, with what."""
+
+    model: str
+    commit: str
+    date: str
+    machine: str
+    command: str
+
+
+def summarise(
+    rows: Sequence[Row], measurements: Sequence[Measurement], sample: Sample, origin: Origin
+) -> QualityReport:
+    """Means and spreads of what `run_study` returned."""
+    by_row = {row.name: [m for m in measurements if m.row == row.name] for row in rows}
+    vanilla = [
+        (row.flops, fmean(m.score for m in by_row[row.name]), fmean(m.fd_scenes for m in by_row[row.name]))
+        for row in sorted(rows, key=lambda row: row.flops)
+        if row.series == "vanilla"
+    ]
+    floors = {m.seed: m.floor for m in measurements}
+    return QualityReport(
+        **asdict(origin),
+        N=sample.num_pictures,
+        seeds=sample.num_seeds,
+        batch_size=sample.batch_size,
+        floor=Spread.of(list(floors.values())),
+        rows=[_summarise_row(row, by_row[row.name], vanilla) for row in rows],
+    )
+
+
+def _summarise_row(
+    row: Row, own: Sequence[Measurement], vanilla: Sequence[tuple[float, float, float]]
+) -> RowSummary:
+    agreements = [m.agreement for m in own if m.agreement is not None]
+    curve = [] if row.series == "vanilla" else vanilla
+    return RowSummary(
+        name=row.name,
+        series=row.series,
+        steps=row.steps,
+        full_steps=row.full_steps,
+        calls=row.calls,
+        gflop_per_picture=row.flops / 1e9,
+        score=Spread.of([m.score for m in own]),
+        fd_scenes=Spread.of([m.fd_scenes for m in own]),
+        agreement=Spread.of(agreements) if agreements else None,
+        ms_per_picture=median(m.ms_per_picture for m in own),
+        peak_memory_bytes=max(m.peak_memory_bytes for m in own),
+        equal_cost_score=at_cost(row.flops, [(flops, score) for flops, score, _ in curve]),
+        equal_cost_fd_scenes=at_cost(row.flops, [(flops, distance) for flops, _, distance in curve]),
+        command=row.command,
+    )
+
+
+def at_cost(flops: float, curve: Sequence[tuple[float, float]]) -> float | None:
+    """The value at `flops` of a curve of (flops, value), cheapest first; None outside it."""
+    for (low, before), (high, after) in zip(curve, curve[1:], strict=False):
+        if low <= flops <= high:
+            share = math.log(flops / low) / math.log(high / low) if high > low else 0.0
+            return before + share * (after - before)
+    return None
+
+
+HEADINGS = (
+    "row",
+    "judge score ↑",
+    "fd_scenes ↓",
+    "same cost, fewer steps",
+    "tokens kept",
+    "full calls",
+    "GFLOP",
+    "ms",
+    "peak MB",
+)
+
+
+def table(report: QualityReport) -> list[tuple[str, ...]]:
+    """The report's rows as text, under `HEADINGS`."""
+    return [
+        (
+            row.name,
+            row.score.text(3),
+            row.fd_scenes.text(3),
+            _equal_cost(row),
+            "" if row.agreement is None else f"{row.agreement.mean:.2f}",
+            str(row.calls["backbone"]),
+            f"{row.gflop_per_picture:.2f}",
+            f"{row.ms_per_picture:.1f}",
+            f"{row.peak_memory_bytes / 1e6:.0f}",
+        )
+        for row in report.rows
+    ]
+
+
+def caption(report: QualityReport) -> str:
+    """What a reader must know beside the table."""
+    return (
+        f"N = {report.N} pictures per row and evaluation seed, {report.seeds} seeds (mean ± standard deviation); "
+        f"fd_scenes of real pictures to other real ones at the same N (the floor): {report.floor.text(3)}. "
+        f"GFLOP and ms are per picture, token decode only, batch {report.batch_size}. "
+        "Same cost, fewer steps: what the full model scores (and its fd_scenes) with as many steps as this row's "
+        f"GFLOP pay for. {report.model}, {report.machine}, commit {report.commit}, {report.date}."
+    )
+
+
+def markdown(report: QualityReport) -> str:
+    """The table with its caption, and the command of every row."""
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
+    lines += ["| " + " | ".join(cells) + " |" for cells in table(report)]
+    commands = [f"* {row.name}: `{row.command}`" for row in report.rows]
+    whole = f"All rows: `{report.command}`"
+    return "\n".join([*lines, "", caption(report), "", whole, "", *commands]) + "\n"
+
+
+def _equal_cost(row: RowSummary) -> str:
+    if row.equal_cost_score is None or row.equal_cost_fd_scenes is None:
+        return ""
+    return f"{row.equal_cost_score:.3f} ({row.equal_cost_fd_scenes:.3f})"
+
+
+def write_report(report: QualityReport, path: Path) -> None:
+    """The report as JSON, whole or not at all."""
+    write_text(path, json.dumps(asdict(report), indent=2) + "\n")
+
+
+def read_report(path: Path) -> QualityReport:
+    """A written report. Errors: FileNotFoundError; ValueError if it is something else."""
+    try:
+        content = json.loads(path.read_text())
+        rows = [_row_of(row) for row in content.pop("rows")]
+        return QualityReport(**content | {"floor": Spread(**content["floor"]), "rows": rows})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no quality report ({error})") from error
+
+
+def _row_of(content: dict[str, object]) -> RowSummary:
+    spreads = {
+        key: Spread(**content[key])  # type: ignore[arg-type]
+        for key in ("score", "fd_scenes", "agreement")
+        if content[key] is not None
+    }
+    return RowSummary(**(content | spreads))  # type: ignore[arg-type]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

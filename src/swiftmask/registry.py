@@ -1,0 +1,158 @@
+"""What there is: model and method folders, recipes, and bundled weights, found by name.
+
+A folder under `models/` or `methods/`, a module under `recipes/` and a folder under `weights/` is all it
+takes to be known here. Nothing is imported to answer what exists, so listing costs no torch.
+"""
+
+import difflib
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any, Literal
+
+_PACKAGE = Path(__file__).parent
+WEIGHTS = _PACKAGE / "weights"
+Kind = Literal["model", "method", "reader"]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A weights folder as its files describe it.
+
+    Attributes:
+        kind: a base "model", a "method" that accelerates one, or a "reader" of Scenes pictures.
+        family: the model or method folder that reads it.
+        num_parameters: elements of every tensor on disk.
+        num_bytes: size of the folder on disk.
+        measured: quality written beside the weights when they were trained; empty if none was.
+    """
+
+    name: str
+    folder: Path
+    kind: Kind
+    family: str
+    num_parameters: int
+    num_bytes: int
+    measured: dict[str, object]
+
+
+def model_names() -> list[str]:
+    return _folders("models")
+
+
+def method_names() -> list[str]:
+    return _folders("methods")
+
+
+def recipe_names() -> list[str]:
+    """Modules of `recipes/` that define `recipe()`, with dashes for underscores."""
+    folder = _PACKAGE / "recipes"
+    modules = (module.name for module in iter_modules([str(folder)]) if not module.ispkg)
+    return sorted(n.replace("_", "-") for n in modules if "\ndef recipe(" in (folder / f"{n}.py").read_text())
+
+
+def bundled_names(kind: Kind | None = None) -> list[str]:
+    """Weights shipped with the package, of one kind or of all."""
+    folders = (path.parent for path in WEIGHTS.glob("*/config.json"))
+    return sorted(folder.name for folder in folders if kind in (None, _kind(read_config(folder))[0]))
+
+
+def bundled_folder(name: str) -> Path:
+    """Errors: ValueError naming the nearest bundled names."""
+    if name not in bundled_names():
+        raise ValueError(f"no bundled weights {name!r}{suggestion(name, bundled_names())}")
+    return WEIGHTS / name
+
+
+def generator_class(family: str) -> Any:  # noqa: ANN401  (each model's own class)
+    """The `Generator` a model folder exports. Errors: ValueError for an unknown family."""
+    _require(family, model_names(), "model family")
+    return import_module(f"swiftmask.models.{family}").Generator
+
+
+def recipe_module(name: str) -> ModuleType:
+    """Errors: ValueError for an unknown recipe."""
+    _require(name, recipe_names(), "recipe")
+    return import_module(f"swiftmask.recipes.{name.replace('-', '_')}")
+
+
+def describe(folder: Path, name: str | None = None) -> Weights:
+    """Read a weights folder's own description. Errors: FileNotFoundError; ValueError for a damaged folder."""
+    kind, family = _kind(read_config(folder))
+    provenance = _read_json(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
+    measured = provenance.get("measured") or provenance.get("held_out_accuracy") or {}
+    return Weights(
+        name=name or folder.name,
+        folder=folder,
+        kind=kind,
+        family=family,
+        num_parameters=sum(_num_parameters(path) for path in folder.glob("*.safetensors")),
+        num_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        measured=measured if isinstance(measured, dict) else {"measured": measured},
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a weights folder. Errors: FileNotFoundError; ValueError if it is no JSON object."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: expected a model folder, see `swiftmask convert --help`")
+    return _read_json(path)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """ ": did you mean ...?", or what there is."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return f": did you mean {' or '.join(near)}?"
+    return f": there is {', '.join(known)}" if known else ": there are none"
+
+
+def _require(name: str, known: list[str], what: str) -> None:
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}{suggestion(name, known)}")
+
+
+def _folders(package: str) -> list[str]:
+    return sorted(module.name for module in iter_modules([str(_PACKAGE / package)]) if module.ispkg)
+
+
+def _kind(config: dict[str, Any]) -> tuple[Kind, str]:
+    if "model" in config:
+        return "model", str(config["model"])
+    if "method" in config:
+        return "method", str(config["method"])
+    return "reader", str(config.get("network", "?"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): download or convert it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _num_parameters(path: Path) -> int:
+    """Counted from the file's header alone."""
+    with path.open("rb") as file:
+        try:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        except (struct.error, ValueError, OverflowError, MemoryError) as error:
+            raise ValueError(f"{path} is truncated or no safetensors file: download it again") from error
+    total = 0
+    for name, entry in header.items():
+        if name != "__metadata__":
+            count = 1
+            for size in entry["shape"]:
+                count *= size
+            total += count
+    return total
