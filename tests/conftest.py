@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from swiftmask.methods.shortcut import Shortcut, ShortcutConfig
+from swiftmask.methods.shortcut import Shortcut, ShortcutConfig, write_shortcut
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
@@ -57,6 +57,24 @@ def golden_shortcut() -> Shortcut:
     shortcut = Shortcut(config).eval()
     shortcut.load_state_dict(golden_state("maskgit_shortcut"))
     return shortcut.requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, golden_maskgit: MaskGIT) -> Path:
+    """A model folder of seven unnamed classes and 8x8 pictures, as `save_pretrained` writes it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    golden_maskgit.save_pretrained(folder, provenance={"measured": {"judge_score": 0.5}})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_shortcut_folder(
+    tmp_path_factory: pytest.TempPathFactory, golden_maskgit: MaskGIT, golden_shortcut: Shortcut
+) -> Path:
+    """The shortcut folder of that model."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-shortcut"
+    write_shortcut(folder, golden_shortcut, base=golden_maskgit.spec, provenance={}, base_name="tiny")
+    return folder
 
 
 def golden_state(name: str) -> dict[str, Tensor]:

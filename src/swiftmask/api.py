@@ -45,7 +45,8 @@ def load(
 
     Errors: FileNotFoundError or ValueError saying what was found and what would work.
     """
-    wanted_dtype, wanted_device = _dtype(dtype), _device(device)
+    wanted_dtype = dtype_named(dtype) if isinstance(dtype, str) else dtype
+    wanted_device = _device(device)
     text, path = str(source), Path(source).expanduser()
     if text in bundled_names():
         folder, name = bundled_folder(text), text
@@ -101,13 +102,21 @@ def accelerate(
     return replace(pipeline, features_fn=features_fn, full_steps=_placement(placed), _flops={})
 
 
+def dtype_named(name: str) -> torch.dtype:
+    """Errors: ValueError naming the ones there are."""
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in names:
+        raise ValueError(f"unknown dtype {name!r}{suggestion(name, names)}")
+    return names[name]
+
+
 def _from_folder(folder: Path, name: str) -> Pipeline:
     if not (folder / "config.json").is_file():
         return _upstream(folder)
     config = read_config(folder)
     if "model" not in config:
         what = f"a {config['method']}" if "method" in config else "no model"
-        mend = "pass it to accelerate(model, shortcut=...)" if "method" in config else "expected a model folder"
+        mend = "pass it to accelerate(model, ...)" if "method" in config else "expected a model folder"
         raise ValueError(f"{folder} holds {what}: {mend}")
     return Pipeline(generator_class(str(config["model"])).from_pretrained(folder), name=name)
 
@@ -151,8 +160,8 @@ def _download(repo_id: str, revision: str | None, *, local_files_only: bool) -> 
         known = bundled_names("model")
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise ValueError(
-            f"no model {repo_id!r}{suggestion(repo_id.split('/')[-1], known)} No such local folder, and
-            Hugging Face " f"gave nothing ({reason})"
+            f"no model {repo_id!r}{suggestion(repo_id.split('/')[-1], known)} "
+            f"No such local folder, and Hugging Face gave nothing ({reason})"
         ) from error
 
 
@@ -189,12 +198,12 @@ def _recommended_full_steps(path: Path) -> int | None:
 def _placement(full_steps: int | Sequence[int]) -> int | tuple[int, ...]:
     if isinstance(full_steps, int):
         if full_steps < 1:
-            raise ValueError(f"full_steps must be at least 1 (step 0 has no features to start from), got
-        {full_steps}") return full_steps
+            raise ValueError(f"full_steps must be at least 1 (step 0 is always full), got {full_steps}")
+        return full_steps
     placed = tuple(sorted({int(index) for index in full_steps}))
     if not placed or placed[0] != 0:
-        raise ValueError(f"full_steps must contain step 0, which has no features to start from, got
-    {list(placed)}") return placed
+        raise ValueError(f"full_steps must contain step 0 (nothing precedes it), got {list(placed)}")
+    return placed
 
 
 def _model_dtype(pipeline: Pipeline) -> torch.dtype:
@@ -204,15 +213,6 @@ def _model_dtype(pipeline: Pipeline) -> torch.dtype:
 
 def _moved(pipeline: Pipeline, device: torch.device | None, dtype: torch.dtype | None) -> Pipeline:
     return pipeline if device is None and dtype is None else pipeline.to(device, dtype)
-
-
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    if not isinstance(dtype, str):
-        return dtype
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in names:
-        raise ValueError(f"unknown dtype {dtype!r}{suggestion(dtype, names)}")
-    return names[dtype]
 
 
 def _device(device: torch.device | str | None) -> torch.device | None:

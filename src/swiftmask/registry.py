@@ -69,7 +69,7 @@ def bundled_folder(name: str) -> Path:
     return WEIGHTS / name
 
 
-def generator_class(family: str) -> Any:  # noqa: ANN401  (each model's own class)
+def generator_class(family: str) -> Any:
     """The `Generator` a model folder exports. Errors: ValueError for an unknown family."""
     _require(family, model_names(), "model family")
     return import_module(f"swiftmask.models.{family}").Generator

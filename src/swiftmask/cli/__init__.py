@@ -1,8 +1,8 @@
 """The command line: `swiftmask COMMAND ...`.
 
-Each command is a frozen dataclass with a `run() -> int` in its own module, which is imported when the command is
-chosen; its fields are its options. A user's mistake ends in one line on stderr and exit code 2, never in a traceback
-(`SWIFTMASK_DEBUG=1` shows it).
+Each command is a frozen dataclass with a `run() -> int` in its own module, which is imported when the
+command is chosen; its fields are its options. A user's mistake ends in one line on stderr and exit code 2,
+never in a traceback (`SWIFTMASK_DEBUG=1` shows it).
 """
 
 import os
@@ -40,7 +40,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command. Raises SystemExit: 0 or the command's own code, 2 for a mistake, 130 when interrupted."""
+    """Run one command. Raises SystemExit: the command's own code, 2 for a mistake, 130 when interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args or os.environ.get("SWIFTMASK_DEBUG", "") not in ("", "0")
     args = [arg for arg in args if arg != "--debug"]

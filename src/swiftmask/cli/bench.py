@@ -21,7 +21,7 @@ Rival = Literal["reuse", "extrapolation-1", "extrapolation-2"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchQuality:
-    """Quality against cost: the full model at several step counts, the shortcut, and its training-free rivals.
+    """Quality against cost: the full model at several step counts, the shortcut, and training-free rivals.
 
     Same image seeds and labels in every row. A killed run continues where it was.
 

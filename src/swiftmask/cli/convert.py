@@ -66,7 +66,7 @@ class Convert:
             resolution=self.resolution,
         )
         facts = {"converted_from": [self.source.name, codec_path.name]}
-        MaskGIT(transformer, codec).save_pretrained(self.out, provenance=facts, dtype=dtype_named(self.dtype))  # type: ignore[arg-type]
+        MaskGIT(transformer, codec).save_pretrained(self.out, provenance=facts, dtype=dtype_named(self.dtype))
         return {
             "transformer": {"parameters": _count(transformer), **asdict(transformer.config)},
             "codec": {"parameters": _count(codec), **asdict(codec.config)},
@@ -86,7 +86,7 @@ class Convert:
             base=base.model.spec,
             base_name=base.name,
             provenance={"converted_from": [self.source.name]},
-            dtype=dtype_named(self.dtype),  # type: ignore[arg-type]
+            dtype=dtype_named(self.dtype),
         )
         return {"shortcut": {"parameters": _count(shortcut), **asdict(shortcut.config)}}
 

@@ -46,7 +46,7 @@ def one_line(error: Exception) -> str:
 
 
 def parse(command_class: type[CommandClass], args: Sequence[str], *, prog: str) -> CommandClass:
-    """Options to the command's dataclass. A mistake is one line on stderr, with a suggestion, and exit code 2."""
+    """Options to the command's dataclass. A mistake is one line on stderr, with a suggestion; exit code 2."""
     import tyro
 
     complaint = io.StringIO()

@@ -186,12 +186,10 @@ class Generate:
 
 def _file_name(job: tuple[str, int]) -> str:
     what, seed = job
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", what).strip("-").lower()
-    if slug != what:  # two prompts may differ in nothing but what a file name cannot hold
-        slug = (
-            f"{slug[:60]}-{zlib.crc32(what.encode()):08x}" if len(slug) > 60 or not slug.isascii() else slug
-        )
-    return f"{slug or f'{zlib.crc32(what.encode()):08x}'}-{seed}.png"
+    slug = re.sub(r"[^a-z0-9]+", "-", what.lower()).strip("-")[:60]
+    if slug.replace("-", " ") != what:  # something was lost, so another prompt may look the same
+        slug = f"{slug}-{zlib.crc32(what.encode()):08x}"
+    return f"{slug}-{seed}.png"
 
 
 def _stamp(settings: dict[str, Any], job: tuple[str, int]) -> str:
@@ -284,6 +282,6 @@ def _sentence(summary: dict[str, Any], out: Path) -> str:
     )
     return (
         f"{drawn} pictures in {out}{skipped}: {cost['ms_per_picture']:.1f} ms and "
-        f"{cost['gflop_per_picture']:.3f} GFLOP each (calls: {calls}), and {cost['decoder_ms_per_picture']:.1f} ms "
-        "to turn tokens into pixels"
+        f"{cost['gflop_per_picture']:.3f} GFLOP each (calls: {calls}), and "
+        f"{cost['decoder_ms_per_picture']:.1f} ms to turn tokens into pixels"
     )

@@ -149,7 +149,8 @@ def progress(title: str, total: float) -> Iterator[Callable[[float, str], None]]
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total)
         yield lambda amount, what: bar.update(task, advance=amount, description=f"{title}: {what}")
 

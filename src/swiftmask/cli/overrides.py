@@ -12,7 +12,7 @@ Config = TypeVar("Config")
 
 
 def override(config: Config, assignments: Sequence[str]) -> Config:
-    """The config with `a.b=value` applied. Errors: ValueError for an unknown key, with a suggestion, or a bad value."""
+    """The config with `a.b=value` applied. Errors: ValueError for an unknown key (with a suggestion) or value."""
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
@@ -34,7 +34,7 @@ def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield f"{prefix}{field.name}", value
 
 
-def _replaced(config: Any, path: list[str], text: str, key: str) -> Any:  # noqa: ANN401  (any recipe's dataclass)
+def _replaced(config: Any, path: list[str], text: str, key: str) -> Any:
     name, rest = path[0], path[1:]
     if rest:
         return replace(config, **{name: _replaced(getattr(config, name), rest, text, key)})
@@ -47,7 +47,7 @@ def _replaced(config: Any, path: list[str], text: str, key: str) -> Any:  # noqa
     return replace(config, **{name: value})
 
 
-def _parsed(text: str, annotation: Any) -> object:  # noqa: ANN401  (an annotation)
+def _parsed(text: str, annotation: Any) -> object:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return _parsed_union(text, args)

@@ -60,7 +60,7 @@ class Train:
 
 
 class Display:
-    """A recipe's `on_log`: a bar, or lines where there is no terminal. A recipe may train several parts in turn."""
+    """A recipe's `on_log`: a bar, or lines where there is no terminal. A recipe may train parts in turn."""
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar

@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of pictures, each described by features (Heusel et al., arXiv 1706.08500, eq. 6).
+"""Frechet distance between two sets of pictures, each described by features (Heusel et al., 1706.08500).
 
 `|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))` in float64. With the judge's features on Scenes it is called
 `fd_scenes`, never FID, which is the name of one Inception network's features. It is biased upwards for few
@@ -42,8 +42,9 @@ def moments(features_XD: Tensor) -> Moments:
 def frechet_distance(first: Moments, second: Moments) -> float:
     """The distance, never below 0.
 
-    `tr (S1 S2)^(1/2)` is the sum of the singular values of `S1^(1/2) S2^(1/2)`: symmetric roots exist for singular
-    covariances too (fewer pictures than features, constant features), where a general matrix root goes astray.
+    `tr (S1 S2)^(1/2)` is the sum of the singular values of `S1^(1/2) S2^(1/2)`: symmetric roots exist for
+    singular covariances too (fewer pictures than features, constant features), where a general matrix root
+    goes astray.
     """
     if first.mean_D.shape != second.mean_D.shape:
         raise ValueError(

@@ -11,7 +11,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Forget the peak so far. Where the system cannot (not Linux), the peak stays that of the whole process."""
+    """Forget the peak so far. Where the system cannot (not Linux), it stays that of the whole process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return

@@ -1,8 +1,8 @@
 """Quality of one row of a comparison: a way to draw pictures, judged on Scenes with paired seeds.
 
-Evaluation seed `s` gives an independent set of pictures; picture `i` of it has the same image seed and the same
-label in every row, so rows differ in the method and nothing else. Pictures arrive through a callable: nothing here
-knows a model.
+Evaluation seed `s` gives an independent set of pictures; picture `i` of it has the same image seed and the
+same label in every row, so rows differ in the method and nothing else. Pictures arrive through a callable:
+nothing here knows a model.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ class Row:
         flops: operations of the token decode of one picture.
         command: what measures this row alone.
         fingerprint: of weights and schedule; a stored measurement counts only under the same one.
-        reference: the row whose tokens these should be (same seeds, same steps, full model), if it is measured.
+        reference: the row whose tokens these should be (same seeds, same steps, full model), if any.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Sample:
             raise ValueError(f"quality needs at least 2 pictures per seed, got {self.num_pictures}")
         if self.num_seeds < 1 or self.batch_size < 1:
             raise ValueError(
-                f"at least 1 seed and a batch of 1, got {self.num_seeds} seeds and a batch of {self.batch_size}"
+                f"at least 1 seed, a batch of at least 1: got {self.num_seeds} and {self.batch_size}"
             )
 
 
@@ -86,7 +86,7 @@ class Measurement:
 
     Attributes:
         score: share of the stated facts that the judge finds in the pictures.
-        fd_scenes, floor: distance to real pictures, and of other real pictures to them, all `num_pictures` many.
+        fd_scenes, floor: distance to real pictures, and of other real pictures to them, at the same N.
         agreement: share of tokens equal to the reference row's, if there is one.
         ms_per_picture: token decode only, median over batches.
     """
@@ -114,7 +114,7 @@ def picture_seeds(seed: int, count: int) -> list[int]:
 
 @dataclass
 class RealPictures:
-    """Moments of the judge's features of real pictures, and the floor, one set per evaluation seed; kept once made."""
+    """Moments of the judge's features of real pictures, and the floor, per evaluation seed; kept."""
 
     reader: SceneReader
     _known: dict[tuple[int, int], tuple[Moments, float]] = field(default_factory=dict)

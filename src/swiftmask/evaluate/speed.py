@@ -1,9 +1,9 @@
 """How long one decode step takes, with and without the backbone, beside what the machine's matmul can do.
 
-A step is the decode loop's own: features (all guidance branches in one forward), head, sampling, writing. The tasks
-are timed in turn, round after round, so that whatever else the machine does hits all of them alike; medians and
-interquartile ranges are reported, after warm-up rounds that do not count. Speed does not depend on the weights,
-so random ones do.
+A step is the decode loop's own: features (all guidance branches in one forward), head, sampling, writing.
+The tasks are timed in turn, round after round, so that whatever else the machine does hits all of them alike;
+medians and interquartile ranges are reported, after warm-up rounds that do not count. Speed does not depend
+on the weights, so random ones do.
 """
 
 import statistics
@@ -133,7 +133,7 @@ def step_tasks(
 ) -> tuple[Task, Task]:
     """Step `index` of the decode loop with the full model, and with `accelerated` in place of the backbone.
 
-    Which tokens are on the canvas does not matter for speed: it starts random, with as many masked as the step has.
+    Which tokens are on the canvas does not matter for speed, only how many are masked: they are random.
     """
     if not 1 <= index < len(schedule):
         raise ValueError(f"the step to time must be one of 1..{len(schedule) - 1}, got {index}")
@@ -207,7 +207,7 @@ class SpeedSetup:
 
     Attributes:
         full_flops, fast_flops: operations of a full and of an accelerated step, whole batch.
-        decodes: the two whole decodes (accelerated, full) to time as well; None computes their ratio from the steps.
+        decodes: whole decodes (accelerated, full) to time as well; None computes their ratio from the steps.
         matmul_sizes: sides of the square matmuls; the fastest counts as the peak.
     """
 

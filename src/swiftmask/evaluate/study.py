@@ -1,9 +1,9 @@
 """A study: every row under every evaluation seed, resumable.
 
-The folder holds `measurements.jsonl` (first line: which model) and the tokens of reference rows; every file is
-written whole or not at all, so a killed run continues where it was. Seeds are the outer loop: what the machine does
-meanwhile hits all rows alike. A row whose own weights or schedule changed is measured again; results of another
-base model are refused.
+The folder holds `measurements.jsonl` (first line: which model) and the tokens of reference rows; every file
+is written whole or not at all, so a killed run continues where it was. Seeds are the outer loop: what the
+machine does meanwhile hits all rows alike. A row whose own weights or schedule changed is measured again;
+results of another base model are refused.
 """
 
 import json
@@ -102,7 +102,7 @@ def run_study(
     return [done[key] for key in wanted]
 
 
-def _measure(  # noqa: PLR0913
+def _measure(
     row: Row,
     rows: Sequence[Row],
     sample: Sample,

@@ -1,4 +1,4 @@
-"""The table of a study: means and spreads over evaluation seeds, and what fewer steps at the same cost would give."""
+"""The table of a study: means and spreads over evaluation seeds, and what fewer steps at equal cost give."""
 
 import json
 import math
@@ -31,8 +31,9 @@ class RowSummary:
     """One line of the table.
 
     Attributes:
-        equal_cost_score, equal_cost_fd_scenes: of the vanilla model with as many steps as this row's GFLOP would pay
-            for (interpolated along the logarithm of the cost); None for vanilla rows and outside its range.
+        equal_cost_score, equal_cost_fd_scenes: of the vanilla model with as many steps as this row's GFLOP
+            would pay for (interpolated along the logarithm of the cost); None for vanilla rows and outside
+            its range.
     """
 
     name: str
@@ -170,11 +171,13 @@ def table(report: QualityReport) -> list[tuple[str, ...]]:
 def caption(report: QualityReport) -> str:
     """What a reader must know beside the table."""
     return (
-        f"N = {report.N} pictures per row and evaluation seed, {report.seeds} seeds (mean ± standard deviation); "
-        f"fd_scenes of real pictures to other real ones at the same N (the floor): {report.floor.text(3)}. "
-        f"GFLOP and ms are per picture, token decode only, batch {report.batch_size}. "
-        "Same cost, fewer steps: what the full model scores (and its fd_scenes) with as many steps as this row's "
-        f"GFLOP pay for. {report.model}, {report.machine}, commit {report.commit}, {report.date}."
+        f"N = {report.N} pictures per row and evaluation seed, {report.seeds} seeds "
+        "(mean ± standard deviation); fd_scenes of real pictures to other real ones at the same N "
+        f"(the floor): {report.floor.text(3)}. GFLOP and ms are per picture, token decode only, "
+        f"batch {report.batch_size}. Same cost, fewer steps: what the full model scores (and its "
+        "fd_scenes) with as many steps as this row's GFLOP pay for. Tokens kept: share equal to the "
+        f"full model's at the same steps. {report.model}, {report.machine}, commit {report.commit}, "
+        f"{report.date}."
     )
 
 

@@ -109,7 +109,7 @@ def recipe() -> MaskGITRecipe:
         grid=tokenizer.codec.grid,
     )
     training = TrainingConfig(
-        num_steps=3200,
+        num_steps=2600,
         batch_size=128,
         learning_rate=2e-3,
         muon_learning_rate=2e-3,

@@ -105,10 +105,8 @@ def train(
 
 
 def _start(model: nn.Module, config: TrainingConfig, folder: Path, name: str) -> Run:
-    autocast = "no" if config.precision == "bf16-weights" else config.precision
-    accelerator = Accelerator(
-        mixed_precision=autocast, log_with=list(config.report_to) or None, project_dir=folder
-    )
+    # Precision is ours (`_one_step`): accelerate's is process-wide state, and a recipe may train two networks.
+    accelerator = Accelerator(log_with=list(config.report_to) or None, project_dir=folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(accelerator.device)
     average = averaged(model, config.ema_decay)
@@ -129,7 +127,7 @@ def _one_step(run: Run, batches: Batches, train_step: TrainStep, config: Trainin
     batch = batches(run.step, rank, accelerator.num_processes)
     torch.manual_seed(step_seed(config.seed, run.step, rank))
     run.model.train()
-    with accelerator.autocast():
+    with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         loss, metrics = train_step(_computing(run.model, config), batch)
     if not torch.isfinite(loss):
         torch.save(batch, run.folder / "bad_batch.pt")

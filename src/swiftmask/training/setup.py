@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,8 @@ class TrainingConfig:
         muon_learning_rate: if set, hidden matrices use Muon (Jordan et al., 2024) with this rate, the rest
             AdamW.
         ema_decay: of the averaged weights, which are the ones evaluated and kept.
-        precision: accelerate's mixed precision "no", "bf16" or "fp16"; or "bf16-weights", which casts the
-            float32 weights once per step and computes wholly in bfloat16 (on a CPU a third faster than
-            autocast).
+        precision: "no" (float32), "bf16" (autocast), or "bf16-weights", which casts the float32 weights once
+            per step and computes wholly in bfloat16 (on a CPU a third faster than autocast).
         report_to: accelerate trackers by name ("tensorboard", "wandb", "trackio").
     """
 
@@ -44,7 +44,7 @@ class TrainingConfig:
     warmup_steps: int = 200
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
-    precision: str = "bf16"
+    precision: Literal["no", "bf16", "bf16-weights"] = "bf16"
     seed: int = 0
     save_every: int = 500
     log_every: int = 50

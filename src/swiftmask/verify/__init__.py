@@ -1,0 +1,10 @@
+"""Proof against the references: recorded inputs and outputs, compared with what our models compute.
+
+A case is `NAME.json` with `NAME.safetensors`, or `manifests/NAME.json`. The kind is the beginning of the name;
+each kind is a module of `verify/kinds` with `check(case) -> list[Check]`, which takes every size from the
+case's own config.
+"""
+
+from swiftmask.verify.cases import Case, Check, Report, verify_folder
+
+__all__ = ["Case", "Check", "Report", "verify_folder"]

@@ -1,0 +1,215 @@
+"""Finding the cases of a folder, running each on its own, and comparing tensors."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+RELATIVE_TOLERANCE = 1e-5
+"""Largest error of a float tensor, as a share of the reference's largest value."""
+
+_LATER = ("mar", "meissonic", "dimoo", "lumina_dimoo")
+"""Kinds whose models are not here yet, by the beginning of their names."""
+
+MANIFESTS = "manifests"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One comparison. `error` is the largest absolute error, or for exact ones the number of differences."""
+
+    name: str
+    error: float | None
+    tolerance: float
+    ok: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A golden file: its config, and its tensors by group ("state", "in", "out", "base")."""
+
+    name: str
+    folder: Path
+    content: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        config = self.content.get("config", self.content)
+        if not isinstance(config, Mapping):
+            raise ValueError(f"{self.name}.json: expected an object under config")
+        return config
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors `prefix.*`, without the prefix."""
+        start = f"{prefix}."
+        return {
+            key.removeprefix(start): value for key, value in self.tensors.items() if key.startswith(start)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of one case."""
+
+    name: str
+    status: Literal["passed", "failed", "not yet"]
+    checks: list[Check] = field(default_factory=list)
+    message: str = ""
+
+
+def verify_folder(folder: str | Path, *, only: str | None = None) -> list[Report]:
+    """Every case of the folder, or those whose names begin with `only` (with or without "manifests/").
+
+    A case that cannot be read or run fails with a message; the others still run. Kinds whose models are not
+    here are "not yet", or fail if `only` selected them.
+
+    Errors: FileNotFoundError if there is no such folder; ValueError if it has no cases, or none is selected.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    names = case_names(folder)
+    if not names:
+        raise ValueError(
+            f"{folder} holds no cases: expected NAME.json with NAME.safetensors, or manifests/NAME.json"
+        )
+    chosen = [
+        name for name in names if only is None or name.startswith(only) or _short(name).startswith(only)
+    ]
+    if not chosen:
+        raise ValueError(f"no case begins with {only!r}: there is {', '.join(names)}")
+    return [_report(folder, name, selected=only is not None) for name in chosen]
+
+
+def case_names(folder: Path) -> list[str]:
+    """Names of the cases, without suffix; a file whose partner is missing counts."""
+    cases = {path.stem for suffix in ("*.json", "*.safetensors") for path in folder.glob(suffix)}
+    manifests = {f"{MANIFESTS}/{path.stem}" for path in (folder / MANIFESTS).glob("*.json")}
+    return sorted(cases) + sorted(manifests)
+
+
+def kinds() -> list[str]:
+    """The kinds that can be verified."""
+    return sorted(module.name for module in iter_modules([str(Path(__file__).parent / "kinds")]))
+
+
+def kind_of(name: str, content: Mapping[str, Any]) -> str | None:
+    """The longest kind the name begins with; else the one its own `name` begins with."""
+    for text in (name, str(content.get("name", ""))):
+        found = [kind for kind in kinds() if text.startswith(kind)]
+        if found:
+            return max(found, key=len)
+    return None
+
+
+def read_case(folder: Path, name: str) -> Case:
+    """Errors: FileNotFoundError or ValueError naming the missing or damaged file."""
+    content = _read_json(folder / f"{name}.json")
+    path = folder / f"{name}.safetensors"
+    if not path.exists():
+        tensors = {}
+        if "tensors" in content and not name.startswith(f"{MANIFESTS}/"):
+            raise FileNotFoundError(f"{path.name} is missing beside {name}.json")
+    else:
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path.name} is damaged or truncated ({error})") from error
+    return Case(name, folder, content, tensors)
+
+
+def compare(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[Check]:
+    """Our outputs beside the recorded `out.*`, by name: floats within the tolerance, the rest exactly."""
+    if not expected:
+        return [Check("out", None, 0.0, False, "the file records no outputs")]
+    return [
+        _compared(key, outputs[key], value)
+        if key in outputs
+        else Check(key, None, 0.0, False, "nothing here computes this output")
+        for key, value in expected.items()
+    ]
+
+
+def exactly(name: str, ours: Iterable[object], theirs: Iterable[object], what: str = "") -> Check:
+    """A check that two sequences are equal; the error is the number of places where they differ."""
+    ours, theirs = list(ours), list(theirs)
+    differ = sum(a != b for a, b in zip(ours, theirs, strict=False)) + abs(len(ours) - len(theirs))
+    return Check(name, float(differ), 0.0, differ == 0, what)
+
+
+def _compared(name: str, ours: Tensor, theirs: Tensor) -> Check:
+    if ours.shape != theirs.shape:
+        return Check(name, None, 0.0, False, f"expected shape {tuple(theirs.shape)}, got {tuple(ours.shape)}")
+    if not theirs.is_floating_point():
+        differ = int((ours != theirs).sum())
+        return Check(
+            name, float(differ), 0.0, differ == 0, f"{differ} of {theirs.numel()} differ" if differ else ""
+        )
+    if theirs.numel() == 0:
+        return Check(name, 0.0, 0.0, True)
+    error = float((ours.double() - theirs.double()).abs().max())
+    tolerance = RELATIVE_TOLERANCE * float(theirs.double().abs().max())
+    return Check(name, error, tolerance, error <= tolerance)  # NaN is never within it
+
+
+def _report(folder: Path, name: str, *, selected: bool) -> Report:
+    if _short(name).startswith(_LATER):
+        return (
+            Report(name, "failed", message="not yet: its model is not here")
+            if selected
+            else Report(name, "not yet")
+        )
+    try:
+        content = _read_json(folder / f"{name}.json")
+        kind = MANIFESTS if name.startswith(f"{MANIFESTS}/") else kind_of(name, content)
+        if kind is None:
+            return Report(name, "failed", message=f"unknown kind: there is {', '.join(kinds())}")
+        module = "swiftmask.verify.manifests" if kind == MANIFESTS else f"swiftmask.verify.kinds.{kind}"
+        with torch.no_grad():
+            checks = import_module(module).check(read_case(folder, name))
+    except Exception as error:  # whatever a foreign file does, the other cases still run
+        message = f"missing {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        return Report(name, "failed", message=" ".join(message.split()))
+    return Report(name, "passed" if checks and all(check.ok for check in checks) else "failed", checks)
+
+
+def _short(name: str) -> str:
+    return name.removeprefix(f"{MANIFESTS}/")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path.name} is missing")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path.name} is damaged or truncated ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def sibling_names(case: Case, kind: str) -> list[str]:
+    """Cases of another kind that `case` builds on, likeliest first.
+
+    Its config names them in words under `base`; a case with a suffix of its own ("..._generate_b") may mean
+    the siblings with the same suffix.
+    """
+    named = re.findall(rf"{kind}[\w.-]*", str(case.config.get("base", "")))
+    own_kind = kind_of(case.name, case.content) or case.name
+    suffix = case.name.removeprefix(own_kind) if case.name.startswith(own_kind) else ""
+    candidates = [f"{kind}{suffix}", *(name.rstrip(".") for name in named), kind]
+    if any(name != kind for name in named):
+        candidates = [*(name.rstrip(".") for name in named), *candidates]
+    return list(dict.fromkeys(name for name in candidates if name))

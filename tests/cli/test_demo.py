@@ -1,0 +1,80 @@
+"""`swiftmask demo` on a tiny model: files, report, and a second run."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from swiftmask.cli.bench import BenchQuality
+from swiftmask.cli.demo import Demo
+
+
+def _demo(model: Path, out: Path) -> Demo:
+    return Demo(
+        model=str(model),
+        out=out,
+        steps=4,
+        full_steps=1,
+        pictures=12,
+        shown=3,
+        results=out / "results",
+        json=True,
+    )
+
+
+def test_demo(tiny_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    demo = _demo(tiny_scenes, tmp_path)
+    assert demo.run() == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in report["rows"]][:2] == ["vanilla-4", "shortcut-4:1"]
+    assert json.loads((tmp_path / "demo.json").read_text()) == report
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "http://" not in page
+    assert "https://" not in page
+    assert all(row["command"] in page for row in report["rows"])
+    assert "N = 12" in page
+    for name in ("grid.png", "timeline.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob("*.png.partial"))
+
+
+def test_again_is_the_same_and_shows_the_frontier(
+    tiny_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = _demo(tiny_scenes, tmp_path)
+    demo.run()
+    first, grid = capsys.readouterr().out, (tmp_path / "grid.png").read_bytes()
+    BenchQuality(
+        model=str(tiny_scenes),
+        steps=(2, 4),
+        shortcut_budgets=("4:2",),
+        rivals=(),
+        pictures=4,
+        seeds=1,
+        out=tmp_path / "results",
+    ).run()
+    capsys.readouterr()
+    replace(demo, json=False).run()
+    printed = capsys.readouterr().out
+    assert "report.html" in printed
+    assert (tmp_path / "grid.png").read_bytes() == grid
+    assert json.loads((tmp_path / "demo.json").read_text())["rows"] == json.loads(first)["rows"]
+    assert (tmp_path / "frontier.png").exists()
+    assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 3
+
+
+def test_missing_weights_are_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swiftmask.registry.bundled_names", lambda kind=None: [])
+    with pytest.raises(ValueError, match="bundled weights of maskgit-scenes are missing") as error:
+        Demo(out=tmp_path / "demo").run()
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_impossible_budget(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="between 1 and the number of steps"):
+        Demo(out=tmp_path, steps=4, full_steps=5).run()
+    with pytest.raises(ValueError, match="--shown"):
+        Demo(out=tmp_path, shown=300).run()

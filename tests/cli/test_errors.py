@@ -1,0 +1,174 @@
+"""A user's mistake is one line on stderr and exit code 2, never a traceback."""
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from swiftmask.cli import main
+from swiftmask.cli.errors import flatten
+
+TINY = "TINY"
+"""Stands for the tiny model's folder."""
+
+
+def failed(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) -> str:
+    """The one line a failing command says."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    said = capsys.readouterr().err
+    assert stop.value.code == code, said
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) == 1, said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["generat"], "did you mean generate"),
+        (["bench"], "bench quality or bench speed"),
+        (["nonsense"], "swiftmask --help"),
+        (["generate", "maskgit-scene", "0"], "unknown model 'maskgit-scene'"),
+        (["generate", "./nowhere", "0"], "no such model"),
+        (["generate", TINY, "0", "--stepss", "3"], "did you mean --steps"),
+        (["generate", TINY, "0", "--steps", "many"], "--steps"),
+        (["generate", TINY, "0", "--caching", "reused"], "--caching"),
+        (["generate"], "swiftmask generate --help"),
+        (["generate", TINY], "nothing to draw"),
+        (["generate", TINY, "7"], "unknown class '7'"),
+        (["generate", TINY, "cat"], "unknown class 'cat'"),
+        (["generate", TINY, "--prompt", "a red circle"], "draws classes, not prompts"),
+        (["generate", TINY, "0", "--prompt", "a"], "not both"),
+        (["generate", TINY, "0", "--steps", "0"], "at least 1, got 0"),
+        (["generate", TINY, "0", "--steps", "17"], "16 masked tokens"),
+        (["generate", TINY, "0", "--full-steps", "2"], "needs --shortcut or --caching"),
+        (["generate", TINY, "0", "--steps", "4", "--caching", "reuse", "--full-steps", "5"], "got 5"),
+        (["generate", TINY, "0", "--caching", "reuse", "--full-steps", "0"], "at least 1, got 0"),
+        (["generate", TINY, "0", "--shortcut", "auto"], "unknown shortcut 'tiny-shortcut'"),
+        (["generate", TINY, "0", "--shortcut", "./nowhere.pth"], "no such shortcut"),
+        (["generate", TINY, "0", "--num", "0"], "at least 1"),
+        (["generate", TINY, "0", "--seeds", "-1"], "seeds must be between"),
+        (["generate", TINY, "0", "--dtype", "float12"], "unknown dtype"),
+        (["generate", TINY, "0", "--device", "toaster"], "unknown device"),
+        (["train", "maskgit-scene"], "did you mean maskgit-scenes"),
+        (["train", "maskgit-scenes", "training.num_step=3"], "did you mean training.num_steps"),
+        (["train", "maskgit-scenes", "training.num_steps=few"], "expects int, got 'few'"),
+        (["train", "maskgit-scenes", "faster"], "key=value"),
+        (["convert", "nowhere.pth", "--out", "x"], "--codec"),
+        (["convert", "nowhere.pth", "--codec", "nowhere.ckpt", "--out", "x"], "no such"),
+        (["verify", "./nowhere"], "no such folder"),
+    ],
+)
+def test_one_line_and_exit_code_2(
+    arguments: list[str],
+    complaint: str,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = failed(capsys, *[str(tiny_folder) if argument == TINY else argument for argument in arguments])
+    assert complaint in said
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_damaged_weights(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = shutil.copytree(tiny_folder, tmp_path / "broken")
+    whole = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "truncated" in failed(capsys, "generate", broken, "0", "--out", tmp_path / "out")
+    (broken / "model.safetensors").unlink()
+    assert "no such weights file" in failed(capsys, "generate", broken, "0", "--out", tmp_path / "out")
+    (broken / "config.json").write_text("{")
+    assert "damaged" in failed(capsys, "generate", broken, "0", "--out", tmp_path / "out")
+
+
+def test_wrong_architecture(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, codec = tmp_path / "other.pth", tmp_path / "last.ckpt"
+    torch.save({"conv1.weight": torch.zeros(3, 3)}, path)
+    torch.save({"state_dict": {"conv1.weight": torch.zeros(3, 3)}}, codec)
+    said = failed(capsys, "convert", path, "--codec", codec, "--out", tmp_path / "out")
+    assert "is not the MaskGIT v1.0 transformer" in said
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["transformer"]["depth"] = 3
+    (other / "config.json").write_text(json.dumps(config))
+    assert "missing" in failed(capsys, "generate", other, "0", "--out", tmp_path / "out")
+
+
+def test_shortcut_of_another_base(
+    tiny_folder: Path, tiny_shortcut_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(tiny_shortcut_folder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["base_model"]["grid"] = [9, 9]
+    (other / "config.json").write_text(json.dumps(config))
+    said = failed(capsys, "generate", tiny_folder, "0", "--shortcut", other, "--out", tmp_path / "out")
+    assert "does not fit this model" in said
+
+
+def test_disk_full(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: object, path: Path, **_: object) -> None:
+        path.write_bytes(b"half a pic")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("PIL.Image.Image.save", full)
+    said = failed(capsys, "generate", tiny_folder, "0", "--steps", "2", "--out", tmp_path / "out")
+    assert "no space left on device" in said
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_out_is_a_file(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("x")
+    assert "is a file" in failed(capsys, "generate", tiny_folder, "0", "--out", tmp_path / "file")
+    assert "is a file" in failed(capsys, "train", "maskgit-scenes", "--out", tmp_path / "file")
+
+
+def test_interruption_leaves_whole_files_only(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import swiftmask.cli.generate as command
+
+    saved = []
+
+    def interrupted(*arguments: object) -> None:
+        if saved:
+            raise KeyboardInterrupt
+        saved.append(arguments)
+        original(*arguments)  # type: ignore[arg-type]
+
+    original = command._save
+    monkeypatch.setattr(command, "_save", interrupted)
+    said = failed(capsys, "generate", tiny_folder, "0", "1", "--steps", "2", "--out", tmp_path, code=130)
+    assert "interrupted" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["0-0.png"]
+
+
+def test_a_defect_of_ours_is_no_traceback_either(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("oh\nno")
+
+    monkeypatch.setattr("swiftmask.api.load", broken)
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", str(tiny_folder), "0"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert "RuntimeError: oh no" in said
+    assert "Traceback" not in said
+    with pytest.raises(SystemExit):
+        main(["generate", str(tiny_folder), "0", "--debug"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_flattened_box() -> None:
+    box = "╭─ Oops ─╮\n│ Unrecognized options: --a │\n│ ──── │\n│ Perhaps you meant: │\n│ --b INT │\n╰───╯\n"
+    assert flatten(box) == "Unrecognized options: --a (did you mean --b?)"

@@ -1,0 +1,218 @@
+"""Rows under paired seeds: pairing, resuming, refusing, and the table that comes of it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from swiftmask.data.scenes import class_scenes, render
+from swiftmask.evaluate.frontier import frontier_png
+from swiftmask.evaluate.quality import (
+    Draw,
+    Drawn,
+    RealPictures,
+    Row,
+    Sample,
+    measure,
+    picture_labels,
+    picture_seeds,
+)
+from swiftmask.evaluate.study import Store, run_study
+from swiftmask.evaluate.summary import (
+    Origin,
+    QualityReport,
+    at_cost,
+    markdown,
+    read_report,
+    summarise,
+    write_report,
+)
+from swiftmask.rewards.scenes import load_judge
+
+SAMPLE = Sample(num_pictures=20, num_seeds=2, batch_size=8)
+ORIGIN = Origin(model="toy", commit="abc", date="2026-01-01", machine="a machine", command="swiftmask bench")
+
+
+def _painter(noise: float, calls: list[tuple[list[int], list[int]]] | None = None) -> Draw:
+    """Draws the scenes themselves, spoilt by `noise`."""
+
+    def draw(labels: list[int], seeds: list[int]) -> Drawn:
+        if calls is not None:
+            calls.append((labels, seeds))
+        images_B3HW = render(class_scenes(torch.tensor(labels), torch.tensor(seeds)))
+        spoilt = images_B3HW + noise * torch.randn(
+            images_B3HW.shape, generator=torch.Generator().manual_seed(0)
+        )
+        tokens_BL = torch.tensor(seeds)[:, None] % 7 + torch.zeros(1, 4, dtype=torch.long)
+        tokens_BL[:, 0] += int(noise > 0)
+        return Drawn(spoilt.clamp(0, 1), tokens_BL, 0.008)
+
+    return draw
+
+
+def _row(name: str, noise: float = 0.0, flops: int = 1000, **fields: object) -> Row:
+    series, _, steps = name.partition("-")
+    row = Row(
+        name=name,
+        series=series,
+        steps=int(steps),
+        full_steps=int(steps),
+        calls={"backbone": int(steps)},
+        flops=flops,
+        command=f"swiftmask evaluate --steps {steps}",
+        fingerprint=f"{name}{noise}",
+        draw=_painter(noise),
+    )
+    return replace(row, **fields)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def real() -> RealPictures:
+    return RealPictures(load_judge())
+
+
+def test_pictures_are_paired_and_seeds_are_independent(real: RealPictures) -> None:
+    calls: list[tuple[list[int], list[int]]] = []
+    measure(_row("vanilla-4", draw=_painter(0, calls)), 1, SAMPLE, real)
+    assert [len(labels) for labels, _ in calls] == [8, 8, 4]
+    assert [seed for _, seeds in calls for seed in seeds] == [1_000_003 + i for i in range(20)]
+    assert [label for labels, _ in calls for label in labels] == picture_labels(20) == list(range(20))
+    assert not set(picture_seeds(0, 20)) & set(picture_seeds(1, 20))
+
+
+def test_real_scenes_score_one_and_noise_costs(real: RealPictures) -> None:
+    clean, _ = measure(_row("vanilla-4"), 0, SAMPLE, real)
+    noisy, _ = measure(_row("vanilla-4", noise=0.5), 0, SAMPLE, real)
+    assert clean.score == pytest.approx(1.0, abs=0.03)
+    assert noisy.score < clean.score
+    assert noisy.fd_scenes > 2 * clean.fd_scenes
+    assert clean.floor == noisy.floor > 0
+    assert clean.fd_scenes < 3 * clean.floor
+    assert clean.ms_per_picture == pytest.approx(1.0)
+    assert clean.peak_memory_bytes > 0
+
+
+def test_agreement_with_the_reference(real: RealPictures, tmp_path: Path) -> None:
+    rows = [_row("shortcut-4", noise=0.1, reference="vanilla-4"), _row("vanilla-4")]
+    found = run_study(rows, SAMPLE, Store(tmp_path, "m"), real)
+    by_row = {m.row: m.agreement for m in found}
+    assert by_row == {"vanilla-4": None, "shortcut-4": 0.75}
+
+
+def test_a_killed_study_continues(real: RealPictures, tmp_path: Path) -> None:
+    counter: list[tuple[list[int], list[int]]] = []
+
+    def killed(labels: list[int], seeds: list[int]) -> Drawn:
+        raise KeyboardInterrupt
+
+    first = _row("vanilla-4", draw=_painter(0, counter))
+    second = _row("shortcut-4", noise=0.1, reference="vanilla-4")
+    with pytest.raises(KeyboardInterrupt):
+        run_study([first, replace(second, draw=killed)], SAMPLE, Store(tmp_path, "m"), real)
+    assert len(counter) == 3
+    seen: list[tuple[str, int]] = []
+    store = Store(tmp_path, "m")
+    found = run_study([first, second], SAMPLE, store, real, lambda row, count: seen.append((row, count)))
+    assert len(counter) == 6, "the first seed of the first row was measured again"
+    assert sum(count for _, count in seen) == 2 * 2 * 20
+    assert found == run_study([first, second], SAMPLE, store, real)
+    assert len(counter) == 6
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_other_weights_are_not_mixed(real: RealPictures, tmp_path: Path) -> None:
+    rows = [_row("vanilla-4")]
+    run_study(rows, SAMPLE, Store(tmp_path, "maskgit abc"), real)
+    with pytest.raises(ValueError, match="another model .*abc.*def.*--out"):
+        run_study(rows, SAMPLE, Store(tmp_path, "maskgit def"), real)
+    counter: list[tuple[list[int], list[int]]] = []
+    retrained = _row("vanilla-4", fingerprint="new", draw=_painter(0, counter))
+    run_study([retrained], SAMPLE, Store(tmp_path, "maskgit abc"), real)
+    assert len(counter) == 6
+
+
+def test_complaints(real: RealPictures, tmp_path: Path) -> None:
+    store = Store(tmp_path, "m")
+    with pytest.raises(ValueError, match="must differ"):
+        run_study([_row("vanilla-4"), _row("vanilla-4")], SAMPLE, store, real)
+    with pytest.raises(ValueError, match="no row is called vanilla-9"):
+        run_study([_row("vanilla-4", reference="vanilla-9")], SAMPLE, store, real)
+    store.path.write_text("{")
+    with pytest.raises(ValueError, match="remove it to start anew"):
+        store.read()
+    with pytest.raises(ValueError, match="at least 2 pictures"):
+        Sample(num_pictures=1)
+
+
+@pytest.fixture(scope="module")
+def report(real: RealPictures, tmp_path_factory: pytest.TempPathFactory) -> QualityReport:
+    rows = [
+        _row("vanilla-4", noise=0.4, flops=10**9),
+        _row("vanilla-8", flops=4 * 10**9),
+        _row("shortcut-8", noise=0.1, flops=2 * 10**9, reference="vanilla-8", full_steps=4),
+    ]
+    found = run_study(rows, SAMPLE, Store(tmp_path_factory.mktemp("study"), "m"), real)
+    return summarise(rows, found, SAMPLE, ORIGIN)
+
+
+def test_summary(report: QualityReport, tmp_path: Path) -> None:
+    fewest, most, shortcut = report.rows
+    assert (report.N, report.seeds) == (20, 2)
+    assert shortcut.equal_cost_score == pytest.approx((fewest.score.mean + most.score.mean) / 2)
+    assert most.equal_cost_score is None
+    assert report.floor.mean > 0
+    write_report(report, tmp_path / "report.json")
+    assert read_report(tmp_path / "report.json") == report
+    keys = {"model", "commit", "date", "machine", "N", "seeds", "floor", "rows"}
+    assert keys <= set(json.loads((tmp_path / "report.json").read_text()))
+    text = markdown(report)
+    assert "N = 20" in text
+    assert "floor" in text
+    assert all(f"`{row.command}`" in text for row in report.rows)
+    assert "FID" not in text
+
+
+def test_curve_between_and_outside_its_points() -> None:
+    curve = [(1.0, 0.0), (4.0, 1.0)]
+    assert at_cost(2.0, curve) == pytest.approx(0.5)
+    assert at_cost(4.0, curve) == 1.0
+    assert at_cost(0.5, curve) is None
+    assert at_cost(5.0, curve) is None
+
+
+def test_frontier_is_a_png(report: QualityReport) -> None:
+    assert frontier_png(report).startswith(b"\x89PNG")
+
+
+def test_a_report_page_stands_alone(report: QualityReport) -> None:
+    from swiftmask.evaluate.report import Picture, html_report
+
+    picture = Picture(heading="Grid", png=frontier_png(report), alt="<plot>", caption="a & b")
+    page = html_report("A title", "A summary.", report, [picture])
+    assert "http" not in page.replace("http-equiv", "")
+    assert 'src="data:image/png;base64,' in page
+    assert "prefers-color-scheme: dark" in page
+    assert "a &amp; b" in page
+    assert "&lt;plot&gt;" in page
+    assert all(row.command in page for row in report.rows)
+
+
+def test_sheets() -> None:
+    from io import BytesIO
+
+    from PIL import Image
+
+    from swiftmask.evaluate.sheets import filmstrip, side_by_side
+
+    images_B3HW: Tensor = torch.rand(3, 3, 8, 8)
+    sheet = Image.open(BytesIO(side_by_side([images_B3HW, images_B3HW], scale=2)))
+    assert sheet.size == (3 * 20 + 4, 2 * 20 + 4)
+    masked_SL = torch.tensor([[True, False, False, False]] * 3)
+    strip = Image.open(BytesIO(filmstrip(torch.zeros(3, 3, 8, 8), masked_SL, (2, 2), scale=1)))
+    assert strip.getpixel((5, 5)) == (140, 140, 140)
+    assert strip.getpixel((10, 10)) == (0, 0, 0)
+    with pytest.raises(ValueError, match="equal pictures"):
+        side_by_side([images_B3HW, images_B3HW[:2]])

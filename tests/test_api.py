@@ -1,0 +1,163 @@
+"""`load` and `accelerate`: every kind of source, and a clear complaint about everything else."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import swiftmask
+from swiftmask import registry
+from swiftmask.methods.shortcut import Shortcut, ShortcutConfig
+from swiftmask.models.maskgit import MaskGIT
+
+LABELS, SEEDS = [3, 0, 6], [5, 1, 2**40]
+
+
+@pytest.fixture
+def pipeline(tiny_folder: Path) -> swiftmask.Pipeline:
+    return swiftmask.load(tiny_folder)
+
+
+@pytest.fixture
+def upstream(tmp_path: Path, golden_maskgit: MaskGIT) -> Path:
+    """The released layout, with weights of the released vocabulary at toy width."""
+    from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
+    from swiftmask.models.maskgit.network import Transformer, TransformerConfig
+
+    sizes = TransformerConfig(
+        width=32, depth=1, num_heads=16, mlp_width=32, codebook_size=1024, num_classes=7, grid=4
+    )
+    codec = VQGANConfig(
+        ch=32,
+        ch_mult=(1, 1),
+        num_res_blocks=1,
+        attn_resolutions=(),
+        resolution=256,
+        z_channels=8,
+        n_embed=1024,
+        embed_dim=8,
+    )
+    (tmp_path / "MaskGIT").mkdir()
+    (tmp_path / "VQGAN").mkdir()
+    released = {"iter": 1, "model_state_dict": Transformer(sizes).state_dict()}
+    torch.save(released, tmp_path / "MaskGIT" / "MaskGIT_ImageNet_256.pth")
+    torch.save({"state_dict": VQGAN(codec).state_dict()}, tmp_path / "VQGAN" / "last.ckpt")
+    return tmp_path
+
+
+def test_a_folder_draws(pipeline: swiftmask.Pipeline) -> None:
+    result = pipeline.generate(LABELS, seeds=SEEDS, steps=4)
+    assert [image.size for image in result.images] == [(8, 8)] * 3
+    assert result.cost.calls["backbone"] == 4
+    assert pipeline.name == "tiny"
+
+
+def test_released_file_and_upstream_layout(upstream: Path) -> None:
+    path, codec = upstream / "MaskGIT" / "MaskGIT_ImageNet_256.pth", upstream / "VQGAN" / "last.ckpt"
+    by_file, by_folder = swiftmask.load(path, codec=codec), swiftmask.load(upstream)
+    pictures = [p.generate([1], seeds=[3], steps=2, output_type="pt").images for p in (by_file, by_folder)]
+    assert torch.equal(*pictures)
+    with pytest.raises(ValueError, match=r"codec='VQGAN/last\.ckpt'"):
+        swiftmask.load(path)
+    shutil.copy(path, path.with_name("MaskGIT_ImageNet_512.pth"))
+    with pytest.raises(ValueError, match="several models"):
+        swiftmask.load(upstream)
+
+
+def test_dtype(tiny_folder: Path) -> None:
+    pipeline = swiftmask.load(tiny_folder, dtype="bfloat16", device="cpu")
+    assert pipeline.model.transformer.pos_emb.dtype == torch.bfloat16  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="did you mean bfloat16"):
+        swiftmask.load(tiny_folder, dtype="bfloat")
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("maskgit-scene", "unknown model"),
+        ("scenes-judge", "holds no model"),
+        ("./nowhere", "no such model file or folder"),
+        ("nowhere.pth", "no such model file or folder"),
+        ("nobody/nothing", "no model 'nobody/nothing'"),
+    ],
+)
+def test_an_unknown_source(source: str, complaint: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=complaint) as caught:
+        swiftmask.load(source, local_files_only=True)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_damaged_folders(tiny_folder: Path, tiny_shortcut_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="expected config.json"):
+        swiftmask.load(tmp_path)
+    with pytest.raises(ValueError, match="accelerate"):
+        swiftmask.load(tiny_shortcut_folder)
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    weights = other / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="truncated"):
+        swiftmask.load(other)
+    (other / "config.json").write_text(json.dumps({"model": "maskgitt"}))
+    with pytest.raises(ValueError, match="did you mean maskgit"):
+        swiftmask.load(other)
+
+
+def test_a_shortcut_saves_backbone_calls(pipeline: swiftmask.Pipeline, tiny_shortcut_folder: Path) -> None:
+    fast = swiftmask.accelerate(pipeline, shortcut=tiny_shortcut_folder, full_steps=2)
+    assert fast.generate(LABELS, steps=6).cost.calls["shortcut"] == 4
+    assert pipeline.generate(LABELS, steps=6).cost.calls["backbone"] == 6
+    assert fast.generate(LABELS, steps=6).cost.flops < pipeline.generate(LABELS, steps=6).cost.flops
+
+
+@pytest.mark.parametrize("caching", ["reuse", "extrapolation-1", "extrapolation-2"])
+def test_every_step_full_is_the_vanilla_picture(caching: str, pipeline: swiftmask.Pipeline) -> None:
+    fast = swiftmask.accelerate(pipeline, caching=caching, full_steps=5)
+    ours, theirs = (p.generate(LABELS, seeds=SEEDS, steps=5).trajectory for p in (fast, pipeline))
+    assert torch.equal(ours.tokens_BL, theirs.tokens_BL)
+
+
+def test_default_and_chosen_placement(pipeline: swiftmask.Pipeline, golden_shortcut: Shortcut) -> None:
+    assert swiftmask.accelerate(pipeline, shortcut=golden_shortcut).full_steps == pipeline.steps // 2
+    fast = swiftmask.accelerate(pipeline, shortcut=golden_shortcut, full_steps=[4, 0])
+    assert [step.index for step in fast.schedule(6) if step.full] == [0, 4]
+
+
+def test_what_accelerate_refuses(pipeline: swiftmask.Pipeline, tiny_shortcut_folder: Path) -> None:
+    def refused(match: str, **settings: object) -> None:
+        with pytest.raises((ValueError, FileNotFoundError), match=match):
+            swiftmask.accelerate(pipeline, **settings)  # type: ignore[arg-type]
+
+    refused("one of shortcut=... and caching=..., got neither")
+    refused("got both", shortcut=tiny_shortcut_folder, caching="reuse")
+    refused("did you mean extrapolation-", caching="extrapolation")
+    refused("at least 1", caching="reuse", full_steps=0)
+    refused("step 0", caching="reuse", full_steps=[1, 2])
+    refused("no such shortcut", shortcut="./nowhere")
+    refused("unknown shortcut", shortcut="nowhere")
+    refused("width", shortcut=Shortcut(ShortcutConfig(width=32, bottleneck_width=16)))
+    with pytest.raises(ValueError, match="between 1 and the number of steps"):
+        swiftmask.accelerate(pipeline, caching="reuse", full_steps=9).generate(LABELS, steps=4)
+
+
+def test_registry_finds_folders() -> None:
+    assert "maskgit" in registry.model_names()
+    assert {"shortcut", "caching"} <= set(registry.method_names())
+    assert {"maskgit-scenes", "maskgit-scenes-tokenizer"} <= set(registry.recipe_names())
+    assert "provenance" not in registry.recipe_names()
+    assert {"scenes-judge", "scenes-reward"} <= set(registry.bundled_names("reader"))
+
+
+def test_description_of_a_folder(tiny_folder: Path, golden_maskgit: MaskGIT) -> None:
+    weights = registry.describe(tiny_folder)
+    assert (weights.kind, weights.family) == ("model", "maskgit")
+    assert weights.num_parameters == sum(p.numel() for p in golden_maskgit.parameters())
+    assert weights.measured == {"judge_score": 0.5}
+
+
+def test_public_names() -> None:
+    for name in swiftmask.__all__:
+        assert getattr(swiftmask, name) is not None
+    with pytest.raises(AttributeError, match="no attribute"):
+        _ = swiftmask.nothing  # type: ignore[attr-defined]
