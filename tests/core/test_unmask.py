@@ -172,3 +172,29 @@ def test_halton_starts_in_the_middle_and_spreads() -> None:
     first_quarter = halton_order((16, 16))[:64]
     quadrants = torch.bincount(first_quarter // 128 * 2 + first_quarter % 16 // 8, minlength=4)
     assert quadrants.min() >= 12
+
+
+class _Given:
+    """Noise that was written down: Gumbel draws per position; sampling takes code 0."""
+
+    def __init__(self, gumbel_BL: Tensor) -> None:
+        self.gumbel_BL = gumbel_BL
+
+    def categorical(self, probs_BMV: Tensor, positions_BM: Tensor) -> Tensor:
+        return torch.zeros_like(positions_BM)
+
+    def gumbel(self, positions_BM: Tensor) -> Tensor:
+        return self.gumbel_BL.gather(1, positions_BM)
+
+
+@pytest.mark.parametrize(("advantage", "winner"), [(0.95, 1), (1.05, 0)])
+def test_confidence_is_log_prob_plus_scaled_noise(advantage: float, winner: int) -> None:
+    """Position 1 is surer by exactly 1 nat; noise of scale 2 favours position 0 by a little less or more."""
+    log_prob_L = torch.tensor([-2.0, -1.0])
+    logits_BLV = torch.full((1, 2, V), -torch.inf)
+    logits_BLV[..., 0], logits_BLV[..., 1] = log_prob_L, torch.log1p(-log_prob_L.exp())
+    blank = Canvas(torch.full((1, 2), MASK_ID), torch.ones(1, 2, dtype=torch.bool))
+    step = Step(index=0, num_masked_before=2, num_masked_after=1, choice_temperature=2.0)
+    noise = _Given(torch.tensor([[advantage / 2, 0.0]]))
+    decision = by_confidence(_Head(logits_BLV), blank, step, noise)  # type: ignore[arg-type]
+    assert decision.positions_BN.tolist() == [[winner]]

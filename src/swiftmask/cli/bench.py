@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -254,7 +254,8 @@ class BenchSpeed:
         transformer = random_transformer(self.model).to(self.device, getattr(torch, self.dtype))
         with torch.device("meta"):
             codec = VQGAN(RELEASED_VQGAN)  # no step touches the codec, so it takes no memory
-        base = Pipeline(MaskGIT(transformer, codec).requires_grad_(False), name=self.model)
+        model: Any = MaskGIT(transformer, codec).requires_grad_(False)  # the protocol's Condition is wider
+        base = Pipeline(model, name=self.model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             shortcut = Shortcut(RELEASED_SHORTCUT).requires_grad_(False)

@@ -187,11 +187,11 @@ def _found(report: "QualityReport") -> str:
     cheaper = full.gflop_per_picture / fast.gflop_per_picture
     return (
         "A masked image generator fills a canvas of tokens step by step; the learned shortcut replaces most "
-        f"runs of its backbone by a small network. Here {fast.steps} steps with {fast.full_steps} full "
-        f"ones cost {cheaper:.1f} times less work than {full.steps} full steps "
-        f"({full.ms_per_picture:.0f} ms became {fast.ms_per_picture:.0f} ms per picture on this machine); the independent judge finds "
-        f"{100 * fast.score.mean:.1f} % of the asked-for facts in its pictures, against "
-        f"{100 * full.score.mean:.1f} % for the full model."
+        f"runs of its backbone by a small network. Here {fast.steps} steps with {fast.full_steps} full ones "
+        f"cost {cheaper:.1f} times less work than {full.steps} full steps "
+        f"({full.ms_per_picture:.0f} ms became {fast.ms_per_picture:.0f} ms per picture on this machine); "
+        f"the independent judge finds {100 * fast.score.mean:.1f} % of the asked-for facts in its pictures, "
+        f"against {100 * full.score.mean:.1f} % for the full model."
     )
 
 

@@ -89,9 +89,9 @@ def fingerprint(pipeline: "Pipeline", schedule: object = None) -> str:
     import torch
     from torch import nn
 
-    digest = hashlib.sha256(repr((pipeline.model.spec, schedule)).encode())
+    accelerator = None if pipeline.features_fn is None else pipeline.features_fn.name
+    digest = hashlib.sha256(repr((pipeline.model.spec, accelerator, schedule)).encode())
     for part in (pipeline.model, pipeline.features_fn):
-        digest.update(part.name.encode() if part is pipeline.features_fn and part is not None else b"")
         if isinstance(part, nn.Module):
             for key, value in part.state_dict().items():
                 digest.update(key.encode())
@@ -161,15 +161,18 @@ def print_json(content: object) -> None:
 
 def print_table(report: "QualityReport") -> None:
     """The table and its caption on stdout."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from swiftmask.evaluate.summary import HEADINGS, caption, table
 
     console = Console()
-    shown = Table(title=f"{report.model}: quality and cost", title_justify="left")
+    if not console.is_terminal:
+        console = Console(width=120)
+    shown = Table(title=f"{report.model}: quality and cost", title_justify="left", box=box.SIMPLE_HEAD)
     for index, heading in enumerate(HEADINGS):
-        shown.add_column(heading, justify="left" if index == 0 else "right")
+        shown.add_column(heading, justify="right" if index else "left", no_wrap=not index)
     for cells in table(report):
         shown.add_row(*cells)
     console.print(shown)

@@ -1,0 +1,131 @@
+"""The training loop: exact resume, atomic checkpoints, a stop at the first non-finite loss."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from swiftmask.training.checkpoint import save_checkpoint
+from swiftmask.training.loop import NonFiniteLossError, Progress, train
+from swiftmask.training.setup import TrainingConfig, learning_rate_factor, step_seed
+
+
+class Toy(nn.Module):
+    """A block matrix (for Muon), an embedding (for AdamW) and dropout (for the random state)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(5, 8)
+        self.hidden = nn.Linear(8, 8)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        x = self.dropout(self.hidden(self.emb(batch)))
+        loss = (x - 1).square().mean()
+        return loss, {"mean": x.mean()}
+
+
+def train_step(model, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    return model(batch)
+
+
+def batches(step: int, rank: int, num_ranks: int) -> Tensor:
+    return torch.randint(5, (16,), generator=torch.Generator().manual_seed(step_seed(3, step, rank)))
+
+
+def config(num_steps: int, **changes) -> TrainingConfig:
+    settings = {"learning_rate": 0.05, "warmup_steps": 2, "log_every": 1, "save_every": 4, "precision": "no"}
+    return TrainingConfig(num_steps=num_steps, batch_size=16, **(settings | changes))
+
+
+def fresh() -> Toy:
+    torch.manual_seed(0)
+    return Toy()
+
+
+def losses(folder: Path) -> list[str]:
+    return [line.split('"loss": ')[1] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("muon", [None, 0.02])
+def test_a_killed_run_continues_bit_for_bit(tmp_path, muon):
+    settings = config(10, muon_learning_rate=muon)
+    whole = train(fresh(), batches, train_step, settings, tmp_path / "whole", name="toy")
+
+    class KilledError(Exception):
+        pass
+
+    def kill(progress: Progress) -> None:
+        if progress.step == 7:  # after the checkpoint of step 4, before that of step 8
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(fresh(), batches, train_step, settings, tmp_path / "cut", name="toy", on_log=kill)
+    torch.manual_seed(99)  # a new process has another random state and other initial weights
+    resumed = train(Toy(), batches, train_step, settings, tmp_path / "cut", name="toy")
+    assert losses(tmp_path / "cut")[-6:] == losses(tmp_path / "whole")[-6:]
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+def test_training_lowers_the_loss(tmp_path):
+    seen: list[Progress] = []
+    train(fresh(), batches, train_step, config(60), tmp_path, name="toy", on_log=seen.append)
+    assert seen[-1].metrics["loss"] < 0.7 * seen[0].metrics["loss"]
+    assert [progress.step for progress in seen] == list(range(1, 61))
+
+
+def test_bfloat16_weights_leave_float32_masters(tmp_path):
+    seen: list[Progress] = []
+    settings = config(40, precision="bf16-weights")
+    model = train(fresh(), batches, train_step, settings, tmp_path, name="toy", on_log=seen.append)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert seen[-1].metrics["loss"] < seen[0].metrics["loss"]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    train(fresh(), batches, train_step, config(2), tmp_path, name="toy")
+    with pytest.raises(ValueError, match="other settings"):
+        train(fresh(), batches, train_step, config(2, learning_rate=0.01), tmp_path, name="toy")
+
+
+def test_a_non_finite_loss_stops_and_keeps_the_batch(tmp_path):
+    def broken(model, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = model(batch)
+        return loss * float("nan"), metrics
+
+    with pytest.raises(NonFiniteLossError, match="step 1"):
+        train(fresh(), batches, broken, config(3), tmp_path, name="toy")
+    assert torch.equal(torch.load(tmp_path / "bad_batch.pt", weights_only=True), batches(0, 0, 1))
+
+
+def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, {"model": fresh()}, [], 1, "toy")
+    before = path.read_bytes()
+
+    def full_disk(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("swiftmask.training.checkpoint.save_file", full_disk)
+    with pytest.raises(OSError, match="space"):
+        save_checkpoint(path, {"model": fresh()}, [], 2, "toy")
+    assert path.read_bytes() == before
+
+
+def test_learning_rate_warms_up_and_decays_to_zero():
+    settings = config(100, warmup_steps=10)
+    factors = [learning_rate_factor(step, settings) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == 1.0
+    assert factors[100] == pytest.approx(0.0, abs=1e-9)
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+
+
+def test_step_seeds_differ_between_steps_ranks_and_runs():
+    seeds = {
+        step_seed(seed, step, rank) for seed in range(5) for step in range(50) for rank in range(4)
+    }
+    assert len(seeds) == 5 * 50 * 4
+    assert all(0 <= seed < 2**63 for seed in seeds)
