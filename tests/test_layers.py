@@ -19,11 +19,11 @@ ALLOWED = {
     "methods": ["core", "training"],
     "data": ["core", "data"],
     "rewards": ["core", "data", "rewards"],
-    "evaluate": ["core", "data", "rewards", "evaluate", "pipeline"],
+    "evaluate": ["core", "data", "rewards", "evaluate"],
 }
-"""Layers by folder; a model or a method may also import its own folder. Evaluation measures pipelines."""
+"""Layers by folder; a model or a method may also import its own folder."""
 
-THIRD_PARTY = {"core": {"torch"}, "models": {"torch", "safetensors", "numpy"}}
+THIRD_PARTY = {"core": {"torch", "safetensors"}, "models": {"torch", "safetensors", "numpy"}}
 MAX_LINES, MAX_NETWORK_LINES = 400, 500
 
 

@@ -10,6 +10,9 @@ import pytest
 from swiftmask.cli.bench import BenchQuality, BenchSpeed, parse_budget
 from swiftmask.cli.evaluate import Evaluate
 from swiftmask.evaluate.speed import SpeedReport
+from swiftmask.methods.shortcut import ShortcutConfig
+from swiftmask.models.maskgit.network import TransformerConfig
+from swiftmask.models.maskgit.weights import RELEASED
 
 
 def _bench(model: Path, out: Path) -> BenchQuality:
@@ -158,3 +161,28 @@ def test_operations_grow_with_the_batch_and_both_branches_count(
     rows, width = 2 * 37, 32
     matmuls = 2 * rows * (3 * width * width + 2 * (4 * width * width + 2 * width * 64))
     assert one.full_flops > matmuls
+
+
+def test_speed_with_random_weights(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = TransformerConfig(
+        width=32, depth=1, num_heads=2, mlp_width=64, codebook_size=32, num_classes=3, grid=4
+    )
+    monkeypatch.setitem(RELEASED, "maskgit-256", sizes)
+    small = ShortcutConfig(width=32, bottleneck_width=16, num_heads=2)
+    monkeypatch.setattr("swiftmask.methods.shortcut.RELEASED_SHORTCUT", small)
+    command = BenchSpeed(
+        model="maskgit-256",
+        random_weights=True,
+        dtype="bfloat16",
+        steps=4,
+        full_steps=2,
+        repeats=1,
+        matmul_sizes=(32,),
+        json=True,
+    )
+    assert command.run() == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["model"], printed["dtype"]) == ("maskgit-256 (random weights)", "bfloat16")
+    assert printed["full_step_ms"] > 0

@@ -47,7 +47,7 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2
         (["generate", TINY, "0", "--steps", "17"], "16 masked tokens"),
         (["generate", TINY, "0", "--full-steps", "2"], "needs --shortcut or --caching"),
         (["generate", TINY, "0", "--steps", "4", "--caching", "reuse", "--full-steps", "5"], "got 5"),
-        (["generate", TINY, "0", "--caching", "reuse", "--full-steps", "0"], "at least 1, got 0"),
+        (["generate", TINY, "0", "--caching", "reuse", "--full-steps", "0"], "step 0 is always full"),
         (["generate", TINY, "0", "--shortcut", "auto"], "unknown shortcut 'tiny-shortcut'"),
         (["generate", TINY, "0", "--shortcut", "./nowhere.pth"], "no such shortcut"),
         (["generate", TINY, "0", "--num", "0"], "at least 1"),
@@ -169,6 +169,18 @@ def test_a_defect_of_ours_is_no_traceback_either(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_flattened_box() -> None:
-    box = "╭─ Oops ─╮\n│ Unrecognized options: --a │\n│ ──── │\n│ Perhaps you meant: │\n│ --b INT │\n╰───╯\n"
-    assert flatten(box) == "Unrecognized options: --a (did you mean --b?)"
+@pytest.mark.parametrize("rule", ["────", "----"])
+def test_flattened_box(rule: str) -> None:
+    side = "│" if rule == "────" else "|"
+    said = [
+        "Unrecognized options: --a",
+        rule,
+        "Perhaps you meant:",
+        "    --b INT",
+        "        Text.",
+        rule,
+        "More",
+    ]
+    box = [f"{rule} Oops {rule}", *(f"{side} {line} {side}" for line in said), rule]
+    assert flatten("\n".join(box)) == "Unrecognized options: --a (did you mean --b?)"
+    assert flatten("\n".join([box[0], rule, *box[1:]])) == "Unrecognized options: --a (did you mean --b?)"

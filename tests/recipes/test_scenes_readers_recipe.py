@@ -1,9 +1,13 @@
 """The readers' recipe: data is a function of the step, and steps lower the loss."""
 
+import json
+
 import pytest
 import torch
 
-from swiftmask.recipes.scenes_readers import reader_batch, train_reader, train_step
+from swiftmask.recipes import scenes_judge, scenes_readers, scenes_reward
+from swiftmask.recipes.scenes_readers import held_out_accuracy, reader_batch, train_step
+from swiftmask.rewards.scenes import load_reader
 from swiftmask.rewards.scenes_networks import NETWORKS, ReaderConfig, ReaderNetwork
 
 
@@ -31,6 +35,19 @@ def test_a_few_steps_lower_the_loss(network: str) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_an_unknown_reader_is_named(tmp_path) -> None:
-    with pytest.raises(ValueError, match="unknown reader 'critic': use one of scenes-judge, scenes-reward"):
-        train_reader("critic", tmp_path)
+def test_a_tiny_run_leaves_a_reader_that_loads(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(scenes_readers, "held_out_accuracy", lambda reader: held_out_accuracy(reader, 8))
+    recipe = scenes_readers.reader_recipe(
+        "scenes-judge", ReaderConfig(network="hybrid", width=16), seed=1, num_steps=2
+    )
+    folder = recipe.run(tmp_path)
+    reader = load_reader(folder)
+    assert reader.features(torch.rand(3, 3, 64, 64)).shape[0] == 3
+    measured = json.loads((folder / "provenance.json").read_text())["held_out_accuracy"]
+    assert 0 <= measured["classes"] <= 1
+
+
+def test_both_recipes_differ_in_network_and_seed() -> None:
+    judge, reward = scenes_judge.recipe(), scenes_reward.recipe()
+    assert judge.network.network != reward.network.network
+    assert judge.training.seed != reward.training.seed

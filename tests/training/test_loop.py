@@ -124,8 +124,6 @@ def test_learning_rate_warms_up_and_decays_to_zero():
 
 
 def test_step_seeds_differ_between_steps_ranks_and_runs():
-    seeds = {
-        step_seed(seed, step, rank) for seed in range(5) for step in range(50) for rank in range(4)
-    }
+    seeds = {step_seed(seed, step, rank) for seed in range(5) for step in range(50) for rank in range(4)}
     assert len(seeds) == 5 * 50 * 4
     assert all(0 <= seed < 2**63 for seed in seeds)

@@ -87,6 +87,8 @@ def _choose(args: list[str]) -> tuple[str, list[str]]:
         name = " ".join(args[:length])
         if name in COMMANDS:
             return name, args[length:]
+    if args[0] == "bench" and "--random-weights" in args:  # only speed can be measured without weights
+        return "bench speed", args[1:]
     group = [name for name in COMMANDS if name.startswith(f"{args[0]} ")]
     asks = len(args) > 1 and args[1] in ("-h", "--help")
     if group and asks:

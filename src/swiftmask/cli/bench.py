@@ -43,17 +43,7 @@ class BenchQuality:
     model: Annotated[str, tyro.conf.Positional]
     shortcut: str = "auto"
     steps: tuple[int, ...] = (4, 6, 8, 12, 16, 24, 32)
-    shortcut_budgets: tuple[str, ...] = (
-        "8:4",
-        "12:4",
-        "12:6",
-        "16:4",
-        "16:6",
-        "16:8",
-        "24:6",
-        "32:8",
-        "32:12",
-    )
+    shortcut_budgets: tuple[str, ...] = ("12:4", "16:4", "16:6", "32:8")
     rivals: tuple[Rival, ...] = ("reuse", "extrapolation-1", "extrapolation-2")
     pictures: int = 700
     seeds: int = 3
@@ -86,10 +76,17 @@ class BenchQuality:
         words: list[object] = ["bench", "quality", self.model, "--shortcut", self.shortcut]
         words += ["--steps", *self.steps, "--shortcut-budgets", *self.shortcut_budgets]
         words += ["--rivals", *self.rivals, "--pictures", self.pictures, "--seeds", self.seeds]
-        return measure.command_line(*words, "--out", self.out)
+        return measure.command_line(*words, "--dtype", self.dtype, "--device", self.device, "--out", self.out)
 
     def _evaluate(self, steps: int) -> Evaluate:
-        return Evaluate(model=self.model, steps=steps, pictures=self.pictures, seeds=self.seeds)
+        return Evaluate(
+            model=self.model,
+            steps=steps,
+            pictures=self.pictures,
+            seeds=self.seeds,
+            device=self.device,
+            dtype=self.dtype,
+        )
 
     def _vanilla_rows(self, base: "Pipeline") -> "Iterator[Row]":
         for steps in self.steps:

@@ -56,9 +56,8 @@ class Convert:
     def _model(self, codec_path: Path) -> dict[str, dict[str, object]]:
         from swiftmask.api import dtype_named
         from swiftmask.models.maskgit import MaskGIT
-        from swiftmask.models.maskgit.weights import read_released
 
-        transformer, codec = read_released(
+        model = MaskGIT.from_released(
             self.source,
             codec_path,
             num_heads=self.num_heads,
@@ -66,10 +65,10 @@ class Convert:
             resolution=self.resolution,
         )
         facts = {"converted_from": [self.source.name, codec_path.name]}
-        MaskGIT(transformer, codec).save_pretrained(self.out, provenance=facts, dtype=dtype_named(self.dtype))
+        model.save_pretrained(self.out, provenance=facts, dtype=dtype_named(self.dtype))
         return {
-            "transformer": {"parameters": _count(transformer), **asdict(transformer.config)},
-            "codec": {"parameters": _count(codec), **asdict(codec.config)},
+            name: {"parameters": _count(part), **asdict(part.config)}
+            for name, part in (("transformer", model.transformer), ("codec", model.codec))
         }
 
     def _shortcut(self, base_name: str) -> dict[str, dict[str, object]]:

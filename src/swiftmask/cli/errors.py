@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ USER_MISTAKES = (ValueError, OSError)
 """What our own functions raise for a wrong name, number, file or a full disk."""
 
 CommandClass = TypeVar("CommandClass")
+_RULE = re.compile("[─-]{3,}")
 
 
 def run_safely(start: Callable[[], int], *, debug: bool) -> int:
@@ -62,17 +64,17 @@ def parse(command_class: type[CommandClass], args: Sequence[str], *, prog: str) 
 
 
 def flatten(boxed: str) -> str:
-    """What tyro says in a box, on one line: the complaint, and the option it thinks was meant."""
-    lines = [line.strip("│╭╮╰╯ \n") for line in boxed.splitlines()]
+    """What tyro says in a box (of lines, or in ASCII) on one line, with the option it thinks was meant."""
+    lines = [line.strip("│╭╮╰╯|+ \n") for line in boxed.splitlines()][1:]
     said: list[str] = []
-    for line in lines[1:]:
-        if line.startswith("──"):
+    for line in lines:
+        if _RULE.fullmatch(line) and said:
             break
-        said.append(line)
+        if not _RULE.fullmatch(line):
+            said.append(line)
     message = " ".join(part for part in said if part)
     for heading in ("Got errors:", "For full helptext"):
         message = message.split(heading)[0].strip()
-    meant = (
-        [line.split()[0] for line in lines if line.startswith("--")] if "Perhaps you meant:" in lines else []
-    )
+    suggests = any(line.startswith("Perhaps you meant") for line in lines)
+    meant = [line.split()[0] for line in lines if re.match("--[a-z]", line)] if suggests else []
     return f"{message} (did you mean {' or '.join(meant)}?)" if meant else message.rstrip(".")

@@ -77,4 +77,5 @@ class Evaluate:
             words += [] if value is None else [flag, value]
         words += [] if self.full_steps is None else ["--full-steps", self.full_steps]
         words += ["--pictures", self.pictures, "--seeds", self.seeds]
+        words += ["--dtype", self.dtype, "--device", self.device]
         return measure.command_line(*words)

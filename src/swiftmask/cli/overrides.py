@@ -12,7 +12,7 @@ Config = TypeVar("Config")
 
 
 def override(config: Config, assignments: Sequence[str]) -> Config:
-    """The config with `a.b=value` applied. Errors: ValueError for an unknown key (with a suggestion) or value."""
+    """The config with `a.b=value` applied. Errors: ValueError for an unknown key or a bad value."""
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:

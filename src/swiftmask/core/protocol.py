@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -77,7 +77,10 @@ class Condition(Protocol):
 
 
 class MaskedGenerator(Protocol):
-    """The whole contract of a base model."""
+    """The whole contract of a base model.
+
+    `condition` is typed Any below because each model takes only conditions of its own making.
+    """
 
     @property
     def spec(self) -> Spec: ...
@@ -89,11 +92,11 @@ class MaskedGenerator(Protocol):
         """Class labels or prompts to a condition with one branch. Errors: ValueError naming the bad entry."""
         ...
 
-    def with_null(self, condition: Condition) -> Condition:
+    def with_null(self, condition: Any) -> Condition:
         """The same condition with the null branch beside it, prepared once per decode."""
         ...
 
-    def features(self, canvas: Canvas, condition: Condition) -> Tensor:
+    def features(self, canvas: Canvas, condition: Any) -> Tensor:
         """The heavy part: last hidden states after the final norm, all branches in one forward: [G, B, T,
         D].
         """

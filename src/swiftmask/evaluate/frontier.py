@@ -37,6 +37,8 @@ def frontier_png(report: QualityReport) -> bytes:
     )
     if report.floor.mean > 0:
         right.set_yscale("log")
+        right.yaxis.set_major_formatter("{x:g}")
+        right.yaxis.set_minor_formatter("{x:g}")
     left.legend(fontsize=9, frameon=False, loc="lower right")
     figure.suptitle(
         f"{report.model}: quality against cost (numbers: steps, or steps:full steps)", fontsize=11
@@ -95,7 +97,8 @@ def _draw_series(
         axes.annotate(
             text,
             (cost, spread.mean),
-            xytext=(4, -11 if name == "vanilla" else 6),
+            xytext=(4, -11) if name == "vanilla" else (-3, 9),
+            rotation=0 if name == "vanilla" else 60,
             textcoords="offset points",
             fontsize=8,
             color=style[0],

@@ -98,6 +98,8 @@ def run_study(
                 on_progress(row.name, sample.num_pictures)
                 continue
             done[key] = _measure(row, rows, sample, store, real, seed, on_progress)
+            # Another process may have added rows meanwhile: several can share the work of a study.
+            done = {_key(m): m for m in store.read()} | done
             store.write(list(done.values()))
     return [done[key] for key in wanted]
 

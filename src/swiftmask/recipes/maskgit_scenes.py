@@ -58,7 +58,6 @@ class MaskGITRecipe:
             name=self.name,
             on_log=on_log,
         )
-        assert isinstance(trained, TransformerTrainer)
         model = MaskGIT(trained.transformer.eval(), codec, sampling=self.sampling, class_names=CLASS_NAMES)
         facts = provenance(self.name, self.training, pictures=self.num_pictures)
         model.save_pretrained(folder / "model", provenance=facts, dtype=torch.float16)

@@ -23,6 +23,7 @@ class ShortcutRecipe:
     Attributes:
         teacher: model folder of the base.
         base_name: what the shortcut's config calls it.
+        full_steps: the budget written into its config as the default.
     """
 
     shortcut: ShortcutConfig
@@ -30,6 +31,7 @@ class ShortcutRecipe:
     training: TrainingConfig
     teacher: str = str(WEIGHTS / "maskgit-scenes")
     base_name: str = "maskgit-scenes"
+    full_steps: int = 4
     name: str = "maskgit-scenes-shortcut"
 
     def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> Path:
@@ -47,12 +49,12 @@ class ShortcutRecipe:
             name=self.name,
             on_log=on_log,
         )
-        assert isinstance(trained, ShortcutTrainer)
         write_shortcut(
             folder / "model",
             trained.shortcut.eval(),
             base=teacher.spec,
             base_name=self.base_name,
+            full_steps=self.full_steps,
             provenance=provenance(self.name, self.training),
             dtype=torch.float16,
         )

@@ -38,7 +38,6 @@ class TokenizerRecipe:
             name="maskgit-scenes-tokenizer",
             on_log=on_log,
         )
-        assert isinstance(trained, TokenizerTrainer)
         return trained.codec.eval()
 
     def batches(self, step: int, rank: int, num_ranks: int) -> Tensor:

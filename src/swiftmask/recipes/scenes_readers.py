@@ -1,7 +1,7 @@
 """Recipe of the two Scenes readers, `scenes-judge` and `scenes-reward`.
 
-Command: `python -m swiftmask.recipes.scenes_readers NAME`. Data is a pure function of the step: half scenes
-with one to three objects, half class pictures, blurred, brightened and with noise, as a tokenizer would
+Commands: `swiftmask train scenes-judge`, `swiftmask train scenes-reward`. Data is a pure function of the
+step: half scenes with one to three objects, half class pictures, blurred, brightened and with noise, as a tokenizer would
 hand them over; one picture in ten is broken on purpose (tiles shuffled, or two pictures blended) and
 teaches the reader to see no object there.
 
@@ -11,17 +11,15 @@ which one to two measure; facts read right in clean pictures: 0.9999 or more for
 
 from __future__ import annotations
 
-import json
-import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from swiftmask.core.files import write_folder
 from swiftmask.data.scenes import (
     COLOURS,
     NUM_CLASSES,
@@ -34,9 +32,10 @@ from swiftmask.data.scenes import (
     render,
     sample_scenes,
 )
-from swiftmask.rewards.scenes import WEIGHTS, NetworkReader, load_reader
+from swiftmask.recipes.provenance import provenance
+from swiftmask.rewards.scenes import NetworkReader
 from swiftmask.rewards.scenes_networks import GRID, INPUT_SIZE, ReaderConfig, ReaderNetwork, Reading
-from swiftmask.training.loop import train
+from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import Metrics, TrainingConfig, step_seed
 
 HELD_OUT_SEED = 2**40
@@ -46,11 +45,6 @@ _BLUR_SIZES = (64, 64, 56, 48, 40)
 _BROKEN_SHARE = 0.1
 _TILE = 8
 _NEAR = 0.3  # cells whose heat target exceeds this also learn what the object is
-
-READERS = {
-    "scenes-judge": (ReaderConfig(network="hybrid", width=64), 11, 2000),
-    "scenes-reward": (ReaderConfig(network="residual", width=48), 23, 2500),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,48 +99,58 @@ def train_step(model: nn.Module, batch: ReaderBatch) -> tuple[Tensor, Metrics]:
     return reader_loss(reading, batch.scenes, batch.broken_B)
 
 
-def train_reader(
-    name: str, out_dir: str | Path, *, steps: int | None = None, runs: str | Path = "runs"
-) -> dict[str, float]:
-    """Train, measure and save one reader; an interrupted run continues. Returns its held-out accuracies."""
-    if name not in READERS:
-        raise ValueError(f"unknown reader {name!r}: use one of {', '.join(READERS)}")
-    reader_config, seed, num_steps = READERS[name]
-    config = TrainingConfig(
-        num_steps=steps or num_steps, batch_size=32, learning_rate=2e-3, ema_decay=0.998, seed=seed
-    )
-    torch.manual_seed(seed)
-    network = train(
-        ReaderNetwork(reader_config),
-        lambda step, rank, num_ranks: reader_batch(seed + 1000 * rank, step, config.batch_size // num_ranks),
-        train_step,
-        config,
-        Path(runs) / name,
-        name=name,
-    )
-    out_dir = Path(out_dir)
-    save_reader(network, reader_config, out_dir)
-    accuracy = held_out_accuracy(load_reader(out_dir))
-    provenance = {
-        "recipe": "swiftmask.recipes.scenes_readers",
-        "name": name,
-        "data": "Scenes, rendered while training",
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "date": datetime.now(UTC).date().isoformat(),
-        "training": asdict(config),
-        "held_out_seeds": [HELD_OUT_SEED, HELD_OUT_SEED + NUM_HELD_OUT],
-        "held_out_accuracy": accuracy,
-    }
-    (out_dir / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
-    return accuracy
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderRecipe:
+    """One reader: its network, and how it is trained.
+
+    Attributes:
+        name: "scenes-judge" or "scenes-reward", the folder its weights are bundled in.
+    """
+
+    name: str
+    network: ReaderConfig
+    training: TrainingConfig
+
+    def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> Path:
+        """Train, or continue, in `folder`, and measure; returns `folder/model`."""
+        torch.manual_seed(self.training.seed)
+        network = train(
+            ReaderNetwork(self.network),
+            self.batch,
+            train_step,
+            self.training,
+            folder,
+            name=self.name,
+            on_log=on_log,
+        )
+        num_parameters = sum(parameter.numel() for parameter in network.parameters())
+        accuracy = held_out_accuracy(NetworkReader(network.eval().requires_grad_(False)))
+        write_folder(
+            folder / "model",
+            network.state_dict(),
+            config=asdict(self.network),
+            provenance=provenance(
+                self.name,
+                self.training,
+                parameters=num_parameters,
+                held_out_seeds=[HELD_OUT_SEED, HELD_OUT_SEED + NUM_HELD_OUT],
+                held_out_accuracy=accuracy,
+            ),
+            dtype=torch.float16,
+        )
+        return folder / "model"
+
+    def batch(self, step: int, rank: int, num_ranks: int) -> ReaderBatch:
+        """The batch of one step."""
+        return reader_batch(self.training.seed + 1000 * rank, step, self.training.batch_size // num_ranks)
 
 
-def save_reader(network: nn.Module, config: ReaderConfig, out_dir: Path) -> None:
-    """Write `config.json` and `model.safetensors` (float16 halves the file)."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().half().contiguous() for key, value in network.state_dict().items()}
-    save_file(state, out_dir / "model.safetensors")
-    (out_dir / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+def reader_recipe(name: str, network: ReaderConfig, *, seed: int, num_steps: int) -> ReaderRecipe:
+    """The optimisation both readers share."""
+    training = TrainingConfig(
+        num_steps=num_steps, batch_size=32, learning_rate=2e-3, ema_decay=0.998, seed=seed
+    )
+    return ReaderRecipe(name=name, network=network, training=training)
 
 
 def held_out_accuracy(reader: NetworkReader, num_pictures: int = NUM_HELD_OUT) -> dict[str, float]:
@@ -236,12 +240,3 @@ def _whole_loss(reading: Reading, scenes: Scenes, broken_B: Tensor, present_BO: 
 def _any_of(index_BO: Tensor, present_BO: Tensor, num_values: int) -> Tensor:
     one_hot_BOK = F.one_hot(index_BO.clamp(min=0), num_values) * present_BO[..., None]
     return one_hot_BOK.amax(dim=1).float()
-
-
-def main(argv: list[str]) -> None:
-    """Command line of this recipe: the reader's name."""
-    train_reader(argv[0], WEIGHTS / argv[0])
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

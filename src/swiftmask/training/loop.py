@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -30,6 +31,8 @@ from swiftmask.training.setup import (
     make_optimizers,
     step_seed,
 )
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class Run:
 
 
 def train(
-    model: nn.Module,
+    model: M,
     batches: Batches,
     train_step: TrainStep,
     config: TrainingConfig,
@@ -77,7 +80,7 @@ def train(
     name: str,
     on_log: Callable[[Progress], None] | None = None,
     on_save: Callable[[int, nn.Module], None] | None = None,
-) -> nn.Module:
+) -> M:
     """Train to `config.num_steps`, continuing from `folder/checkpoint.safetensors` if it is there.
 
     Args:
@@ -101,11 +104,13 @@ def train(
         if run.step % config.save_every == 0 or run.step == config.num_steps:
             _save(run, on_save)
     run.accelerator.end_training()
-    return run.average.module
+    trained = run.average.module
+    assert isinstance(trained, type(model))
+    return trained
 
 
 def _start(model: nn.Module, config: TrainingConfig, folder: Path, name: str) -> Run:
-    # Precision is ours (`_one_step`): accelerate's is process-wide state, and a recipe may train two networks.
+    # Precision is ours (`_one_step`): accelerate's is process-wide, and a recipe may train two networks.
     accelerator = Accelerator(log_with=list(config.report_to) or None, project_dir=folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(accelerator.device)

@@ -163,7 +163,7 @@ def test_a_failed_write_leaves_the_old_weights(tmp_path: Path, monkeypatch: pyte
         path.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("swiftmask.methods.shortcut.weights.save_file", full_disk)
+    monkeypatch.setattr("swiftmask.core.files.save_file", full_disk)
     with pytest.raises(OSError, match="no space left"):
         write_shortcut(tmp_path, Shortcut(SMALL), base=BASE, provenance={})
     assert not list(tmp_path.glob("*.partial"))

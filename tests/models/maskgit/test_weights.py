@@ -111,7 +111,7 @@ def test_converted_folder_holds_the_same_networks(
     transformer_path, codec_path, transformer, codec = released_files
     folder = tmp_path / "converted"
     weights.convert(transformer_path, codec_path, folder, num_heads=4, codebook_size=16)
-    again, codec_again = weights.read_folder(folder)
+    again, codec_again = weights.read_model(folder)
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -128,8 +128,10 @@ def test_converted_folder_holds_the_same_networks(
 
 
 def test_half_precision_folder_loads_as_float32(tmp_path: Path) -> None:
-    weights.write_folder(tmp_path, Transformer(SMALL).half(), VQGAN(SMALL_CODEC).half(), provenance={})
-    transformer, codec = weights.read_folder(tmp_path)
+    weights.write_model(
+        tmp_path, Transformer(SMALL).half(), VQGAN(SMALL_CODEC).half(), settings={}, provenance={}
+    )
+    transformer, codec = weights.read_model(tmp_path)
     assert {p.dtype for module in (transformer, codec) for p in module.parameters()} == {torch.float32}
 
 
@@ -163,10 +165,10 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         weights.read_upstream(tmp_path / "nowhere.pth")
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        weights.read_folder(tmp_path)
+        weights.read_model(tmp_path)
     (tmp_path / "config.json").write_text('{"model": "maskgit", "transformer": {"widht": 3}, "codec": {}}')
     with pytest.raises(ValueError, match="no config of a maskgit model"):
-        weights.read_folder(tmp_path)
+        weights.read_model(tmp_path)
 
 
 def test_strict_loading_names_every_fault() -> None:

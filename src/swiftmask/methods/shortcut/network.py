@@ -96,11 +96,12 @@ class _FeedForward(nn.Module):
         )
 
     def forward(self, x_XTD: Tensor) -> Tensor:
-        hidden = self.net[0](x_XTD)
+        expand, gelu, dropout, contract, last_dropout = self.net
+        hidden = expand(x_XTD)
         if hidden.requires_grad:
-            return self.net[2:](self.net[1](hidden))
+            return last_dropout(contract(dropout(gelu(hidden))))
         # In place where nothing is differentiated: GELU into fresh memory costs as much as a matmul on a CPU.
-        return self.net[2:](torch.ops.aten.gelu_(hidden))
+        return contract(torch.ops.aten.gelu_(hidden))
 
 
 class _PreNorm(nn.Module):

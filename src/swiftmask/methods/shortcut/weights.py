@@ -8,22 +8,16 @@ another's.
 """
 
 import json
-import os
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
+from swiftmask.core.files import State, first_line, load_strict, read_tensors, some, write_folder
 from swiftmask.core.protocol import Spec
 from swiftmask.methods.shortcut.network import Shortcut, ShortcutConfig
-
-State = Mapping[str, Tensor]
 
 RELEASED_SHORTCUT = ShortcutConfig(width=768, bottleneck_width=384, num_blocks=1, num_heads=16)
 """Sizes of the released MaskGIT shortcut."""
@@ -42,15 +36,15 @@ def read_shortcut(path: str | Path, *, num_heads: int = 16, base: Spec | None = 
     if path.is_dir():
         config, made_for = _read_config(path / "config.json")
         source = path / "model.safetensors"
-        state = read_state(source)
+        state = read_tensors(source)
     else:
-        source, made_for, state = path, {}, read_state(path)
+        source, made_for, state = path, {}, read_tensors(path)
         config = infer_shortcut_config(state, num_heads=num_heads, source=str(path))
     if base is not None:
         _check_base(path, {"width": config.width} | made_for, base)
     with torch.device("meta"):
         shortcut = Shortcut(config).eval()
-    _load_strict(shortcut, {key: value.float() for key, value in state.items()}, source=str(source))
+    load_strict(shortcut, {key: value.float() for key, value in state.items()}, source=str(source))
     return shortcut
 
 
@@ -61,29 +55,21 @@ def write_shortcut(
     base: Spec,
     provenance: Mapping[str, object],
     base_name: str | None = None,
+    full_steps: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write `config.json`, `model.safetensors` and `provenance.json`, each whole or not at all.
 
     Args:
         base: the model it was trained for, and `base_name` what to call it ("maskgit-scenes").
+        full_steps: the budget `accelerate` takes when none is asked for.
         dtype: of the weights on disk (they are read as float32).
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     model = {"name": base_name or base.name, **_identity(base)}
     config = {"method": "shortcut", "shortcut": asdict(shortcut.config), "base_model": model}
-    tensors = shortcut.state_dict()
-    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in tensors.items()}
-    partial = folder / "model.safetensors.partial"
-    try:
-        save_file(state, partial)
-        os.replace(partial, folder / "model.safetensors")
-    finally:
-        partial.unlink(missing_ok=True)
-    for name, content in (("provenance.json", dict(provenance)), ("config.json", config)):
-        (folder / f"{name}.partial").write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(folder / f"{name}.partial", folder / name)
+    if full_steps is not None:
+        config["full_steps"] = full_steps
+    write_folder(folder, shortcut.state_dict(), config=config, provenance=provenance, dtype=dtype)
 
 
 def infer_shortcut_config(
@@ -98,7 +84,7 @@ def infer_shortcut_config(
         raise ValueError(f"{source} is a Lumina-DiMOO shortcut, another architecture: expected a MaskGIT one")
     missing = [key for key in (norm, first_mlp, "last_layer.1.weight") if key not in state]
     if missing:
-        raise ValueError(f"{source} is no shortcut: it lacks {_some(missing)} and has {_some(list(state))}")
+        raise ValueError(f"{source} is no shortcut: it lacks {some(missing)} and has {some(list(state))}")
     bottleneck_width = state[norm].shape[0]
     projected, timed = "proj_in.weight" in state, "time_embedder.mlp.0.weight" in state
     return ShortcutConfig(
@@ -109,52 +95,6 @@ def infer_shortcut_config(
         mlp_width=state[first_mlp].shape[0],
         time_frequencies=state["time_embedder.mlp.0.weight"].shape[1] if timed else None,
     )
-
-
-def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a `.pth` state dict or a `.safetensors` file.
-
-    Errors: FileNotFoundError; ValueError if it is truncated, holds other things, or would run code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no such shortcut: {path} (expected a folder with config.json, a .pth or a .safetensors file)"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "global" not in str(error).lower():
-            raise ValueError(f"{path} is truncated or no PyTorch file: download it again") from error
-        raise ValueError(
-            f"{path} holds Python objects that could run code and is refused (weights_only=True): "
-            "save its state dict alone, where you trust it, and load that"
-        ) from error
-    except (SafetensorError, EOFError, RuntimeError, OSError, ValueError, KeyError, IndexError) as error:
-        raise ValueError(
-            f"{path} is truncated or no weights file ({_line(error)}): download it again"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} is no shortcut: expected a plain state dict, a dict of tensors")
-    return dict(state)
-
-
-def _load_strict(shortcut: Shortcut, state: State, *, source: str) -> None:
-    own = shortcut.state_dict()
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    wrong = [
-        f"{key} (expected {tuple(own[key].shape)}, got {tuple(state[key].shape)})"
-        for key in own
-        if key in state and own[key].shape != state[key].shape
-    ]
-    found = (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong))
-    complaints = [f"{len(names)} {what}: {_some(names)}" for what, names in found if names]
-    if complaints:
-        raise ValueError(f"{source} does not fit Shortcut: {'; '.join(complaints)}")
-    shortcut.load_state_dict(state, assign=True)
 
 
 def _read_config(path: Path) -> tuple[ShortcutConfig, dict[str, object]]:
@@ -169,7 +109,7 @@ def _read_config(path: Path) -> tuple[ShortcutConfig, dict[str, object]]:
         base = {key: made_for[key] for key in ("family", "width", "grid", "codebook_size", "name")}
         return ShortcutConfig(**content["shortcut"]), base
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no config of a shortcut ({_line(error)})") from error
+        raise ValueError(f"{path} is no config of a shortcut ({first_line(error)})") from error
 
 
 def _identity(base: Spec) -> dict[str, object]:
@@ -193,12 +133,3 @@ def _check_base(path: Path, made_for: Mapping[str, object], base: Spec) -> None:
         raise ValueError(
             f"the shortcut {path} was made for {whose} and does not fit this model: {', '.join(differ)}"
         )
-
-
-def _some(names: list[str], limit: int = 4) -> str:
-    rest = len(names) - limit
-    return ", ".join(str(name) for name in names[:limit]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -20,10 +20,13 @@ from swiftmask.core.types import Canvas, Step
 from swiftmask.core.unmask import by_confidence
 from swiftmask.models.maskgit.codec import VQGAN
 from swiftmask.models.maskgit.network import Transformer
-from swiftmask.models.maskgit.weights import read_folder, read_released, write_folder
+from swiftmask.models.maskgit.weights import read_model, read_released, write_model
 
 RELEASED_SAMPLING = SamplingOptions(guidance=3.8, temperature=1.0, choice_temperature=7.0)
 """Defaults of the released 512 px model: `w = 2.8` (guidance = 1 + w), `sm_temp = 1`, `r_temp = 7`."""
+
+RELEASED_SAMPLING_256 = SamplingOptions(guidance=4.0, temperature=1.0, choice_temperature=4.5)
+"""Defaults of the released 256 px model (16x16 tokens): `w = 3`, `sm_temp = 1`, `r_temp = 4.5`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class MaskGIT(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """From a model folder: float32, on the CPU. Errors name the missing or foreign file, key or shape."""
-        transformer, codec, settings = read_folder(folder)
+        transformer, codec, settings = read_model(folder)
         sampling = settings.get("sampling")
         names = settings.get("class_names", ())
         return cls(
@@ -78,16 +81,36 @@ class MaskGIT(nn.Module):
         )
 
     @classmethod
-    def from_released(cls, transformer_path: str | Path, codec_path: str | Path) -> Self:
-        """From valeoai's `MaskGIT_ImageNet_*.pth` and the VQGAN's `last.ckpt`."""
-        return cls(*read_released(transformer_path, codec_path))
+    def from_released(
+        cls,
+        transformer_path: str | Path,
+        codec_path: str | Path,
+        *,
+        num_heads: int = 16,
+        codebook_size: int = 1024,
+        resolution: int = 256,
+    ) -> Self:
+        """From valeoai's `MaskGIT_ImageNet_*.pth` and the VQGAN's `last.ckpt`.
+
+        Sizes are inferred from the tensors but for the ones given here, which leave no trace there. The grid
+        says which released model it is, and with that the sampling defaults.
+        """
+        transformer, codec = read_released(
+            transformer_path,
+            codec_path,
+            num_heads=num_heads,
+            codebook_size=codebook_size,
+            resolution=resolution,
+        )
+        sampling = RELEASED_SAMPLING_256 if transformer.config.grid == 16 else RELEASED_SAMPLING
+        return cls(transformer, codec, sampling=sampling)
 
     def save_pretrained(
         self, folder: str | Path, *, provenance: Mapping[str, object], dtype: torch.dtype = torch.float32
     ) -> None:
         """Write the folder `from_pretrained` reads, each file whole or not at all."""
         settings = {"sampling": asdict(self.sampling), "class_names": list(self.class_names)}
-        write_folder(
+        write_model(
             folder, self.transformer, self.codec, settings=settings, provenance=provenance, dtype=dtype
         )
 

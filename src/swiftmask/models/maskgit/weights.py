@@ -7,23 +7,17 @@ and classes begin, the nominal resolution) is an argument. Pickles are only read
 """
 
 import json
-import os
-import pickle
 import re
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from swiftmask.core.files import State, first_line, load_strict, read_tensors, some, write_folder
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
-
-State = Mapping[str, Tensor]
 
 
 def _released_transformer(grid: int) -> TransformerConfig:
@@ -55,66 +49,8 @@ def random_transformer(name: str, *, seed: int = 0) -> Transformer:
 
 
 def read_upstream(path: str | Path) -> dict[str, Tensor]:
-    """The model weights in a released `.pth`, a Lightning `.ckpt` (its `loss.*` dropped) or a `.safetensors`.
-
-    Errors: FileNotFoundError; ValueError if truncated, no checkpoint, or only readable by running its pickle.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such weights file: {path} (expected a .pth, .ckpt or .safetensors file)")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    for key in ("model_state_dict", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{path} holds no weights: expected a dict of tensors, got {type(content).__name__}")
-    strange = [key for key, value in content.items() if not isinstance(value, Tensor)]
-    if strange:
-        raise ValueError(
-            f"{path} is no checkpoint of a model: expected tensors (or them under model_state_dict or "
-            f"state_dict), got other things under {_some(strange)}"
-        )
-    return {key: value for key, value in content.items() if not key.startswith("loss.")}
-
-
-def _read_safetensors(path: Path) -> object:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is truncated or no safetensors file ({_line(error)}): download it again"
-        ) from error
-
-
-class _Inert(dict[str, object]):
-    """Stands in for the callback classes named inside a Lightning file; does nothing."""
-
-
-def _read_pickle(path: Path) -> object:
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"PK"
-    if zipped and not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path} is truncated ({path.stat().st_size} bytes, no end record): download it again"
-        )
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
-        inert: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
-            (_Inert, name) for name in names if name.startswith(("pytorch_lightning.", "lightning."))
-        ]
-        with torch.serialization.safe_globals(inert):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        if "global" not in str(error).lower():
-            raise ValueError(f"{path} is truncated or no PyTorch file: download it again") from error
-        raise ValueError(
-            f"{path} holds Python objects that could run code and is refused (weights_only=True): "
-            "save its state dict alone, where you trust it, and load that"
-        ) from error
-    except (EOFError, RuntimeError, OSError, ValueError, KeyError, IndexError) as error:
-        raise ValueError(
-            f"{path} is truncated or no PyTorch file ({_line(error)}): download it again"
-        ) from error
+    """The weights in a released `.pth`, a Lightning `.ckpt` (its `loss.*` dropped) or a `.safetensors`."""
+    return {key: value for key, value in read_tensors(path).items() if not key.startswith("loss.")}
 
 
 def infer_transformer_config(
@@ -172,26 +108,6 @@ def infer_vqgan_config(state: State, *, resolution: int = 256, source: str = "th
     )
 
 
-def load_strict(module: nn.Module, state: State, *, source: str) -> None:
-    """Copy `state` into `module` (or, if it is on the meta device, adopt its tensors).
-
-    Errors: ValueError naming the first missing and unexpected keys and wrong shapes, with how many there are.
-    """
-    own = module.state_dict()
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    wrong = [
-        f"{key} (expected {tuple(own[key].shape)}, got {tuple(state[key].shape)})"
-        for key in own
-        if key in state and own[key].shape != state[key].shape
-    ]
-    found = (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong))
-    complaints = [f"{len(names)} {what}: {_some(names)}" for what, names in found if names]
-    if complaints:
-        raise ValueError(f"{source} does not fit {type(module).__name__}: {'; '.join(complaints)}")
-    module.load_state_dict(state, assign=any(value.is_meta for value in own.values()))
-
-
 def read_released(
     transformer_path: str | Path,
     vqgan_path: str | Path,
@@ -212,7 +128,7 @@ def read_released(
     return transformer.eval(), codec.eval()
 
 
-def write_folder(
+def write_model(
     folder: str | Path,
     transformer: Transformer,
     codec: VQGAN,
@@ -221,27 +137,15 @@ def write_folder(
     provenance: Mapping[str, object],
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write `config.json`, `model.safetensors` (as `dtype`) and `provenance.json`, each whole or not at
-    all.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the folder that `read_model` reads, each file whole or not at all."""
     sizes = {"transformer": asdict(transformer.config), "codec": asdict(codec.config)}
     state = {f"transformer.{key}": value for key, value in transformer.state_dict().items()}
     state |= {f"codec.{key}": value for key, value in codec.state_dict().items()}
-    partial = folder / "model.safetensors.partial"
-    try:
-        save_file({key: value.to(dtype).contiguous() for key, value in state.items()}, partial)
-        os.replace(partial, folder / "model.safetensors")
-    finally:
-        partial.unlink(missing_ok=True)
     config = {"model": "maskgit", **settings, **sizes}
-    for name, content in (("provenance.json", dict(provenance)), ("config.json", config)):
-        (folder / f"{name}.partial").write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(folder / f"{name}.partial", folder / name)
+    write_folder(folder, state, config=config, provenance=provenance, dtype=dtype)
 
 
-def read_folder(folder: str | Path) -> tuple[Transformer, VQGAN, dict[str, object]]:
+def read_model(folder: str | Path) -> tuple[Transformer, VQGAN, dict[str, object]]:
     """Both networks (float32, on the CPU, in eval mode) and the other settings of a folder's config."""
     folder = Path(folder)
     transformer_config, codec_config, settings = _read_config(folder / "config.json")
@@ -259,10 +163,12 @@ def _read_config(path: Path) -> tuple[TransformerConfig, VQGANConfig, dict[str, 
         raise FileNotFoundError(f"no {path}: expected a model folder, see `swiftmask convert`")
     try:
         settings = json.loads(path.read_text())
-        sizes = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.pop("codec").items()}
-        return TransformerConfig(**settings.pop("transformer")), VQGANConfig(**sizes), settings
+        codec = settings.pop("codec")
+        for key in ("ch_mult", "attn_resolutions"):
+            codec[key] = tuple(codec[key])
+        return TransformerConfig(**settings.pop("transformer")), VQGANConfig(**codec), settings
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no config of a maskgit model ({_line(error)})") from error
+        raise ValueError(f"{path} is no config of a maskgit model ({first_line(error)})") from error
 
 
 def _refuse_other_family(state: State, source: str) -> None:
@@ -277,17 +183,8 @@ def _refuse_other_family(state: State, source: str) -> None:
 def _require(state: State, keys: tuple[str, ...], source: str, what: str) -> None:
     missing = [key for key in keys if key not in state]
     if missing:
-        raise ValueError(f"{source} is not {what}: it lacks {_some(missing)} and has {_some(list(state))}")
+        raise ValueError(f"{source} is not {what}: it lacks {some(missing)} and has {some(list(state))}")
 
 
 def _count(state: State, pattern: str) -> int:
     return 1 + max((int(match[1]) for key in state if (match := re.match(pattern, key))), default=-1)
-
-
-def _some(names: list[str], limit: int = 4) -> str:
-    rest = len(names) - limit
-    return ", ".join(str(name) for name in names[:limit]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -4,13 +4,13 @@ The weights are those of sibling cases in the same folder, named under `base`.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from swiftmask.core.decode import FullFeatures, decode, prepare_condition
-from swiftmask.core.protocol import FeatureFn
+from swiftmask.core.protocol import FeatureFn, MaskedGenerator
 from swiftmask.core.rng import ReplayNoise
 from swiftmask.core.schedule import uniform_full_steps, valeo_schedule, with_full_steps
 from swiftmask.core.types import Schedule
@@ -35,11 +35,11 @@ def check(case: Case) -> list[Check]:
     return compare(shaped, expected)
 
 
-def _ids(case: Case, model: MaskGIT, run: str, settings: Mapping[str, Any]) -> Tensor:
+def _ids(case: Case, model: MaskedGenerator, run: str, settings: Mapping[str, Any]) -> Tensor:
     draws = case.group(f"in.{run}.uniform")
     noise = ReplayNoise([draws[key] for key in sorted(draws, key=lambda key: int(key.split(".")[0]))])
     schedule, features_fn = _plan(case, model, settings)
-    labels = (case.group(f"in.{run}").get("labels", case.tensors.get("in.labels")),)[0]
+    labels = case.group(f"in.{run}").get("labels", case.tensors.get("in.labels"))
     if labels is None:
         raise ValueError(f"{case.name}: in.labels is missing")
     canvas = model.blank(len(labels))
@@ -54,7 +54,7 @@ def _ids(case: Case, model: MaskGIT, run: str, settings: Mapping[str, Any]) -> T
     ).tokens_BL
 
 
-def _plan(case: Case, model: MaskGIT, settings: Mapping[str, Any]) -> tuple[Schedule, FeatureFn]:
+def _plan(case: Case, model: MaskedGenerator, settings: Mapping[str, Any]) -> tuple[Schedule, FeatureFn]:
     """A run's own settings win over the file's; the reference's `guidance` is ours less one."""
     told = {**case.config, **settings}
     num_steps = told["step"]
@@ -73,7 +73,7 @@ def _plan(case: Case, model: MaskGIT, settings: Mapping[str, Any]) -> tuple[Sche
     return schedule, ShortcutFeatures(model, shortcut)
 
 
-def _model(case: Case) -> MaskGIT:
+def _model(case: Case) -> MaskedGenerator:
     """The base with a codec that is never run."""
     holds_weights = "hidden_dim" in case.config and "state.tok_emb.weight" in case.tensors
     transformer = maskgit_transformer.build(case if holds_weights else _sibling(case, "maskgit_transformer"))
@@ -89,7 +89,7 @@ def _model(case: Case) -> MaskGIT:
             n_embed=sizes.codebook_size,
             embed_dim=32,
         )
-        return MaskGIT(transformer, VQGAN(codec))
+        return cast(MaskedGenerator, MaskGIT(transformer, VQGAN(codec)))
 
 
 def _sibling(case: Case, kind: str) -> Case:

@@ -5,9 +5,9 @@ The base's embedding tables are stored beside the shortcut's own weights, as `ba
 
 import torch
 
+from swiftmask.core.files import load_strict
 from swiftmask.methods.shortcut import Shortcut
 from swiftmask.methods.shortcut.weights import infer_shortcut_config
-from swiftmask.models.maskgit.weights import load_strict
 from swiftmask.verify.cases import Case, Check, compare
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
+from swiftmask.core.files import load_strict
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
-from swiftmask.models.maskgit.weights import load_strict
 from swiftmask.verify.cases import Case, Check, compare
 
 

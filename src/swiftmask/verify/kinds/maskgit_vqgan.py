@@ -2,8 +2,8 @@
 
 import torch
 
+from swiftmask.core.files import load_strict
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
-from swiftmask.models.maskgit.weights import load_strict
 from swiftmask.verify.cases import Case, Check, compare
 
 

@@ -1,0 +1,143 @@
+"""Weights and settings on disk: read with clear errors, loaded strictly, written whole or not at all.
+
+Shared by models and methods, which may not import each other; the one place of the core that needs
+safetensors. Pickles are only ever read with `weights_only=True`.
+"""
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+State = Mapping[str, Tensor]
+
+_WRAPPERS = ("model_state_dict", "state_dict")
+"""Keys under which training scripts keep the weights, beside optimizer state and counters."""
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a `.safetensors`, a `.pth` or a Lightning `.ckpt` file.
+
+    Errors: FileNotFoundError; ValueError if truncated, not a checkpoint, or only readable by running its
+    pickle.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such weights file: {path} (expected a .pth, .ckpt or .safetensors file)")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path} holds no weights: expected a dict of tensors, got {type(content).__name__}")
+    strange = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise ValueError(
+            f"{path} is no checkpoint of a model: expected tensors (or them under {' or '.join(_WRAPPERS)}), "
+            f"got other things under {some(strange)}"
+        )
+    return dict(content)
+
+
+def load_strict(module: nn.Module, state: State, *, source: str) -> None:
+    """Copy `state` into `module` (or, if it is on the meta device, adopt its tensors).
+
+    Errors: ValueError naming the first missing and unexpected keys and wrong shapes, with how many there are.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    wrong = [
+        f"{key} (expected {tuple(own[key].shape)}, got {tuple(state[key].shape)})"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    found = (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong))
+    complaints = [f"{len(names)} {what}: {some(names)}" for what, names in found if names]
+    if complaints:
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {'; '.join(complaints)}")
+    module.load_state_dict(state, assign=any(value.is_meta for value in own.values()))
+
+
+def write_folder(
+    folder: str | Path,
+    state: State,
+    *,
+    config: Mapping[str, object],
+    provenance: Mapping[str, object],
+    dtype: torch.dtype,
+) -> None:
+    """Write `model.safetensors` (as `dtype`), `provenance.json` and `config.json`, each whole or not at all.
+
+    `config.json` comes last: a folder that has one is complete.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "model.safetensors.partial"
+    try:
+        save_file({key: value.to(dtype).contiguous() for key, value in state.items()}, partial)
+        os.replace(partial, folder / "model.safetensors")
+    finally:
+        partial.unlink(missing_ok=True)
+    for name, content in (("provenance.json", provenance), ("config.json", config)):
+        (folder / f"{name}.partial").write_text(json.dumps(dict(content), indent=2) + "\n")
+        os.replace(folder / f"{name}.partial", folder / name)
+
+
+def some(names: list[str], limit: int = 4) -> str:
+    """The first few names and how many more there are."""
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _read_safetensors(path: Path) -> object:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or no safetensors file ({first_line(error)}): download it again"
+        ) from error
+
+
+class _Inert(dict[str, object]):
+    """Stands in for the callback classes named inside a Lightning file; does nothing."""
+
+
+def _read_pickle(path: Path) -> object:
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    if zipped and not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is truncated ({path.stat().st_size} bytes, no end record): download it again"
+        )
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
+        inert: list[Any] = [
+            (_Inert, name) for name in names if name.startswith(("pytorch_lightning.", "lightning."))
+        ]
+        with torch.serialization.safe_globals(inert):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        if "global" not in str(error).lower():
+            raise ValueError(f"{path} is truncated or no PyTorch file: download it again") from error
+        raise ValueError(
+            f"{path} holds Python objects that could run code and is refused (weights_only=True): "
+            "save its state dict alone, where you trust it, and load that"
+        ) from error
+    except (EOFError, RuntimeError, OSError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"{path} is truncated or no PyTorch file ({first_line(error)}): download it again"
+        ) from error

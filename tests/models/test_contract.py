@@ -1,0 +1,126 @@
+"""What every model folder owes (core/protocol.py: MaskedGenerator), on a tiny instance of each."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from swiftmask.core.protocol import MaskedGenerator, SamplingOptions
+from swiftmask.core.rng import SeededNoise
+from swiftmask.core.types import Canvas
+from swiftmask.pipeline import Pipeline
+from swiftmask.registry import generator_class, model_names
+
+TINY = {"maskgit": "golden_maskgit"}
+"""The fixture of conftest.py that is a tiny random instance of each model folder."""
+
+GUIDED = SamplingOptions(guidance=3.0)
+
+
+@pytest.fixture(params=model_names())
+def model(request: pytest.FixtureRequest) -> MaskedGenerator:
+    assert request.param in TINY, f"models/{request.param} needs a tiny instance in tests/conftest.py"
+    return request.getfixturevalue(TINY[request.param])
+
+
+def conditions(model: MaskedGenerator, count: int) -> list:
+    return [i % 2 for i in range(count)] if model.spec.draws == "class" else ["a red circle"] * count
+
+
+def half_decided(model: MaskedGenerator, batch: int) -> Canvas:
+    canvas = model.blank(batch)
+    positions_BN = torch.arange(0, model.spec.num_tokens, 2).expand(batch, -1)
+    tokens_BN = torch.zeros_like(positions_BN)
+    return canvas.write(positions_BN, tokens_BN)
+
+
+def test_the_folder_name_is_the_models_name(model):
+    assert model.spec.name in model_names()
+    assert isinstance(model, generator_class(model.spec.name))
+
+
+def test_a_blank_canvas_is_all_masked(model):
+    canvas = model.blank(3)
+    assert canvas.masked_BL.shape == (3, model.spec.num_tokens)
+    assert canvas.masked_BL.all()
+    assert (canvas.tokens_BL == model.spec.mask_id).all()
+
+
+def test_both_branches_in_one_forward_equal_two(model):
+    canvas = half_decided(model, 2)
+    condition = model.encode(conditions(model, 2))
+    guided = model.with_null(condition)
+    assert (condition.num_branches, guided.num_branches, len(guided)) == (1, 2, 2)
+    one_GBTD, both_GBTD = model.features(canvas, condition), model.features(canvas, guided)
+    assert one_GBTD.shape[0] == 1
+    assert both_GBTD.shape[:2] == (2, 2)
+    assert both_GBTD.shape[-1] == model.spec.width
+    torch.testing.assert_close(one_GBTD[0], both_GBTD[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(both_GBTD[0], both_GBTD[1])
+
+
+def test_guidance_one_is_the_conditional_branch(model):
+    canvas = half_decided(model, 2)
+    features_GBTD = model.features(canvas, model.with_null(model.encode(conditions(model, 2))))
+    positions_BM = canvas.masked_positions(3)
+    noise = [SeededNoise([1, 2], model.spec.num_tokens) for _ in range(3)]
+    alone, off, guided = (
+        model.tokens(features, positions_BM, guidance).sample(n, 1.0)
+        for features, guidance, n in zip(
+            (features_GBTD[:1], features_GBTD, features_GBTD), (1.0, 1.0, 4.0), noise, strict=True
+        )
+    )
+    assert torch.equal(alone[0], off[0])
+    if off[1] is not None:
+        torch.testing.assert_close(alone[1], off[1])
+        assert not torch.allclose(off[1], guided[1])
+
+
+def test_the_head_reads_only_the_positions_it_is_asked_for(model):
+    canvas = half_decided(model, 1)
+    features_GBTD = model.features(canvas, model.encode(conditions(model, 1)))
+    if not model.spec.has_log_prob:
+        pytest.skip("this head cannot score")
+    every_BM, some_BM = torch.arange(model.spec.num_tokens)[None], torch.tensor([[3, 1]])
+    every = model.tokens(features_GBTD, every_BM, 1.0).log_prob(torch.zeros_like(every_BM), 1.0)
+    some = model.tokens(features_GBTD, some_BM, 1.0).log_prob(torch.zeros_like(some_BM), 1.0)
+    torch.testing.assert_close(every[:, [3, 1]], some)
+
+
+def test_embeddings_belong_to_token_and_position(model):
+    tokens_BN, positions_BN = torch.tensor([[1, 2, 1]]), torch.tensor([[0, 3, 5]])
+    embedded_BND = model.embed(tokens_BN, positions_BN)
+    assert embedded_BND.shape == (1, 3, model.spec.width)
+    torch.testing.assert_close(model.embed(tokens_BN[:, 1:2], positions_BN[:, 1:2]), embedded_BND[:, 1:2])
+    assert not torch.allclose(embedded_BND[:, 0], embedded_BND[:, 2])
+
+
+def test_a_whole_decode_reads_nothing_back_from_the_device(model):
+    assert isinstance(model, nn.Module)
+    pipeline = Pipeline(copy.deepcopy(model), sampling=GUIDED)
+    assert pipeline.flops(pipeline.schedule(4)) > 0  # counted on the meta device, where any sync raises
+
+
+def test_pictures_are_in_range_and_a_function_of_the_seed(model):
+    pipeline = Pipeline(model, sampling=GUIDED)
+    what = {"labels" if model.spec.draws == "class" else "prompts": conditions(model, 3)}
+    whole = pipeline.generate(**what, seeds=[5, 6, 7], steps=4, output_type="pt")
+    assert isinstance(whole.images, torch.Tensor)
+    assert whole.images.shape[:2] == (3, 3)
+    assert 0 <= whole.images.min() <= whole.images.max() <= 1
+    last = {key: value[2:] for key, value in what.items()}
+    alone = pipeline.generate(**last, seeds=[7], steps=4, output_type="pt")
+    assert torch.equal(alone.trajectory.tokens_BL[0], whole.trajectory.tokens_BL[2])
+
+
+def test_save_and_load_round_trip(model, tmp_path):
+    assert isinstance(model, nn.Module)
+    model.save_pretrained(tmp_path / "a", provenance={"recipe": "test"})
+    again = generator_class(model.spec.name).from_pretrained(tmp_path / "a")
+    assert again.spec == model.spec
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+    again.save_pretrained(tmp_path / "b", provenance={"recipe": "test"})
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
