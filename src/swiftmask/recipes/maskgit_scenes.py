@@ -34,6 +34,7 @@ class MaskGITRecipe:
 
     Attributes:
         num_pictures: size of the token cache; the transformer sees each picture several times.
+        start_from: model folder whose transformer the training starts from; None is from scratch.
         sampling: defaults written into the model's config.
     """
 
@@ -42,6 +43,7 @@ class MaskGITRecipe:
     training: TrainingConfig
     sampling: SamplingOptions
     num_pictures: int = 100_000
+    start_from: str | None = None
     name: str = field(default="maskgit-scenes")
 
     def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> Path:
@@ -49,8 +51,11 @@ class MaskGITRecipe:
         codec = self.tokenizer.run(folder / "tokenizer", on_log)
         codes_XL, labels_X = self.tokens(codec, folder / "tokens")
         torch.manual_seed(self.training.seed)
+        transformer = Transformer(self.transformer)
+        if self.start_from is not None:
+            transformer.load_state_dict(MaskGIT.from_pretrained(self.start_from).transformer.state_dict())
         trained = train(
-            TransformerTrainer(Transformer(self.transformer)),
+            TransformerTrainer(transformer),
             lambda step, rank, num_ranks: self.batch(codes_XL, labels_X, step, rank, num_ranks),
             train_step,
             self.training,
@@ -59,7 +64,7 @@ class MaskGITRecipe:
             on_log=on_log,
         )
         model = MaskGIT(trained.transformer.eval(), codec, sampling=self.sampling, class_names=CLASS_NAMES)
-        facts = provenance(self.name, self.training, pictures=self.num_pictures)
+        facts = provenance(self.name, self.training, pictures=self.num_pictures, start_from=self.start_from)
         model.save_pretrained(folder / "model", provenance=facts, dtype=torch.float16)
         return folder / "model"
 

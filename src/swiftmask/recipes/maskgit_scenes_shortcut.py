@@ -69,13 +69,13 @@ def recipe() -> ShortcutRecipe:
     """`swiftmask train maskgit-scenes-shortcut`: about 20 minutes on two CPU cores."""
     return ShortcutRecipe(
         shortcut=ShortcutConfig(width=160, bottleneck_width=80, num_blocks=1, num_heads=5),
-        rounds=RoundsConfig(token_weight=0.5),
+        rounds=RoundsConfig(step_counts=(8, 12, 16, 24), token_weight=0.5),
         training=TrainingConfig(
-            num_steps=3000,
+            num_steps=1500,
             batch_size=64,
             learning_rate=2e-3,
             muon_learning_rate=2e-3,
             betas=(0.9, 0.99),
-            save_every=200,
+            save_every=100,
         ),
     )

@@ -1,12 +1,12 @@
 """Recipe of the two Scenes readers, `scenes-judge` and `scenes-reward`.
 
 Commands: `swiftmask train scenes-judge`, `swiftmask train scenes-reward`. Data is a pure function of the
-step: half scenes with one to three objects, half class pictures, blurred, brightened and with noise, as a tokenizer would
-hand them over; one picture in ten is broken on purpose (tiles shuffled, or two pictures blended) and
-teaches the reader to see no object there.
+step: half scenes with one to three objects, half class pictures, blurred, brightened and with noise, as a
+tokenizer would hand them over; one picture in ten is broken on purpose (tiles shuffled, or two pictures
+blended) and teaches the reader to see no object there.
 
-Measured 2026-11-21 on about half a core each of a Xeon (AMX): 16 minutes (judge) and 12 (reward), of
-which one to two measure; facts read right in clean pictures: 0.9999 or more for both (docs/scenes.md).
+Measured 2026-11-21 on about half a core each of a Xeon (AMX): 16 minutes (judge) and 12 (reward), of which
+one to two measure; facts read right in clean pictures: 0.9999 or more for both (docs/scenes.md).
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ CLASS_NAMES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOUR
 
 _MASK = 0xFFFFFFFF
 _MARGIN = 0.5 / 64  # keeps anti-aliased edges of neighbours apart
+LATTICE = 12
+_CLASS_RADII = (9.25 / 64, 14.25 / 64)
 _SMALL_RADIUS = (8.5 / 64, 10 / 64)
 _LARGE_RADIUS = (13.5 / 64, 15 / 64)
 _PERIOD = 1 / 4  # of a pattern; coarse enough for a grid of 12x12 tokens to draw
@@ -116,7 +118,26 @@ def class_scenes(labels_B: Tensor, seeds: Sequence[int] | Tensor) -> Scenes:
     shape_BO[:, 0], colour_BO[:, 0] = labels_B // len(COLOURS), labels_B % len(COLOURS)
     background_B = _integer(draws_BN[:, _Draw.BACKGROUND], len(COLOURS) - 1)
     background_B = background_B + (background_B >= colour_BO[:, 0])
-    return replace(scenes, shape_BO=shape_BO, colour_BO=colour_BO, background_B=background_B)
+    small_BO, radii = scenes.size_BO == 0, (_CLASS_RADII[0], _CLASS_RADII[1])
+    radius_BO = torch.where(small_BO, *radii).masked_fill(scenes.size_BO < 0, 0.0)
+    return replace(
+        scenes,
+        shape_BO=shape_BO,
+        colour_BO=colour_BO,
+        background_B=background_B,
+        radius_BO=radius_BO,
+        x_BO=_on_lattice(scenes.x_BO, radius_BO),
+        y_BO=_on_lattice(scenes.y_BO, radius_BO),
+        tilt_BO=torch.zeros_like(scenes.tilt_BO),
+    )
+
+
+def _on_lattice(centre_BO: Tensor, radius_BO: Tensor) -> Tensor:
+    """The lattice point nearest to each centre at which the object still lies inside; empty slots stay 0."""
+    lowest_BO = ((radius_BO + _MARGIN) * LATTICE).ceil()
+    step_BO = (centre_BO * LATTICE).round()
+    inside_BO = torch.minimum(torch.maximum(step_BO, lowest_BO), LATTICE - lowest_BO)
+    return (inside_BO / LATTICE).masked_fill(radius_BO == 0, 0.0)
 
 
 def relation(dx_B: Tensor, dy_B: Tensor) -> Tensor:
