@@ -120,5 +120,5 @@ def recipe() -> MaskGITRecipe:
         precision="bf16-weights",
         save_every=100,
     )
-    sampling = SamplingOptions(guidance=3.0, temperature=1.0, choice_temperature=4.5)
+    sampling = SamplingOptions(guidance=3.0, temperature=1.0, choice_temperature=10.0)
     return MaskGITRecipe(tokenizer=tokenizer, transformer=transformer, training=training, sampling=sampling)
