@@ -100,7 +100,7 @@ def test_a_shortcut_learns_to_beat_copying(teacher, token_weight):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        shares.append(float(metrics["mse"] / metrics["copy_mse"]))
+        shares.append((metrics["mse"] / metrics["copy_mse"]).item())
     assert sum(shares[-20:]) / 20 < 0.8
 
 

@@ -126,7 +126,7 @@ def test_other_architectures_are_named() -> None:
 
 
 def test_damaged_and_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no such shortcut: .*absent\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"no such weights file: .*absent\.pth"):
         read_shortcut(tmp_path / "absent.pth")
     with pytest.raises(FileNotFoundError, match=r"no .*config\.json: expected a shortcut folder"):
         read_shortcut(tmp_path)
@@ -142,7 +142,7 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="could run code and is refused"):
         read_shortcut(tmp_path / "evil.pth")
     torch.save({"step": 3}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="expected a plain state dict"):
+    with pytest.raises(ValueError, match="is no checkpoint of a model"):
         read_shortcut(tmp_path / "other.pth")
 
 

@@ -4,7 +4,7 @@ import json
 import pickle
 import sys
 import types
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from swiftmask.models.maskgit import weights
+from swiftmask.models.maskgit import MaskGIT, weights
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
 
@@ -110,8 +110,10 @@ def test_converted_folder_holds_the_same_networks(
 ) -> None:
     transformer_path, codec_path, transformer, codec = released_files
     folder = tmp_path / "converted"
-    weights.convert(transformer_path, codec_path, folder, num_heads=4, codebook_size=16)
-    again, codec_again = weights.read_model(folder)
+    model = MaskGIT.from_released(transformer_path, codec_path, num_heads=4, codebook_size=16)
+    model.save_pretrained(folder, provenance={"converted_from": "test"})
+    again, codec_again, settings = weights.read_model(folder)
+    assert settings["sampling"] == asdict(model.sampling)
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -127,11 +129,19 @@ def test_converted_folder_holds_the_same_networks(
     assert all(parameter.requires_grad for parameter in again.parameters())
 
 
+def test_the_grid_says_which_released_sampling_is_meant(tmp_path: Path) -> None:
+    grid_16 = replace(SMALL, grid=16)
+    torch.save(Transformer(grid_16).state_dict(), tmp_path / "a.pth")
+    torch.save(VQGAN(SMALL_CODEC).state_dict(), tmp_path / "last.ckpt")
+    model = MaskGIT.from_released(tmp_path / "a.pth", tmp_path / "last.ckpt", num_heads=4, codebook_size=16)
+    assert (model.sampling.guidance, model.sampling.choice_temperature) == (4.0, 4.5)
+
+
 def test_half_precision_folder_loads_as_float32(tmp_path: Path) -> None:
     weights.write_model(
         tmp_path, Transformer(SMALL).half(), VQGAN(SMALL_CODEC).half(), settings={}, provenance={}
     )
-    transformer, codec = weights.read_model(tmp_path)
+    transformer, codec, _ = weights.read_model(tmp_path)
     assert {p.dtype for module in (transformer, codec) for p in module.parameters()} == {torch.float32}
 
 
