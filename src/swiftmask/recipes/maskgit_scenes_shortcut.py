@@ -40,8 +40,9 @@ class ShortcutRecipe:
         rounds = TeacherRounds(teacher.to(dtype=torch.bfloat16), self.rounds, self.labels)
         torch.manual_seed(self.training.seed)
         head = MaskGIT.from_pretrained(self.teacher).requires_grad_(False)
+        shortcut = Shortcut(self.shortcut).start_as_copy().fit_to_embeddings(_embeddings(head))
         trained = train(
-            ShortcutTrainer(Shortcut(self.shortcut).start_as_copy(), head, self.rounds.token_weight),
+            ShortcutTrainer(shortcut, head, self.rounds.token_weight),
             rounds.batch,
             train_step,
             self.training,
@@ -65,16 +66,25 @@ class ShortcutRecipe:
         return [(number * count + i) % NUM_CLASSES for i in range(count)]
 
 
+def _embeddings(teacher: MaskGIT) -> torch.Tensor:
+    """Every code at every position: [L, V, D]."""
+    codes_LV = torch.arange(teacher.transformer.config.codebook_size).expand(teacher.spec.num_tokens, -1)
+    positions_LV = torch.arange(teacher.spec.num_tokens)[:, None].expand_as(codes_LV)
+    return teacher.embed(codes_LV, positions_LV)
+
+
 def recipe() -> ShortcutRecipe:
     """`swiftmask train maskgit-scenes-shortcut`: about 20 minutes on two CPU cores."""
     return ShortcutRecipe(
         shortcut=ShortcutConfig(width=160, bottleneck_width=80, num_blocks=1, num_heads=5),
-        rounds=RoundsConfig(step_counts=(8, 12, 16, 24), token_weight=0.5),
+        rounds=RoundsConfig(updates_per_round=40, step_counts=(8, 12, 16, 24), token_weight=0.5),
         training=TrainingConfig(
-            num_steps=1500,
+            num_steps=700,
             batch_size=64,
-            learning_rate=2e-3,
-            muon_learning_rate=2e-3,
+            learning_rate=4e-3,
+            muon_learning_rate=4e-3,
+            warmup_steps=50,
+            ema_decay=0.995,
             betas=(0.9, 0.99),
             save_every=100,
         ),

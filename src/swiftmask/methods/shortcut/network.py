@@ -201,3 +201,15 @@ class Shortcut(nn.Module):
             for parameter in layer.parameters() if layer is not None else ():
                 nn.init.zeros_(parameter)
         return self
+
+    @torch.no_grad()
+    def fit_to_embeddings(self, embedded_XND: Tensor) -> Self:
+        """Rescale the projection of fresh tokens so that these embeddings come out with unit variance.
+
+        Attention reads them un-normalised: with a base whose embeddings are small (0.1) its keys are all but
+        equal, and training starts blind to what was decided (upstream does not do this; docs/log.md).
+        """
+        if isinstance(self.new_token_proj_in, nn.Linear):
+            nn.init.zeros_(self.new_token_proj_in.bias)
+            self.new_token_proj_in.weight.div_(self.new_token_proj_in(embedded_XND).std())
+        return self
