@@ -101,7 +101,7 @@ def _write_shard(path: Path, codec: VQGAN, first: int, count: int) -> None:
 
 
 def recipe() -> MaskGITRecipe:
-    """`swiftmask train maskgit-scenes`: about 70 minutes on two CPU cores, tokenizer and token cache included.
+    """`swiftmask train maskgit-scenes`: about 70 minutes on two CPU cores, tokenizer and tokens included.
 
     The bundled weights (2026-11-21) took two runs: these 2,600 steps while class pictures still placed
     objects freely (judge 0.71 at 16 steps, 96 pictures), then 750 steps on today's plainer pictures with
