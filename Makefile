@@ -11,7 +11,7 @@ test: .venv/installed ## the test-suite, CPU only
 	$(BIN)/python -m pytest
 
 check: .venv/installed ## formatting, lint and types
-	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright --project .
 
 bench: .venv/installed ## the tables of the README
 	$(BIN)/swiftmask bench quality maskgit-scenes --out benchmarks/results
