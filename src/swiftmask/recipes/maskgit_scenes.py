@@ -42,7 +42,7 @@ class MaskGITRecipe:
     transformer: TransformerConfig
     training: TrainingConfig
     sampling: SamplingOptions
-    num_pictures: int = 100_000
+    num_pictures: int = 60_000
     start_from: str | None = None
     name: str = field(default="maskgit-scenes")
 
@@ -119,8 +119,8 @@ def recipe() -> MaskGITRecipe:
         grid=tokenizer.codec.grid,
     )
     training = TrainingConfig(
-        num_steps=2600,
-        batch_size=128,
+        num_steps=3600,
+        batch_size=64,
         learning_rate=2e-3,
         muon_learning_rate=2e-3,
         precision="bf16-weights",

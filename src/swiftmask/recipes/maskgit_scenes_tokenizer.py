@@ -23,7 +23,7 @@ class TokenizerRecipe:
 
     codec: VQGANConfig
     training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(num_steps=1400, batch_size=48, save_every=100)
+        default_factory=lambda: TrainingConfig(num_steps=2000, batch_size=24, save_every=100)
     )
 
     def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> VQGAN:
@@ -41,11 +41,26 @@ class TokenizerRecipe:
         return trained.codec.eval()
 
     def batches(self, step: int, rank: int, num_ranks: int) -> Tensor:
-        """Class pictures [B, 3, 48, 48] of the step, drawn at the codec's own resolution."""
+        """Class pictures [B, 3, 48, 48] of the step, at the codec's own resolution; the first half mosaics.
+
+        A mosaic takes each quadrant from another picture, so that neither a group norm nor the attention can
+        tell the encoder or the decoder anything about a place that its surroundings do not: without them
+        the codes of a flat background differed all over it (docs/log.md).
+        """
         size = self.training.batch_size // num_ranks
         first = step_seed(self.training.seed, step, rank) % DATA_SEED
         seeds_B = DATA_SEED + first + torch.arange(size)
-        return render(class_scenes(seeds_B % NUM_CLASSES, seeds_B), self.codec.resolution)
+        images_B3HW = render(class_scenes(seeds_B % NUM_CLASSES, seeds_B), self.codec.resolution)
+        return torch.cat([_mosaics(images_B3HW[: size // 2]), images_B3HW[size // 2 :]])
+
+
+def _mosaics(images_B3HW: Tensor) -> Tensor:
+    """Quadrant q of mosaic i is that of picture i + q."""
+    shifted = [images_B3HW.roll(-quadrant, dims=0) for quadrant in range(4)]
+    half = images_B3HW.shape[-1] // 2
+    top = torch.cat([shifted[0][:, :, :half, :half], shifted[1][:, :, :half, half:]], dim=3)
+    bottom = torch.cat([shifted[2][:, :, half:, :half], shifted[3][:, :, half:, half:]], dim=3)
+    return torch.cat([top, bottom], dim=2)
 
 
 def recipe() -> TokenizerRecipe:
@@ -60,5 +75,6 @@ def recipe() -> TokenizerRecipe:
         n_embed=512,
         embed_dim=16,
         image_size=64,
+        num_groups=8,
     )
     return TokenizerRecipe(codec=codec)

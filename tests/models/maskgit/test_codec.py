@@ -122,7 +122,7 @@ def test_training_lowers_the_loss() -> None:
 
 
 def test_impossible_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="multiple of 32"):
+    with pytest.raises(ValueError, match="multiple of num_groups = 32"):
         replace(SMALL, ch=40)
     with pytest.raises(ValueError, match="multiple of 4"):
         replace(SMALL, resolution=50)

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NUM_GROUPS = 32
 COMMITMENT_WEIGHT = 0.25
 
 
@@ -24,6 +23,8 @@ class VQGANConfig:
 
     Attributes:
         image_size: side of the pictures shown, resized to and from `resolution`; None resizes nothing.
+        num_groups: of every group norm. Upstream always has 32; a codec of few channels wants fewer, since a
+            norm over one channel alone erases flat colours and spreads them over the picture's codes.
     """
 
     ch: int
@@ -37,10 +38,11 @@ class VQGANConfig:
     in_channels: int = 3
     out_ch: int = 3
     image_size: int | None = None
+    num_groups: int = 32
 
     def __post_init__(self) -> None:
-        if self.ch % NUM_GROUPS:
-            raise ValueError(f"ch must be a multiple of {NUM_GROUPS} (group norm), got {self.ch}")
+        if self.ch % self.num_groups:
+            raise ValueError(f"ch must be a multiple of num_groups = {self.num_groups}, got {self.ch}")
         if self.resolution % self.downscale:
             raise ValueError(f"resolution must be a multiple of {self.downscale}, got {self.resolution}")
 
@@ -95,16 +97,16 @@ class Quantized(NamedTuple):
         return self.codebook_loss + COMMITMENT_WEIGHT * self.commitment_loss
 
 
-def _group_norm(num_channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(NUM_GROUPS, num_channels, eps=1e-6)
+def _group_norm(num_groups: int, num_channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(num_groups, num_channels, eps=1e-6)
 
 
 class _ResBlock(nn.Module):
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, *, num_groups: int) -> None:
         super().__init__()
-        self.norm1 = _group_norm(channels_in)
+        self.norm1 = _group_norm(num_groups, channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = _group_norm(channels_out)
+        self.norm2 = _group_norm(num_groups, channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
 
@@ -117,9 +119,9 @@ class _ResBlock(nn.Module):
 class _Attention(nn.Module):
     """Single-head attention over all places of the grid."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, num_groups: int) -> None:
         super().__init__()
-        self.norm = _group_norm(channels)
+        self.norm = _group_norm(num_groups, channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -161,14 +163,15 @@ class _Level(nn.Module):
         self,
         channels: Sequence[int],
         *,
+        num_groups: int,
         attention: bool,
         downsample: nn.Module | None = None,
         upsample: nn.Module | None = None,
     ) -> None:
         super().__init__()
         pairs = list(zip(channels[:-1], channels[1:], strict=True))
-        self.block = nn.ModuleList(_ResBlock(c_in, c_out) for c_in, c_out in pairs)
-        self.attn = nn.ModuleList(_Attention(c_out) for _, c_out in pairs if attention)
+        self.block = nn.ModuleList(_ResBlock(*pair, num_groups=num_groups) for pair in pairs)
+        self.attn = nn.ModuleList(_Attention(width, num_groups=num_groups) for _, width in pairs if attention)
         self.downsample = downsample
         self.upsample = upsample
 
@@ -184,11 +187,11 @@ class _Level(nn.Module):
 
 
 class _Middle(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, num_groups: int) -> None:
         super().__init__()
-        self.block_1 = _ResBlock(channels, channels)
-        self.attn_1 = _Attention(channels)
-        self.block_2 = _ResBlock(channels, channels)
+        self.block_1 = _ResBlock(channels, channels, num_groups=num_groups)
+        self.attn_1 = _Attention(channels, num_groups=num_groups)
+        self.block_2 = _ResBlock(channels, channels, num_groups=num_groups)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x_BCHW)))
@@ -203,13 +206,14 @@ class _Encoder(nn.Module):
         self.down = nn.ModuleList(
             _Level(
                 [widths[i - 1] if i else config.ch] + [width] * config.num_res_blocks,
+                num_groups=config.num_groups,
                 attention=config.has_attention(i),
                 downsample=_Downsample(width) if i < last else None,
             )
             for i, width in enumerate(widths)
         )
-        self.mid = _Middle(widths[-1])
-        self.norm_out = _group_norm(widths[-1])
+        self.mid = _Middle(widths[-1], num_groups=config.num_groups)
+        self.norm_out = _group_norm(config.num_groups, widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -225,16 +229,17 @@ class _Decoder(nn.Module):
         widths = [config.ch * mult for mult in config.ch_mult]
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = _Middle(widths[-1])
+        self.mid = _Middle(widths[-1], num_groups=config.num_groups)
         self.up = nn.ModuleList(
             _Level(
                 [widths[min(i + 1, last)]] + [width] * (config.num_res_blocks + 1),
+                num_groups=config.num_groups,
                 attention=config.has_attention(i),
                 upsample=_Upsample(width) if i > 0 else None,
             )
             for i, width in enumerate(widths)
         )
-        self.norm_out = _group_norm(widths[0])
+        self.norm_out = _group_norm(config.num_groups, widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.out_ch, 3, padding=1)
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
