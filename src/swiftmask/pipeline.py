@@ -208,12 +208,12 @@ def _seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
 
 def _num_masked(canvas: Canvas) -> int:
     counts = set(canvas.masked_BL.sum(dim=1).tolist())
-    if len(counts) != 1 or 0 in counts:
+    if counts != {canvas.num_masked} or 0 in counts:
         raise ValueError(
             "every start canvas of a batch needs the same number of masked tokens, and at least one: "
-            f"got {sorted(counts)}"
+            f"got {sorted(counts)} in masked_BL and num_masked={canvas.num_masked}"
         )
-    return int(counts.pop())
+    return canvas.num_masked
 
 
 def _synchronise(device: torch.device) -> None:

@@ -55,7 +55,7 @@ def _decode(
 def _known_half() -> Canvas:
     """Eight known tokens, elsewhere in every image."""
     masked_BL = torch.rand(len(LABELS), L).argsort(1) < 8
-    return Canvas(torch.randint(32, masked_BL.shape).masked_fill(masked_BL, 32), masked_BL)
+    return Canvas(torch.randint(32, masked_BL.shape).masked_fill(masked_BL, 32), masked_BL, 8)
 
 
 def _golden_draws(tensors: dict[str, Tensor], run: str) -> list[Tensor]:
@@ -132,12 +132,14 @@ def test_every_canvas_follows_from_the_trajectory(inpaint: bool, golden_maskgit:
         golden_maskgit, LABELS, SeededNoise(SEEDS, L), schedule=schedule, canvas=canvas, records=records
     )
     for record in records:
-        rebuilt = trajectory.canvas_at(record.step.index)
+        rebuilt = trajectory.canvas_at(record.step)
         assert torch.equal(rebuilt.tokens_BL, record.before.tokens_BL)
         assert torch.equal(rebuilt.masked_BL, record.before.masked_BL)
         assert torch.equal(trajectory.decided_in(record.step), record.decision.positions_BN)
-    finished = trajectory.canvas_at(len(schedule))
+        assert rebuilt.num_masked == record.before.num_masked == record.step.num_masked_before
+    finished = records[-1].after
     assert torch.equal(finished.tokens_BL, trajectory.tokens_BL)
+    assert finished.num_masked == 0
     assert not finished.masked_BL.any()
 
 
@@ -225,13 +227,13 @@ def test_nothing_is_read_back_from_the_device(rule: str, guidance: float, golden
     unmask: UnmaskRule = by_confidence
     if rule == "halton":
         order_BL = halton_order((4, 4)).to(model.device).expand(batch, L)
-        unmask = by_order(order_masked(order_BL, canvas, L))
+        unmask = by_order(order_masked(order_BL, canvas))
     elif rule == "random":
-        unmask = by_order(order_masked(noise.permutation(L), canvas, L))
+        unmask = by_order(order_masked(noise.permutation(L), canvas))
     elif rule == "recorded":
         unmask = as_recorded(_decode(model, LABELS, noise, schedule=schedule))
     trajectory = _decode(model, LABELS, noise, schedule=schedule, unmask=unmask)
     assert trajectory.tokens_BL.is_meta
     assert trajectory.tokens_BL.shape == (batch, L)
-    rebuilt = trajectory.canvas_at(2)
+    rebuilt = trajectory.canvas_at(schedule[2])
     assert rebuilt.tokens_BL.is_meta

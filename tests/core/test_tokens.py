@@ -6,8 +6,13 @@ from torch.distributions import Categorical
 
 from swiftmask.core.rng import SeededNoise
 from swiftmask.core.tokens import CategoricalTokens, gather_rows, guide
+from swiftmask.core.types import Step
 
 POSITIONS = torch.tensor([[3, 0, 5], [1, 2, 7]])
+
+
+def _step(temperature: float) -> Step:
+    return Step(index=0, num_masked_before=3, num_masked_after=0, temperature=temperature)
 
 
 def test_guidance_convention() -> None:
@@ -49,14 +54,14 @@ def test_agrees_with_torch_distributions(temperature: float) -> None:
 
 def test_sampling_returns_the_log_prob_of_its_tokens() -> None:
     tokens = CategoricalTokens(3 * torch.randn(2, 3, 11), POSITIONS)
-    tokens_BM, log_prob_BM = tokens.sample(SeededNoise([0, 1], 8), 0.7)
+    tokens_BM, log_prob_BM = tokens.sample(SeededNoise([0, 1], 8), _step(0.7))
     assert tokens_BM.shape == (2, 3)
     assert torch.equal(log_prob_BM, tokens.log_prob(tokens_BM, 0.7))
 
 
 def test_low_temperature_takes_the_best_code() -> None:
     logits_BMV = torch.randn(2, 3, 11)
-    tokens_BM, _ = CategoricalTokens(logits_BMV, POSITIONS).sample(SeededNoise([0, 1], 8), 1e-4)
+    tokens_BM, _ = CategoricalTokens(logits_BMV, POSITIONS).sample(SeededNoise([0, 1], 8), _step(1e-4))
     assert torch.equal(tokens_BM, logits_BMV.argmax(-1))
 
 

@@ -31,7 +31,7 @@ class _Unscored:
     def __init__(self, positions_BM: Tensor) -> None:
         self.positions_BM = positions_BM
 
-    def sample(self, noise: SeededNoise, temperature: float) -> tuple[Tensor, None]:
+    def sample(self, noise: SeededNoise, step: Step) -> tuple[Tensor, None]:
         return noise.normal(self.positions_BM, 2), None
 
     def log_prob(self, tokens_BM: Tensor, temperature: float) -> None:
@@ -44,7 +44,7 @@ def canvas() -> Canvas:
     masked_BL = torch.zeros(B, L, dtype=torch.bool)
     for image in range(B):
         masked_BL[image, torch.randperm(L)[:8]] = True
-    return Canvas(torch.randint(V, (B, L)).masked_fill(masked_BL, MASK_ID), masked_BL)
+    return Canvas(torch.randint(V, (B, L)).masked_fill(masked_BL, MASK_ID), masked_BL, 8)
 
 
 def _step(num_decided: int, **settings: float) -> Step:
@@ -52,15 +52,15 @@ def _step(num_decided: int, **settings: float) -> Step:
 
 
 def test_masked_positions_are_the_masked_ones_in_order(canvas: Canvas) -> None:
-    positions_BM = canvas.masked_positions(8)
+    positions_BM = canvas.masked_positions()
     expected_BM = torch.stack([masked_L.nonzero()[:, 0] for masked_L in canvas.masked_BL])
     assert torch.equal(positions_BM, expected_BM)
 
 
 @pytest.mark.parametrize("shape", [(), (2,)])
 def test_write_changes_only_its_positions(canvas: Canvas, shape: tuple[int, ...]) -> None:
-    start = Canvas(torch.randn(B, L, *shape), canvas.masked_BL)
-    positions_BN = canvas.masked_positions(8)[:, 2:5]
+    start = Canvas(torch.randn(B, L, *shape), canvas.masked_BL, 8)
+    positions_BN = canvas.masked_positions()[:, 2:5]
     tokens_BN = torch.randn(B, 3, *shape)
     after = start.write(positions_BN, tokens_BN)
     rows = torch.arange(B)[:, None]
@@ -105,7 +105,7 @@ def test_choice_noise_spreads_the_choice(canvas: Canvas) -> None:
     """With much noise every masked position gets its turn; without, a sure one always wins."""
     logits_BLV = torch.zeros(200, L, V)
     logits_BLV[:, 4, 0] = 9.0
-    blank = Canvas(torch.full((200, L), MASK_ID), torch.ones(200, L, dtype=torch.bool))
+    blank = Canvas(torch.full((200, L), MASK_ID), torch.ones(200, L, dtype=torch.bool), L)
     for noise_scale, expected in ((0.0, 1), (1000.0, L)):
         step = Step(index=0, num_masked_before=L, num_masked_after=L - 1, choice_temperature=noise_scale)
         decision = by_confidence(_Head(logits_BLV), blank, step, SeededNoise(range(200), L))
@@ -119,7 +119,7 @@ def test_confidence_refuses_a_head_that_cannot_score(canvas: Canvas) -> None:
 
 def test_order_runs_the_head_only_where_it_decides(canvas: Canvas) -> None:
     noise, head = SeededNoise(range(B), L), _Head(torch.randn(B, L, V))
-    order_BM = order_masked(noise.permutation(L), canvas, 8)
+    order_BM = order_masked(noise.permutation(L), canvas)
     left, seen = 8, []
     for index, count in enumerate((1, 2, 5)):
         step = Step(index=index, num_masked_before=left, num_masked_after=left - count)
@@ -128,11 +128,11 @@ def test_order_runs_the_head_only_where_it_decides(canvas: Canvas) -> None:
         seen.append(decision.positions_BN)
         left -= count
     assert [asked.shape[1] for asked in head.asked] == [1, 2, 5]
-    assert torch.equal(torch.cat(seen, dim=1).sort(dim=1).values, canvas.masked_positions(8))
+    assert torch.equal(torch.cat(seen, dim=1).sort(dim=1).values, canvas.masked_positions())
 
 
 def test_order_works_without_scores(canvas: Canvas) -> None:
-    rule = by_order(order_masked(torch.arange(L).expand(B, L), canvas, 8))
+    rule = by_order(order_masked(torch.arange(L).expand(B, L), canvas))
     decision = rule(_Unscored, canvas, _step(3), SeededNoise(range(B), L))  # type: ignore[arg-type]
     assert decision.tokens_BN.shape == (B, 3, 2)
     assert decision.log_prob_BN is None
@@ -140,7 +140,7 @@ def test_order_works_without_scores(canvas: Canvas) -> None:
 
 def test_order_masked_keeps_the_order(canvas: Canvas) -> None:
     order_BL = SeededNoise(range(B), L).permutation(L)
-    kept_BM = order_masked(order_BL, canvas, 8)
+    kept_BM = order_masked(order_BL, canvas)
     for image in range(B):
         expected = [p for p in order_BL[image].tolist() if canvas.masked_BL[image, p]]
         assert kept_BM[image].tolist() == expected
@@ -193,7 +193,7 @@ def test_confidence_is_log_prob_plus_scaled_noise(advantage: float, winner: int)
     log_prob_L = torch.tensor([-2.0, -1.0])
     logits_BLV = torch.full((1, 2, V), -torch.inf)
     logits_BLV[..., 0], logits_BLV[..., 1] = log_prob_L, torch.log1p(-log_prob_L.exp())
-    blank = Canvas(torch.full((1, 2), MASK_ID), torch.ones(1, 2, dtype=torch.bool))
+    blank = Canvas(torch.full((1, 2), MASK_ID), torch.ones(1, 2, dtype=torch.bool), 2)
     step = Step(index=0, num_masked_before=2, num_masked_after=1, choice_temperature=2.0)
     noise = _Given(torch.tensor([[advantage / 2, 0.0]]))
     decision = by_confidence(_Head(logits_BLV), blank, step, noise)  # type: ignore[arg-type]

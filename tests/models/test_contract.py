@@ -63,10 +63,11 @@ def test_both_branches_in_one_forward_equal_two(model):
 def test_guidance_one_is_the_conditional_branch(model):
     canvas = half_decided(model, 2)
     features_GBTD = model.features(canvas, model.with_null(model.encode(conditions(model, 2))))
-    positions_BM = canvas.masked_positions(3)
+    positions_BM = canvas.masked_positions()[:, :3]
     noise = [SeededNoise([1, 2], model.spec.num_tokens) for _ in range(3)]
+    (step,) = model.schedule(1, num_masked=3, options=SamplingOptions(temperature=1.0))
     alone, off, guided = (
-        model.tokens(features, positions_BM, guidance).sample(n, 1.0)
+        model.tokens(features, positions_BM, guidance).sample(n, step)
         for features, guidance, n in zip(
             (features_GBTD[:1], features_GBTD, features_GBTD), (1.0, 1.0, 4.0), noise, strict=True
         )

@@ -205,9 +205,8 @@ def _canvases(pipeline: "Pipeline", result: "Result", steps: int, count: int = 8
     import torch
 
     chosen = sorted({round(index * steps / max(1, count - 1)) for index in range(count)})
-    canvases = [result.trajectory.canvas_at(step) for step in chosen]
-    masked_SL = torch.stack([canvas.masked_BL[0] for canvas in canvases])
-    tokens_SL = torch.stack([canvas.tokens_BL[0] for canvas in canvases])
-    codes_SL = tokens_SL.masked_fill(masked_SL, 0)  # greyed out, but the decoder wants a code there
+    tokens_L, decided_at_L = result.trajectory.tokens_BL[0], result.trajectory.decided_at_BL[0]
+    masked_SL = torch.stack([decided_at_L >= step for step in chosen])
+    codes_SL = tokens_L.expand_as(masked_SL).masked_fill(masked_SL, 0)  # greyed out, but a code is wanted
     with torch.no_grad():
         return pipeline.model.to_pixels(codes_SL).float().cpu(), masked_SL.cpu()

@@ -1,7 +1,7 @@
 """The only contracts between models, methods and the decode loop."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol, Self
 
 import torch
@@ -54,8 +54,10 @@ class Noise(Protocol):
 class TokenDistribution(Protocol):
     """What the token head says about some positions."""
 
-    def sample(self, noise: Noise, temperature: float) -> tuple[Tensor, Tensor | None]:
-        """Tokens [B, M] or [B, M, C] drawn from every image's own stream, and their `log_prob`."""
+    def sample(self, noise: Noise, step: Step) -> tuple[Tensor, Tensor | None]:
+        """Tokens [B, M] or [B, M, C] drawn from every image's own stream at the temperature (and with the
+        denoising) of `step`, and their `log_prob`.
+        """
         ...
 
     def log_prob(self, tokens_BM: Tensor, temperature: float) -> Tensor | None:
@@ -131,23 +133,42 @@ class MaskedGenerator(Protocol):
         ...
 
 
+class DenoisingModel(MaskedGenerator, Protocol):
+    """A base model whose head denoises one token at a time (MAR): what distilling that head needs.
+
+    Its `features` are the contexts of the head, and its noisy tokens `sqrt(signal) x + sqrt(1 - signal) eps`.
+    """
+
+    @property
+    def signal_T(self) -> Tensor:
+        """Cumulative product of 1 - beta at each timestep of training: float64 [num_timesteps]."""
+        ...
+
+    def denoise(self, noisy_XC: Tensor, timesteps_X: Tensor, context_XD: Tensor) -> Tensor:
+        """The noise the head sees in noisy tokens, unguided: [X, C] for int64 timesteps [X]."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingOptions:
-    """Knobs of a schedule; None takes the model's default."""
+    """Knobs of a schedule; None takes the model's default.
+
+    Attributes:
+        denoising_steps: head calls per token of a diffusion head, or (first, last) to anneal them linearly
+            over the decode (DiSA, arXiv 2505.20297).
+        sampler: of a diffusion head.
+    """
 
     guidance: float | None = None
     temperature: float | None = None
     choice_temperature: float | None = None
+    denoising_steps: int | tuple[int, int] | None = None
+    sampler: Literal["ancestral", "ddim"] | None = None
 
     def over(self, defaults: Self) -> Self:
         """These options, with `defaults` where they say nothing."""
-        return type(self)(
-            guidance=defaults.guidance if self.guidance is None else self.guidance,
-            temperature=defaults.temperature if self.temperature is None else self.temperature,
-            choice_temperature=defaults.choice_temperature
-            if self.choice_temperature is None
-            else self.choice_temperature,
-        )
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return replace(defaults, **given)
 
 
 Head = Callable[[Tensor], TokenDistribution]

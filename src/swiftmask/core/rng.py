@@ -51,8 +51,7 @@ class SeededNoise:
 
     Args:
         seeds: one non-negative integer below 2**63 per image.
-        num_tokens: length L of the canvas; every draw covers all L positions and is read at the ones asked
-            for.
+        num_tokens: length L of the canvas.
         device: where the draws are made.
     """
 
@@ -63,39 +62,35 @@ class SeededNoise:
         self._device = device
         self._num_draws = 0
 
-    def _uniform(self, width: int) -> Tensor:
-        """Uniforms in (0, 1): float32 [B, L, width]."""
+    def _uniform(self, positions_BM: Tensor, width: int) -> Tensor:
+        """Uniforms in (0, 1), a function of image, draw and position: float32 [B, M, width]."""
         self._num_draws += 1
-        position = torch.arange(self._num_tokens, device=self._device)[None, :, None]
         block = torch.arange((width + 3) // 4, device=self._device)[None, None, :]
-        zero = torch.zeros_like(position)
-        words = philox_4x32((position, block, zero + self._num_draws, zero), self._key)
+        zero = torch.zeros_like(block)
+        words = philox_4x32((positions_BM[..., None], block, zero + self._num_draws, zero), self._key)
         return uniform_of(torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(2)[..., :width])
-
-    def _at(self, positions_BM: Tensor) -> Tensor:
-        return self._uniform(1)[..., 0].gather(1, positions_BM)
 
     def categorical(self, probs_BMV: Tensor, positions_BM: Tensor) -> Tensor:
         """One code per position by inverting the cumulative distribution: one uniform each, int64 [B, M]."""
         cumulative_BMV = probs_BMV.cumsum(-1)
-        threshold_BM1 = self._at(positions_BM)[..., None] * cumulative_BMV[..., -1:]
+        threshold_BM1 = self._uniform(positions_BM, 1) * cumulative_BMV[..., -1:]
         return torch.searchsorted(cumulative_BMV, threshold_BM1)[..., 0].clamp(max=probs_BMV.shape[-1] - 1)
 
     def gumbel(self, positions_BM: Tensor) -> Tensor:
         """Standard Gumbel noise, float32 [B, M]."""
-        return gumbel_of(self._at(positions_BM))
+        return gumbel_of(self._uniform(positions_BM, 1)[..., 0])
 
     def permutation(self, num_tokens: int) -> Tensor:
         """A random order of the positions of each image, int64 [B, L]."""
         if num_tokens != self._num_tokens:
             raise ValueError(f"this noise covers {self._num_tokens} positions, asked to permute {num_tokens}")
-        return self._uniform(1)[..., 0].argsort(dim=1)
+        every_1L = torch.arange(num_tokens, device=self._device)[None]
+        return self._uniform(every_1L, 1)[..., 0].argsort(dim=1)
 
     def normal(self, positions_BM: Tensor, channels: int) -> Tensor:
         """Standard normal noise by Box-Muller, float32 [B, M, channels]."""
-        radius, angle = self._uniform(2 * channels).chunk(2, dim=-1)
-        normal_BLC = (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
-        return normal_BLC.gather(1, positions_BM[..., None].expand(-1, -1, channels))
+        radius, angle = self._uniform(positions_BM, 2 * channels).chunk(2, dim=-1)
+        return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
 
 
 class ReplayNoise:

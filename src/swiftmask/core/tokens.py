@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from swiftmask.core.protocol import Noise
+from swiftmask.core.types import Step
 
 
 def guide(branches_GX: Tensor, guidance: float) -> Tensor:
@@ -41,9 +42,9 @@ class CategoricalTokens:
     def _log_probs(self, temperature: float) -> Tensor:
         return (self.logits_BMV / temperature).log_softmax(-1)
 
-    def sample(self, noise: Noise, temperature: float) -> tuple[Tensor, Tensor]:
+    def sample(self, noise: Noise, step: Step) -> tuple[Tensor, Tensor]:
         """Codes int64 [B, M] from softmax(logits / temperature), and their log-probabilities."""
-        log_probs_BMV = self._log_probs(temperature)
+        log_probs_BMV = self._log_probs(step.temperature)
         tokens_BM = noise.categorical(log_probs_BMV.exp(), self.positions_BM)
         return tokens_BM, log_probs_BMV.gather(-1, tokens_BM[..., None])[..., 0]
 

@@ -30,10 +30,13 @@ class Canvas:
         tokens_BL: int64 codes [B, L], or real-valued tokens [B, L, C]. The value at masked positions is the
             model's mask id (or zero) and carries no meaning.
         masked_BL: bool [B, L], True = not decided yet.
+        num_masked: how many of every image's tokens are masked; known on the host, so that shapes follow
+            without looking at the data.
     """
 
     tokens_BL: Tensor
     masked_BL: Tensor
+    num_masked: int
 
     def write(self, positions_BN: Tensor, tokens_BN: Tensor) -> Self:
         """The canvas after deciding `positions_BN` [B, N] with `tokens_BN` [B, N] or [B, N, C]."""
@@ -41,14 +44,33 @@ class Canvas:
         return type(self)(
             self.tokens_BL.scatter(1, index, tokens_BN.to(self.tokens_BL.dtype)),
             self.masked_BL.scatter(1, positions_BN, False),
+            self.num_masked - positions_BN.shape[1],
         )
 
-    def masked_positions(self, num_masked: int) -> Tensor:
-        """Positions of the `num_masked` masked tokens of every image, ascending: [B, M].
+    def masked_positions(self) -> Tensor:
+        """Positions of the masked tokens of every image, ascending: [B, M]."""
+        return self._ordered()[:, : self.num_masked]
 
-        The count comes from the schedule, so the shape is known without looking at the data.
-        """
-        return self.masked_BL.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :num_masked]
+    def known_positions(self) -> Tensor:
+        """Positions of the decided tokens of every image, ascending: [B, L - M]."""
+        return self._ordered()[:, self.num_masked :]
+
+    def _ordered(self) -> Tensor:
+        """Masked positions, then known ones, each ascending."""
+        return self.masked_BL.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denoising:
+    """How a diffusion head samples a token.
+
+    Attributes:
+        num_steps: head calls per token (two branches count as one).
+        deterministic: DDIM (arXiv 2010.02502, eta = 0) instead of ancestral sampling.
+    """
+
+    num_steps: int
+    deterministic: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +83,7 @@ class Step:
         guidance: `null + guidance * (conditional - null)`; 1.0 is off.
         temperature: divides the logits when a token is sampled.
         choice_temperature: scale of the Gumbel noise on the confidence that picks which tokens to keep.
+        denoising: how a diffusion head samples; None for heads that answer in one call.
         full: whether the backbone runs; otherwise the feature function approximates it.
     """
 
@@ -70,6 +93,7 @@ class Step:
     guidance: float = 1.0
     temperature: float = 1.0
     choice_temperature: float = 0.0
+    denoising: Denoising | None = None
     full: bool = True
 
     @property
@@ -139,11 +163,12 @@ class Trajectory:
     decided_at_BL: Tensor
     log_prob_BL: Tensor | None
 
-    def canvas_at(self, step_index: int) -> Canvas:
-        """The canvas as it stood when step `step_index` began."""
-        masked_BL = self.decided_at_BL >= step_index
+    def canvas_at(self, step: Step) -> Canvas:
+        """The canvas as it stood when `step` began."""
+        masked_BL = self.decided_at_BL >= step.index
         where = masked_BL if self.tokens_BL.ndim == 2 else masked_BL[..., None]
-        return Canvas(torch.where(where, self.start.tokens_BL, self.tokens_BL), masked_BL)
+        tokens_BL = torch.where(where, self.start.tokens_BL, self.tokens_BL)
+        return Canvas(tokens_BL, masked_BL, step.num_masked_before)
 
     def decided_in(self, step: Step) -> Tensor:
         """Positions decided in `step`, ascending: int64 [B, N]."""

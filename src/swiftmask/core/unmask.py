@@ -14,8 +14,8 @@ def by_confidence(head: Head, canvas: Canvas, step: Step, noise: Noise) -> Decis
     `step.num_decided` positions per image are kept (top-k indices, not a threshold: ties cannot change the
     count).
     """
-    positions_BM = canvas.masked_positions(step.num_masked_before)
-    tokens_BM, log_prob_BM = head(positions_BM).sample(noise, step.temperature)
+    positions_BM = canvas.masked_positions()
+    tokens_BM, log_prob_BM = head(positions_BM).sample(noise, step)
     if log_prob_BM is None:
         raise ValueError(
             "by_confidence needs a token head that can score: use by_order for continuous tokens"
@@ -39,7 +39,7 @@ def by_order(order_BM: Tensor) -> UnmaskRule:
     def rule(head: Head, canvas: Canvas, step: Step, noise: Noise) -> Decision:
         start = order_BM.shape[1] - step.num_masked_before
         positions_BN = order_BM[:, start : start + step.num_decided]
-        return Decision(positions_BN, *head(positions_BN).sample(noise, step.temperature))
+        return Decision(positions_BN, *head(positions_BN).sample(noise, step))
 
     return rule
 
@@ -59,10 +59,10 @@ def as_recorded(trajectory: Trajectory) -> UnmaskRule:
     return rule
 
 
-def order_masked(order_BL: Tensor, canvas: Canvas, num_masked: int) -> Tensor:
+def order_masked(order_BL: Tensor, canvas: Canvas) -> Tensor:
     """The masked positions of `canvas`, in the order they have in `order_BL` [B, L]: int64 [B, M]."""
     first = canvas.masked_BL.gather(1, order_BL).to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-    return order_BL.gather(1, first[:, :num_masked])
+    return order_BL.gather(1, first[:, : canvas.num_masked])
 
 
 def halton_order(grid: tuple[int, int]) -> Tensor:

@@ -198,7 +198,7 @@ def _random_canvas(model: MaskedGenerator, num_masked: int, batch: int) -> Canva
     order_BL = torch.rand(batch, spec.num_tokens, device=model.device).argsort(dim=1)
     codes_BL = torch.randint(spec.codebook_size, (batch, spec.num_tokens), device=model.device)
     masked_BL = order_BL < num_masked
-    return Canvas(codes_BL.masked_fill(masked_BL, spec.mask_id), masked_BL)
+    return Canvas(codes_BL.masked_fill(masked_BL, spec.mask_id), masked_BL, num_masked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

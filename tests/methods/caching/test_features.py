@@ -42,7 +42,7 @@ class _Course:
 
 def _run(model: _Course, make: type | object, full: list[int]) -> list[Features]:
     features_fn: FeatureFn = make(model)  # type: ignore[operator]
-    canvas = Canvas(torch.zeros(3, 4, dtype=torch.int64), torch.zeros(3, 4, dtype=torch.bool))
+    canvas = Canvas(torch.zeros(3, 4, dtype=torch.int64), torch.zeros(3, 4, dtype=torch.bool), 0)
     previous, seen = None, []
     for index in range(NUM_STEPS):
         model.now = index

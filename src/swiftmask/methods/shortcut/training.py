@@ -137,7 +137,7 @@ class TeacherRounds:
     @torch.no_grad()
     def _link(self, before: Record, after: Record, rows_X: Tensor) -> Link:
         decided, step = before.decision, after.step
-        positions_BM = after.before.masked_positions(step.num_masked_before)[rows_X]
+        positions_BM = after.before.masked_positions()[rows_X]
         return Link(
             embedded_BND=self._model.embed(decided.tokens_BN[rows_X], decided.positions_BN[rows_X]),
             positions_BM=positions_BM,
