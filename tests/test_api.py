@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import swiftmask
 from swiftmask import registry
+from swiftmask.core.protocol import SamplingOptions
 from swiftmask.methods.shortcut import Shortcut, ShortcutConfig
 from swiftmask.models.maskgit import MaskGIT
 
@@ -139,6 +141,12 @@ def test_what_accelerate_refuses(pipeline: swiftmask.Pipeline, tiny_shortcut_fol
     refused("width", shortcut=Shortcut(ShortcutConfig(width=32, bottleneck_width=16)))
     with pytest.raises(ValueError, match="between 1 and the number of steps"):
         swiftmask.accelerate(pipeline, caching="reuse", full_steps=9).generate(LABELS, steps=4)
+
+
+def test_options_of_another_kind_of_head_are_refused(pipeline: swiftmask.Pipeline) -> None:
+    options = SamplingOptions(denoising_steps=10, sampler="ddim")
+    with pytest.raises(ValueError, match="maskgit draws codes.*leave out denoising_steps and sampler"):
+        replace(pipeline, sampling=options).schedule(4)
 
 
 def test_registry_finds_folders() -> None:

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from swiftmask.core.decode import FullFeatures, decode, prepare_condition
-from swiftmask.core.protocol import Condition, FeatureFn, MaskedGenerator, SamplingOptions
+from swiftmask.core.protocol import Condition, FeatureFn, MaskedGenerator, SamplingOptions, Spec
 from swiftmask.core.rng import SeededNoise
 from swiftmask.core.schedule import uniform_full_steps, with_full_steps
 from swiftmask.core.types import Canvas, Record, Schedule, Step, Trajectory
@@ -120,6 +120,7 @@ class Pipeline:
         """The steps of one decode, with the full ones placed."""
         num_masked = self.model.spec.num_tokens if num_masked is None else num_masked
         steps = self.steps if steps is None else steps
+        _check_options(self.sampling, self.model.spec)
         schedule = self.model.schedule(steps, num_masked=num_masked, options=self.sampling)
         if self.full_steps is None:
             return schedule
@@ -133,7 +134,8 @@ class Pipeline:
     def calls(self, schedule: Schedule) -> dict[str, int]:
         """Forward calls per picture, by part."""
         num_full = sum(step.full for step in schedule)
-        calls = {"backbone": num_full, "head": len(schedule), "decoder": 1}
+        num_head = sum(1 if step.denoising is None else step.denoising.num_steps for step in schedule)
+        calls = {"backbone": num_full, "head": num_head, "decoder": 1}
         if self.features_fn is not None and num_full < len(schedule):
             calls[self.features_fn.name] = len(schedule) - num_full
         return calls | {"branches": 2 if any(step.guidance != 1.0 for step in schedule) else 1}
@@ -195,6 +197,16 @@ def to_pil(images_B3HW: Tensor) -> list[Image.Image]:
     """Tensor pictures in [0, 1] to 8-bit PIL pictures."""
     pixels_BHW3 = (images_B3HW.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(np.ascontiguousarray(pixels)) for pixels in pixels_BHW3]
+
+
+def _check_options(sampling: SamplingOptions, spec: Spec) -> None:
+    """An option that a kind of head has no use for is a mistake, not a wish to be ignored."""
+    kind, foreign = ("continuous tokens", ("choice_temperature",))
+    if spec.codebook_size is not None:
+        kind, foreign = "codes, sampled in one head call", ("denoising_steps", "sampler")
+    given = [name for name in foreign if getattr(sampling, name) is not None]
+    if given:
+        raise ValueError(f"{spec.name} draws {kind}: leave out {' and '.join(given)}")
 
 
 def _seeds(seeds: Sequence[int] | None, count: int) -> list[int]:

@@ -58,6 +58,10 @@ class Generate:
     """Divides the logits."""
     choice_temperature: float | None = None
     """Noise on which tokens are kept first."""
+    denoising_steps: tuple[int, ...] = ()
+    """Head calls per token of a diffusion head; two numbers anneal from the first to the second."""
+    sampler: Literal["ancestral", "ddim"] | None = None
+    """Of a diffusion head."""
     dtype: str | None = None
     """float32, bfloat16 or float16."""
     device: str | None = None
@@ -125,7 +129,11 @@ class Generate:
         pipeline = load(self.model, dtype=self.dtype, device=self.device)
         self._check_kind(pipeline)
         options = SamplingOptions(
-            guidance=self.guidance, temperature=self.temperature, choice_temperature=self.choice_temperature
+            guidance=self.guidance,
+            temperature=self.temperature,
+            choice_temperature=self.choice_temperature,
+            denoising_steps=self._denoising_steps(),
+            sampler=self.sampler,
         )
         steps = pipeline.steps if self.steps is None else self.steps
         pipeline = replace(pipeline, sampling=options.over(pipeline.sampling), steps=steps, _flops={})
@@ -133,6 +141,16 @@ class Generate:
             return pipeline
         shortcut = f"{pipeline.name}-shortcut" if self.shortcut == "auto" else self.shortcut
         return accelerate(pipeline, shortcut=shortcut, caching=self.caching, full_steps=self.full_steps)
+
+    def _denoising_steps(self) -> int | tuple[int, int] | None:
+        match self.denoising_steps:
+            case ():
+                return None
+            case (steps,):
+                return steps
+            case (first, last):
+                return first, last
+        raise ValueError(f"--denoising-steps takes one number or two, got {len(self.denoising_steps)}")
 
     def _check_kind(self, pipeline: "Pipeline") -> None:
         draws = pipeline.model.spec.draws
