@@ -114,12 +114,12 @@ def recipe() -> MaskGITRecipe:
         depth=8,
         num_heads=5,
         mlp_width=640,
-        codebook_size=tokenizer.codec.n_embed,
+        codebook_size=tokenizer.num_codes,
         num_classes=NUM_CLASSES,
         grid=tokenizer.codec.grid,
     )
     training = TrainingConfig(
-        num_steps=3600,
+        num_steps=2600,
         batch_size=64,
         learning_rate=2e-3,
         muon_learning_rate=2e-3,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from swiftmask.data.scenes import NUM_CLASSES, class_scenes, render
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
-from swiftmask.models.maskgit.tokenizer_training import TokenizerTrainer, train_step
+from swiftmask.models.maskgit.tokenizer_training import TokenizerTrainer, prune_codebook, train_step
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig, step_seed
 
@@ -19,9 +19,15 @@ DATA_SEED = 1 << 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerRecipe:
-    """Sizes and optimisation of the tokenizer."""
+    """Sizes and optimisation of the tokenizer.
+
+    Attributes:
+        codec: trained with this many codes ...
+        num_codes: ... of which so many are kept.
+    """
 
     codec: VQGANConfig
+    num_codes: int
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(num_steps=2000, batch_size=24, save_every=100)
     )
@@ -38,7 +44,7 @@ class TokenizerRecipe:
             name="maskgit-scenes-tokenizer",
             on_log=on_log,
         )
-        return trained.codec.eval()
+        return prune_codebook(trained.codec.eval(), trained.count_K, self.num_codes)
 
     def batches(self, step: int, rank: int, num_ranks: int) -> Tensor:
         """Class pictures [B, 3, 48, 48] of the step, at the codec's own resolution; the first half mosaics.
@@ -77,4 +83,4 @@ def recipe() -> TokenizerRecipe:
         image_size=64,
         num_groups=8,
     )
-    return TokenizerRecipe(codec=codec)
+    return TokenizerRecipe(codec=codec, num_codes=192)

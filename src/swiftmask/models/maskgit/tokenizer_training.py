@@ -8,6 +8,7 @@ flat colours and sharp edges do not need.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +82,30 @@ class TokenizerTrainer(nn.Module):
         codebook_KC.copy_(torch.where(dead_K[:, None], latents_XC[picks_K], codebook_KC))
         self.count_K.copy_(torch.where(dead_K, 0.5 * uniform, self.count_K))
         self.total_KC.copy_(torch.where(dead_K[:, None], 0.5 * uniform * latents_XC[picks_K], self.total_KC))
+
+
+@torch.no_grad()
+def prune_codebook(codec: VQGAN, count_K: Tensor, num_codes: int) -> VQGAN:
+    """The codec with its `num_codes` most telling codes: of the closest pair, the less used one goes, again
+    and again.
+
+    k-means splits what is frequent, so that a flat background owns many codes that look alike and follow each
+    other at random: entropy that a generator would have to learn and nobody could see (docs/log.md).
+
+    Args:
+        count_K: how often each code is used.
+    """
+    codebook_KC = codec.quantize.embedding.weight
+    distance_KK = torch.cdist(codebook_KC, codebook_KC).fill_diagonal_(torch.inf)
+    for _ in range(len(count_K) - num_codes):
+        pair = divmod(int(distance_KK.argmin()), len(count_K))
+        dropped = min(pair, key=lambda code: float(count_K[code]))
+        distance_KK[dropped, :] = distance_KK[:, dropped] = torch.inf
+        count_K = count_K.index_fill(0, torch.tensor([dropped]), -1.0)
+    pruned = VQGAN(replace(codec.config, n_embed=num_codes))
+    kept_KC = {"quantize.embedding.weight": codebook_KC[count_K >= 0]}
+    pruned.load_state_dict(codec.state_dict() | kept_KC)
+    return pruned.train(codec.training)
 
 
 def train_step(
