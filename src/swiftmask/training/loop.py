@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
@@ -37,7 +37,9 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Handed to `on_log`: step counts from 1; metrics are averages since the last log."""
+    """Handed to `on_log`: step counts from 1; metrics are averages since the last log, each over the steps
+    that gave it.
+    """
 
     step: int
     num_steps: int
@@ -93,14 +95,15 @@ def train(
     Errors: NonFiniteLossError (the batch is in `folder/bad_batch.pt`), ValueError for a foreign checkpoint.
     """
     run = _start(model, config, folder, name)
-    started, sums, count = time.perf_counter(), {}, 0
+    started = time.perf_counter()
+    seen: dict[str, list[Tensor]] = {}
     while run.step < config.num_steps:
-        metrics = _one_step(run, batches, train_step, config)
-        sums, count = {key: sums.get(key, 0.0) + value for key, value in metrics.items()}, count + 1
+        for key, value in _one_step(run, batches, train_step, config).items():
+            seen.setdefault(key, []).append(value)
         if run.step % config.log_every == 0 or run.step == config.num_steps:
-            means = {key: float(value) / count for key, value in sums.items()}
+            means = {key: float(torch.stack(values).float().mean()) for key, values in seen.items()}
             _log(run, Progress(run.step, config.num_steps, time.perf_counter() - started, means), on_log)
-            sums, count = {}, 0
+            seen.clear()
         if run.step % config.save_every == 0 or run.step == config.num_steps:
             _save(run, on_save)
     run.accelerator.end_training()
