@@ -1,0 +1,135 @@
+"""A student on disk: the parameters that are its own, and marks of the teacher that the others come from.
+
+Loading needs the teacher: codec and, for a student of the head alone, backbone are its. Sizes tell most
+wrong teachers; for two models of one size the config keeps the largest magnitude of a few borrowed
+parameters, which survives half precision but not another training.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from swiftmask.core.files import State, first_line, read_tensors, some, write_folder
+from swiftmask.core.protocol import DenoisingModel, Spec
+from swiftmask.methods.marval.student import Student, as_module, make_student
+
+_NUM_MARKS = 8
+_MARK_TOLERANCE = 0.01
+"""Bfloat16 rounds by up to 0.4 %."""
+
+
+def write_student(
+    folder: str | Path,
+    student: Student,
+    *,
+    provenance: Mapping[str, object],
+    base_name: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write `config.json`, `model.safetensors` and `provenance.json`, each whole or not at all.
+
+    Args:
+        base_name: what to call the teacher ("mar-scenes"); None is its family.
+        dtype: of the weights on disk (they are read in the teacher's).
+    """
+    parameters = dict(as_module(student.model).named_parameters())
+    state = {name: p.detach() for name, p in parameters.items() if name in student.own}
+    borrowed = {name: p.detach() for name, p in parameters.items() if name not in student.own}
+    config = {
+        "method": "marval",
+        "timestep": student.timestep,
+        "base_model": {"name": base_name or student.spec.name, **_identity(student.spec)},
+        "base_marks": {name: _mark(borrowed[name]) for name in _evenly(list(borrowed))},
+    }
+    write_folder(folder, state, config=config, provenance=provenance, dtype=dtype)
+
+
+def read_student(folder: str | Path, teacher: DenoisingModel) -> Student:
+    """A student in eval mode, on the teacher's device and in its dtype; the teacher is frozen and not copied
+    but for what is the student's own.
+
+    Errors: FileNotFoundError; ValueError for a damaged file or another teacher.
+    """
+    folder = Path(folder)
+    timestep, base, marks = _read_config(folder / "config.json")
+    state = read_tensors(folder / "model.safetensors")
+    _check_teacher(folder, base, marks, state, teacher)
+    student = make_student(teacher, state, timestep=timestep)
+    with torch.no_grad():
+        for name, parameter in as_module(student.model).named_parameters():
+            if name in state:
+                parameter.copy_(state[name])
+    return student
+
+
+def _read_config(path: Path) -> tuple[int, dict[str, object], dict[str, float]]:
+    """The timestep, what the teacher must be, and its marks."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: expected the folder of a MARVAL student")
+    try:
+        content = json.loads(path.read_text())
+        if content["method"] != "marval":
+            raise ValueError(f"it says method {content['method']!r}")
+        base = {key: content["base_model"][key] for key in ("family", "width", "grid", "channels", "name")}
+        marks = {str(name): float(mark) for name, mark in content["base_marks"].items()}
+        return int(content["timestep"]), base, marks
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no config of a MARVAL student ({first_line(error)})") from error
+
+
+def _identity(base: Spec) -> dict[str, object]:
+    return {"family": base.name, "width": base.width, "grid": list(base.grid), "channels": base.channels}
+
+
+def _check_teacher(
+    folder: Path,
+    base: Mapping[str, object],
+    marks: Mapping[str, float],
+    state: State,
+    teacher: DenoisingModel,
+) -> None:
+    parameters = dict(as_module(teacher).named_parameters())
+    differ = [
+        f"{key} {base[key]} against {value}"
+        for key, value in _identity(teacher.spec).items()
+        if base[key] != value
+    ]
+    differ = differ or _misfits(state, parameters) or _other_marks(marks, parameters)
+    if differ:
+        raise ValueError(
+            f"the student {folder} was made from {base['name']}, and this teacher is another model: "
+            f"{some(differ)}; give the one it was made from"
+        )
+
+
+def _misfits(state: State, parameters: State) -> list[str]:
+    """Weights of the student that have no place in the teacher."""
+    strange = [f"no parameter {name}" for name in state if name not in parameters]
+    return strange + [
+        f"{name} {tuple(value.shape)} against {tuple(parameters[name].shape)}"
+        for name, value in state.items()
+        if name in parameters and parameters[name].shape != value.shape
+    ]
+
+
+def _other_marks(marks: Mapping[str, float], parameters: State) -> list[str]:
+    found = {name: _mark(parameters[name]) if name in parameters else math.nan for name in marks}
+    return [
+        f"largest weight of {name} {mark:.4g} against {found[name]:.4g}"
+        for name, mark in marks.items()
+        if not math.isclose(found[name], mark, rel_tol=_MARK_TOLERANCE)
+    ]
+
+
+def _mark(parameter: Tensor) -> float:
+    return float(parameter.detach().float().abs().max())
+
+
+def _evenly(names: list[str]) -> list[str]:
+    """A few of them, from first to last."""
+    stride = max(1, len(names) // _NUM_MARKS)
+    return names[::stride][:_NUM_MARKS]
