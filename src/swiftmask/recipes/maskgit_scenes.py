@@ -5,7 +5,7 @@ Three stages, each resumable: the tokenizer (its own recipe), a cache of tokeniz
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from swiftmask.core.protocol import SamplingOptions
 from swiftmask.data.scenes import CLASS_NAMES, NUM_CLASSES, class_scenes, render
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.maskgit.codec import VQGAN
+from swiftmask.models.maskgit.initialisation import initialise
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
 from swiftmask.models.maskgit.objective import MaskedBatch, TransformerTrainer, train_step
 from swiftmask.recipes import maskgit_scenes_tokenizer
@@ -34,7 +35,6 @@ class MaskGITRecipe:
 
     Attributes:
         num_pictures: size of the token cache; the transformer sees each picture several times.
-        start_from: model folder whose transformer the training starts from; None is from scratch.
         sampling: defaults written into the model's config.
     """
 
@@ -43,7 +43,6 @@ class MaskGITRecipe:
     training: TrainingConfig
     sampling: SamplingOptions
     num_pictures: int = 60_000
-    start_from: str | None = None
     name: str = field(default="maskgit-scenes")
 
     def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> Path:
@@ -51,9 +50,7 @@ class MaskGITRecipe:
         codec = self.tokenizer.run(folder / "tokenizer", on_log)
         codes_XL, labels_X = self.tokens(codec, folder / "tokens")
         torch.manual_seed(self.training.seed)
-        transformer = Transformer(self.transformer)
-        if self.start_from is not None:
-            transformer.load_state_dict(MaskGIT.from_pretrained(self.start_from).transformer.state_dict())
+        transformer = initialise(Transformer(self.transformer), codec.quantize.embedding.weight)
         trained = train(
             TransformerTrainer(transformer),
             lambda step, rank, num_ranks: self.batch(codes_XL, labels_X, step, rank, num_ranks),
@@ -64,7 +61,8 @@ class MaskGITRecipe:
             on_log=on_log,
         )
         model = MaskGIT(trained.transformer.eval(), codec, sampling=self.sampling, class_names=CLASS_NAMES)
-        facts = provenance(self.name, self.training, pictures=self.num_pictures, start_from=self.start_from)
+        tokenizer = asdict(self.tokenizer.training)
+        facts = provenance(self.name, self.training, pictures=self.num_pictures, tokenizer=tokenizer)
         model.save_pretrained(folder / "model", provenance=facts, dtype=torch.float16)
         return folder / "model"
 
@@ -121,8 +119,9 @@ def recipe() -> MaskGITRecipe:
     training = TrainingConfig(
         num_steps=2600,
         batch_size=64,
-        learning_rate=2e-3,
-        muon_learning_rate=2e-3,
+        learning_rate=4e-3,
+        muon_learning_rate=8e-3,
+        warmup_steps=100,
         precision="bf16-weights",
         save_every=100,
     )
