@@ -8,6 +8,7 @@ import torch
 import swiftmask
 from swiftmask.models.maskgit.codec import VQGANConfig
 from swiftmask.recipes import maskgit_scenes, maskgit_scenes_tokenizer
+from swiftmask.recipes.scenes_pictures import mosaics
 from swiftmask.training.setup import TrainingConfig
 
 
@@ -36,7 +37,7 @@ def _tiny() -> maskgit_scenes.MaskGITRecipe:
 def test_half_a_tokenizer_batch_is_mosaics_of_four_pictures() -> None:
     recipe = _tiny().tokenizer
     whole = replace(recipe, training=replace(recipe.training, batch_size=8)).batches(0, 0, 1)
-    plain = maskgit_scenes_tokenizer._mosaics(whole[4:])
+    plain = mosaics(whole[4:])
     assert torch.equal(plain[0, :, :8, :8], whole[4, :, :8, :8])
     assert torch.equal(plain[0, :, :8, 8:], whole[5, :, :8, 8:])
     assert torch.equal(plain[0, :, 8:, :8], whole[6, :, 8:, :8])

@@ -140,7 +140,7 @@ class DenoisingModel(MaskedGenerator, Protocol):
     """
 
     @property
-    def signal_T(self) -> Tensor:
+    def signal_T(self) -> Tensor:  # noqa: N802 - axes in the name
         """Cumulative product of 1 - beta at each timestep of training: float64 [num_timesteps]."""
         ...
 

@@ -3,30 +3,26 @@
 Three stages, each resumable: the tokenizer (its own recipe), a cache of tokenized pictures, the transformer.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from swiftmask.core.protocol import SamplingOptions
-from swiftmask.data.scenes import CLASS_NAMES, NUM_CLASSES, class_scenes, render
+from swiftmask.data.scenes import CLASS_NAMES, NUM_CLASSES
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.maskgit.codec import VQGAN
 from swiftmask.models.maskgit.initialisation import initialise
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
 from swiftmask.models.maskgit.objective import MaskedBatch, TransformerTrainer, train_step
 from swiftmask.recipes import maskgit_scenes_tokenizer
-from swiftmask.recipes.maskgit_scenes_tokenizer import DATA_SEED, TokenizerRecipe
+from swiftmask.recipes.maskgit_scenes_tokenizer import TokenizerRecipe
 from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.scenes_pictures import encoded_pictures
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig, step_seed
-
-SHARD = 10_000
-"""Pictures per file of the token cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,35 +63,18 @@ class MaskGITRecipe:
         return folder / "model"
 
     def tokens(self, codec: VQGAN, folder: Path) -> tuple[Tensor, Tensor]:
-        """Codes [num_pictures, L] (int16) and labels; missing shards are drawn and tokenized first."""
-        folder.mkdir(parents=True, exist_ok=True)
-        shards = []
-        for first in range(0, self.num_pictures, SHARD):
-            path = folder / f"tokens_{first:07d}.safetensors"
-            if not path.exists():
-                _write_shard(path, codec, first, min(SHARD, self.num_pictures - first))
-            shards.append(load_file(path))
-        return torch.cat([s["codes_XL"] for s in shards]), torch.cat([s["labels_X"] for s in shards])
+        """Codes [num_pictures, L] (int16) and labels, drawn and tokenized once."""
+
+        def encode(images_B3HW: Tensor) -> Tensor:
+            return codec.encode(images_B3HW).to(torch.int16)
+
+        return encoded_pictures(folder, self.num_pictures, codec.config.resolution, encode)
 
     def batch(self, codes_XL: Tensor, labels_X: Tensor, step: int, rank: int, num_ranks: int) -> MaskedBatch:
         """The masked batch of one step, a function of the step alone."""
         generator = torch.Generator().manual_seed(step_seed(self.training.seed, step, rank))
         picked_B = torch.randint(len(codes_XL), (self.training.batch_size // num_ranks,), generator=generator)
         return MaskedBatch.draw(codes_XL[picked_B].long(), labels_X[picked_B], self.transformer, generator)
-
-
-@torch.no_grad()
-def _write_shard(path: Path, codec: VQGAN, first: int, count: int) -> None:
-    seeds_X = DATA_SEED + (1 << 41) + first + torch.arange(count)
-    labels_X = seeds_X % NUM_CLASSES
-    with torch.autocast("cpu", torch.bfloat16):
-        codes = [
-            codec.encode(render(class_scenes(labels, seeds), codec.config.resolution))
-            for labels, seeds in zip(labels_X.split(250), seeds_X.split(250), strict=True)
-        ]
-    partial = path.with_suffix(".partial")
-    save_file({"codes_XL": torch.cat(codes).to(torch.int16), "labels_X": labels_X}, partial)
-    os.replace(partial, path)
 
 
 def recipe() -> MaskGITRecipe:

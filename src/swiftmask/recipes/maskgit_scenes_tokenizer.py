@@ -7,14 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from swiftmask.data.scenes import NUM_CLASSES, class_scenes, render
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.tokenizer_training import TokenizerTrainer, prune_codebook, train_step
+from swiftmask.recipes.scenes_pictures import codec_pictures
 from swiftmask.training.loop import Progress, train
-from swiftmask.training.setup import TrainingConfig, step_seed
-
-DATA_SEED = 1 << 40
-"""Training pictures have seeds from here on; evaluation references lie below."""
+from swiftmask.training.setup import TrainingConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,26 +44,8 @@ class TokenizerRecipe:
         return prune_codebook(trained.codec.eval(), trained.count_K, self.num_codes)
 
     def batches(self, step: int, rank: int, num_ranks: int) -> Tensor:
-        """Class pictures [B, 3, 48, 48] of the step, at the codec's own resolution; the first half mosaics.
-
-        A mosaic takes each quadrant from another picture, so that neither a group norm nor the attention can
-        tell the encoder or the decoder anything about a place that its surroundings do not: without them
-        the codes of a flat background differed all over it (docs/log.md).
-        """
-        size = self.training.batch_size // num_ranks
-        first = step_seed(self.training.seed, step, rank) % DATA_SEED
-        seeds_B = DATA_SEED + first + torch.arange(size)
-        images_B3HW = render(class_scenes(seeds_B % NUM_CLASSES, seeds_B), self.codec.resolution)
-        return torch.cat([_mosaics(images_B3HW[: size // 2]), images_B3HW[size // 2 :]])
-
-
-def _mosaics(images_B3HW: Tensor) -> Tensor:
-    """Quadrant q of mosaic i is that of picture i + q."""
-    shifted = [images_B3HW.roll(-quadrant, dims=0) for quadrant in range(4)]
-    half = images_B3HW.shape[-1] // 2
-    top = torch.cat([shifted[0][:, :, :half, :half], shifted[1][:, :, :half, half:]], dim=3)
-    bottom = torch.cat([shifted[2][:, :, half:, :half], shifted[3][:, :, half:, half:]], dim=3)
-    return torch.cat([top, bottom], dim=2)
+        """Pictures of the step at the codec's own resolution."""
+        return codec_pictures(self.training, self.codec.resolution, step, rank, num_ranks)
 
 
 def recipe() -> TokenizerRecipe:

@@ -8,6 +8,7 @@ other, and its codes to what they look like. All three can be told beforehand (w
 import torch
 from torch import Tensor, nn
 
+from swiftmask.core.positions import grid_waves
 from swiftmask.models.maskgit.network import Transformer
 
 _DEVIATION = 0.02
@@ -25,7 +26,7 @@ def initialise(transformer: Transformer, codebook_KC: Tensor) -> Transformer:
         if parameter.ndim == 2 and name not in ("tok_emb.weight", "bias"):
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
     config = transformer.config
-    transformer.pos_emb[0, : config.num_tokens] = _spread(_grid_waves(config.grid, config.width))
+    transformer.pos_emb[0, : config.num_tokens] = _spread(grid_waves(config.grid, config.width))
     centred_KC = codebook_KC - codebook_KC.mean(0)
     projection_CD = torch.randn(codebook_KC.shape[1], config.width)
     transformer.tok_emb.weight[: config.codebook_size] = _spread(centred_KC @ projection_CD)
@@ -34,16 +35,3 @@ def initialise(transformer: Transformer, codebook_KC: Tensor) -> Transformer:
 
 def _spread(embedding_XD: Tensor) -> Tensor:
     return embedding_XD * (_DEVIATION / embedding_XD.std())
-
-
-def _grid_waves(grid: int, width: int) -> Tensor:
-    """Sines and cosines of row and column, a quarter of the width each: [grid * grid, width].
-
-    Wavelengths fall geometrically from four grids to two places.
-    """
-    count = -(-width // 4)
-    waves = torch.logspace(torch.tensor(0.5 / grid).log2(), torch.tensor(1.0).log2(), count, base=2)
-    angle_PW = torch.pi * torch.arange(grid)[:, None] * waves
-    waves_PX = torch.cat([angle_PW.sin(), angle_PW.cos()], dim=1)
-    rows, columns = waves_PX.repeat_interleave(grid, dim=0), waves_PX.repeat(grid, 1)
-    return torch.cat([rows, columns], dim=1)[:, :width]

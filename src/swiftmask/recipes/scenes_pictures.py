@@ -1,0 +1,82 @@
+"""Class pictures of Scenes as recipes need them: batches for a codec, and a cache of what a codec made of
+them.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from swiftmask.data.scenes import NUM_CLASSES, class_scenes, render
+from swiftmask.training.setup import TrainingConfig, step_seed
+
+DATA_SEED = 1 << 40
+"""Training pictures have seeds from here on; evaluation references lie below."""
+
+SHARD = 10_000
+"""Pictures per file of a cache."""
+
+_CACHE_SEED = DATA_SEED + (1 << 41)
+_ENCODED_TOGETHER = 250
+
+
+def codec_pictures(training: TrainingConfig, resolution: int, step: int, rank: int, num_ranks: int) -> Tensor:
+    """Pictures [B, 3, resolution, resolution] in [0, 1] of one training step; the first half are mosaics.
+
+    A mosaic takes each quadrant from another picture, so that neither a group norm nor the attention can
+    tell encoder or decoder anything about a place that its surroundings do not: without mosaics the codes of
+    a flat background differed all over it (docs/log.md).
+    """
+    size = training.batch_size // num_ranks
+    first = step_seed(training.seed, step, rank) % DATA_SEED
+    seeds_B = DATA_SEED + first + torch.arange(size)
+    images_B3HW = render(class_scenes(seeds_B % NUM_CLASSES, seeds_B), resolution)
+    return torch.cat([mosaics(images_B3HW[: size // 2]), images_B3HW[size // 2 :]])
+
+
+def mosaics(images_B3HW: Tensor) -> Tensor:
+    """Quadrant q of mosaic i is that of picture i + q."""
+    shifted = [images_B3HW.roll(-quadrant, dims=0) for quadrant in range(4)]
+    half = images_B3HW.shape[-1] // 2
+    top = torch.cat([shifted[0][:, :, :half, :half], shifted[1][:, :, :half, half:]], dim=3)
+    bottom = torch.cat([shifted[2][:, :, half:, :half], shifted[3][:, :, half:, half:]], dim=3)
+    return torch.cat([top, bottom], dim=2)
+
+
+def encoded_pictures(
+    folder: Path, num_pictures: int, resolution: int, encode: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What `encode` makes of training pictures, and their labels; missing shards are made first.
+
+    Args:
+        encode: pictures [B, 3, resolution, resolution] in [0, 1] to rows, in the dtype they are kept in.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []
+    for first in range(0, num_pictures, SHARD):
+        path = folder / f"pictures_{first:07d}.safetensors"
+        if not path.exists():
+            _write_shard(path, first, min(SHARD, num_pictures - first), resolution, encode)
+        shards.append(load_file(path))
+    return torch.cat([s["encoded"] for s in shards]), torch.cat([s["labels"] for s in shards])
+
+
+@torch.no_grad()
+def _write_shard(
+    path: Path, first: int, count: int, resolution: int, encode: Callable[[Tensor], Tensor]
+) -> None:
+    seeds_X = _CACHE_SEED + first + torch.arange(count)
+    labels_X = seeds_X % NUM_CLASSES
+    with torch.autocast("cpu", torch.bfloat16):
+        encoded = [
+            encode(render(class_scenes(labels, seeds), resolution))
+            for labels, seeds in zip(
+                labels_X.split(_ENCODED_TOGETHER), seeds_X.split(_ENCODED_TOGETHER), strict=True
+            )
+        ]
+    partial = path.with_suffix(".partial")
+    save_file({"encoded": torch.cat(encoded), "labels": labels_X}, partial)
+    os.replace(partial, path)
