@@ -96,10 +96,10 @@ def recipe() -> MaskGITRecipe:
         grid=tokenizer.codec.grid,
     )
     training = TrainingConfig(
-        num_steps=2600,
+        num_steps=1700,
         batch_size=64,
-        learning_rate=4e-3,
-        muon_learning_rate=8e-3,
+        learning_rate=3e-3,
+        muon_learning_rate=6e-3,
         warmup_steps=100,
         precision="bf16-weights",
         save_every=100,
