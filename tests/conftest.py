@@ -8,7 +8,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from swiftmask.core.protocol import SamplingOptions
 from swiftmask.methods.shortcut import Shortcut, ShortcutConfig, write_shortcut
+from swiftmask.models.mar import MAR
+from swiftmask.models.mar.codec import KLCodec, KLConfig
+from swiftmask.models.mar.network import Network, NetworkConfig
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
@@ -57,6 +61,39 @@ def golden_shortcut() -> Shortcut:
     shortcut = Shortcut(config).eval()
     shortcut.load_state_dict(golden_state("maskgit_shortcut"))
     return shortcut.requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def golden_mar() -> MAR:
+    """The golden MAR (4x4 tokens of 4 channels, 5 classes; 3 denoising steps) with an untrained codec."""
+    sizes = json.loads((GOLDEN / "mar.json").read_text())["config"]
+    config = NetworkConfig(
+        encoder_width=sizes["encoder_embed_dim"],
+        encoder_depth=sizes["encoder_depth"],
+        encoder_heads=sizes["encoder_num_heads"],
+        decoder_width=sizes["decoder_embed_dim"],
+        decoder_depth=sizes["decoder_depth"],
+        decoder_heads=sizes["decoder_num_heads"],
+        channels=sizes["vae_embed_dim"],
+        grid=4,
+        num_classes=sizes["class_num"],
+        buffer_size=sizes["buffer_size"],
+        head_width=sizes["diffloss_w"],
+        head_depth=sizes["diffloss_d"],
+    )
+    network = Network(config)
+    network.load_state_dict(golden_state("mar"))
+    codec = KLConfig(
+        ch=16,
+        ch_mult=(1, 1),
+        num_res_blocks=1,
+        attn_resolutions=(),
+        resolution=8,
+        z_channels=4,
+        num_groups=8,
+    )
+    sampling = SamplingOptions(guidance=3.0, denoising_steps=3)
+    return MAR(network, KLCodec(codec), sampling=sampling).requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,9 @@ import torch
 import swiftmask
 from swiftmask import registry
 from swiftmask.core.protocol import SamplingOptions
+from swiftmask.methods.marval import head_parameters, make_student, write_student
 from swiftmask.methods.shortcut import Shortcut, ShortcutConfig
+from swiftmask.models.mar import MAR
 from swiftmask.models.maskgit import MaskGIT
 
 LABELS, SEEDS = [3, 0, 6], [5, 1, 2**40]
@@ -131,8 +133,9 @@ def test_what_accelerate_refuses(pipeline: swiftmask.Pipeline, tiny_shortcut_fol
         with pytest.raises((ValueError, FileNotFoundError), match=match):
             swiftmask.accelerate(pipeline, **settings)  # type: ignore[arg-type]
 
-    refused("one of shortcut=... and caching=..., got neither")
-    refused("got both", shortcut=tiny_shortcut_folder, caching="reuse")
+    refused("one of shortcut=..., caching=... and marval=..., got none")
+    refused("got shortcut and caching", shortcut=tiny_shortcut_folder, caching="reuse")
+    refused("no diffusion head", marval="./nowhere")
     refused("did you mean extrapolation-", caching="extrapolation")
     refused("at least 1", caching="reuse", full_steps=0)
     refused("step 0", caching="reuse", full_steps=[1, 2])
@@ -141,6 +144,35 @@ def test_what_accelerate_refuses(pipeline: swiftmask.Pipeline, tiny_shortcut_fol
     refused("width", shortcut=Shortcut(ShortcutConfig(width=32, bottleneck_width=16)))
     with pytest.raises(ValueError, match="between 1 and the number of steps"):
         swiftmask.accelerate(pipeline, caching="reuse", full_steps=9).generate(LABELS, steps=4)
+
+
+def test_a_student_takes_the_models_place(golden_mar: MAR, tmp_path: Path) -> None:
+    teacher = swiftmask.Pipeline(golden_mar)
+    student = make_student(golden_mar, head_parameters(golden_mar))
+    write_student(tmp_path / "student", student, provenance={})
+    fast = swiftmask.accelerate(teacher, marval=tmp_path / "student")
+    assert fast.generate([1], steps=4).cost.calls == {"backbone": 4, "head": 4, "decoder": 1, "branches": 1}
+    assert teacher.generate([1], steps=4).cost.calls == {
+        "backbone": 4,
+        "head": 12,
+        "decoder": 1,
+        "branches": 2,
+    }
+    both = swiftmask.accelerate(fast, caching="reuse", full_steps=2)
+    assert both.generate([1], steps=4).cost.calls["reuse"] == 2
+    for complaint, pipeline, settings in (
+        ("no such MARVAL student", teacher, {"marval": "./nowhere"}),
+        ("marval replaces the head", teacher, {"marval": student, "full_steps": 2}),
+        ("marval first", both, {"marval": student}),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=complaint):
+            swiftmask.accelerate(pipeline, **settings)
+
+
+def test_operations_of_long_chains_follow_from_short_ones(golden_mar: MAR) -> None:
+    pipeline = swiftmask.Pipeline(golden_mar, sampling=SamplingOptions(denoising_steps=7))
+    schedule = pipeline.schedule(4)
+    assert pipeline.flops(schedule) == sum(pipeline._count_flops(schedule))
 
 
 def test_options_of_another_kind_of_head_are_refused(pipeline: swiftmask.Pipeline) -> None:

@@ -4,11 +4,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
-from swiftmask.core.protocol import FeatureFn
+from swiftmask.core.protocol import DenoisingModel, FeatureFn
 from swiftmask.methods.caching import ExtrapolatedFeatures, ReuseFeatures
+from swiftmask.methods.marval import Student, read_student
 from swiftmask.methods.shortcut import Shortcut, ShortcutFeatures, read_shortcut
 from swiftmask.pipeline import Pipeline
 from swiftmask.registry import (
@@ -72,22 +74,29 @@ def accelerate(
     *,
     shortcut: Shortcut | str | Path | None = None,
     caching: str | None = None,
+    marval: Student | str | Path | None = None,
     full_steps: int | Sequence[int] | None = None,
 ) -> Pipeline:
-    """The same model with most backbone calls replaced; `pipeline` itself is left as it is.
+    """The same model, cheaper; `pipeline` itself is left as it is. Accelerate twice to combine a cheaper head
+    with a cheaper backbone.
 
     Args:
-        shortcut: a trained network, a bundled name, a folder or a released file.
+        shortcut: replaces most backbone calls: a network, a bundled name, a folder or a released file.
         caching: instead of a shortcut, a training-free rival: "reuse", "extrapolation-1" or
             "extrapolation-2".
+        marval: replaces MAR's diffusion head by one call: a student, a bundled name or a folder.
         full_steps: how many steps still run the backbone, or which (step 0 among them). Default: what the
             shortcut's config says, else half of the pipeline's steps.
 
-    Errors: ValueError unless exactly one of the two is given and fits the model; FileNotFoundError.
+    Errors: ValueError unless exactly one of the three is given and fits the model; FileNotFoundError.
     """
-    if (shortcut is None) == (caching is None):
-        given = "neither" if shortcut is None else "both"
-        raise ValueError(f"accelerate with one of shortcut=... and caching=..., got {given}")
+    ways = {"shortcut": shortcut, "caching": caching, "marval": marval}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) != 1:
+        got = " and ".join(given) or "none"
+        raise ValueError(f"accelerate with one of shortcut=..., caching=... and marval=..., got {got}")
+    if marval is not None:
+        return _with_student(pipeline, marval, full_steps)
     default_full = max(1, pipeline.steps // 2)
     if caching is not None:
         features_fn = _caching(pipeline, caching)
@@ -95,7 +104,7 @@ def accelerate(
         features_fn = _shortcut(pipeline, shortcut)
     else:
         assert shortcut is not None
-        found = _find_shortcut(shortcut)
+        found = _find_method(shortcut, "shortcut")
         features_fn = _shortcut(pipeline, read_shortcut(found, base=pipeline.model.spec))
         default_full = _recommended_full_steps(found) or default_full
     placed = default_full if full_steps is None else full_steps
@@ -165,16 +174,35 @@ def _download(repo_id: str, revision: str | None, *, local_files_only: bool) -> 
         ) from error
 
 
-def _find_shortcut(source: str | Path) -> Path:
+def _with_student(
+    pipeline: Pipeline, marval: Student | str | Path, full_steps: int | Sequence[int] | None
+) -> Pipeline:
+    """The pipeline with the student in the model's place."""
+    if full_steps is not None:
+        raise ValueError("full_steps goes with a shortcut or caching: marval replaces the head, not steps")
+    if pipeline.features_fn is not None:
+        raise ValueError("give marval first, then the shortcut or caching that runs on its model")
+    student = marval if isinstance(marval, Student) else _read_student(pipeline, marval)
+    return replace(pipeline, model=student, _flops={})
+
+
+def _read_student(pipeline: Pipeline, source: str | Path) -> Student:
+    model = pipeline.model
+    if not hasattr(model, "denoise"):
+        raise ValueError(f"{pipeline.name} has no diffusion head for marval to replace: use a mar model")
+    return read_student(_find_method(source, "MARVAL student"), cast(DenoisingModel, model))
+
+
+def _find_method(source: str | Path, what: str) -> Path:
     path = Path(source).expanduser()
     if str(source) in bundled_names("method"):
         return bundled_folder(str(source))
     if path.exists():
         return path
     if _looks_like_path(str(source)) or "/" in str(source):
-        raise FileNotFoundError(f"no such shortcut file or folder: {source}")
+        raise FileNotFoundError(f"no such {what} file or folder: {source}")
     known = bundled_names("method")
-    raise ValueError(f"unknown shortcut {str(source)!r}{suggestion(str(source), known)}")
+    raise ValueError(f"unknown {what} {str(source)!r}{suggestion(str(source), known)}")
 
 
 def _shortcut(pipeline: Pipeline, shortcut: Shortcut) -> FeatureFn:

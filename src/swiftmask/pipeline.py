@@ -8,6 +8,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -143,17 +144,33 @@ class Pipeline:
     def flops(self, schedule: Schedule) -> int:
         """Operations of the token decode of one picture: the loop itself, counted on the meta device.
 
-        Attention is counted through the math backend: FlopCounterMode reads 0 for fused CPU attention.
+        A denoising chain costs the same at every step of it, so two short chains tell what a long one costs.
         """
         key = tuple(schedule)
         if key not in self._flops:
-            shadow = _on_meta(replace(self, _flops={}))
-            canvas = shadow.model.blank(1)
-            condition = shadow.model.encode([0] if self.model.spec.draws == "class" else [""])
-            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                shadow._decode(condition, schedule, [0], canvas, None)
-            self._flops[key] = counter.get_total_flops()
+            if any(step.denoising for step in schedule):
+                two_S, three_S = (self._count_flops(_with_chains(schedule, length)) for length in (2, 3))
+                extra_S = [0 if s.denoising is None else s.denoising.num_steps - 2 for s in schedule]
+                per_step = [a + n * (b - a) for a, b, n in zip(two_S, three_S, extra_S, strict=True)]
+            else:
+                per_step = self._count_flops(schedule)
+            self._flops[key] = sum(per_step)
         return self._flops[key]
+
+    def _count_flops(self, schedule: Schedule) -> list[int]:
+        """Operations of each step.
+
+        Attention is counted through the math backend: FlopCounterMode reads 0 for fused CPU attention.
+        """
+        shadow = _on_meta(replace(self, _flops={}))
+        canvas = shadow.model.blank(1)
+        condition = shadow.model.encode([0] if self.model.spec.draws == "class" else [""])
+        totals = [0]
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            shadow._decode(
+                condition, schedule, [0], canvas, lambda record: totals.append(counter.get_total_flops())
+            )
+        return [after - before for before, after in pairwise(totals)]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
         """Moves the model and the accelerator in place; returns the pipeline."""
@@ -207,6 +224,14 @@ def _check_options(sampling: SamplingOptions, spec: Spec) -> None:
     given = [name for name in foreign if getattr(sampling, name) is not None]
     if given:
         raise ValueError(f"{spec.name} draws {kind}: leave out {' and '.join(given)}")
+
+
+def _with_chains(schedule: Schedule, length: int) -> list[Step]:
+    """The schedule with every denoising chain that long."""
+    return [
+        step if step.denoising is None else replace(step, denoising=replace(step.denoising, num_steps=length))
+        for step in schedule
+    ]
 
 
 def _seeds(seeds: Sequence[int] | None, count: int) -> list[int]:

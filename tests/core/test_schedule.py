@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from swiftmask.core import schedule as s
-from swiftmask.core.types import Step
+from swiftmask.core.types import Denoising, Step
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "maskgit_schedules.json").read_text())
 CURVES = {"arccos": s.arccos, "cosine": s.cosine, "linear": s.linear, "square": s.square, "root": s.root}
@@ -131,6 +131,25 @@ def test_mar_guidance_never_quite_arrives() -> None:
     steps = s.mar_schedule(256, 64, guidance=2.9)
     assert steps[0].guidance == pytest.approx(1 + 1.9 / 256)
     assert steps[-1].guidance == pytest.approx(1 + 1.9 * 255 / 256)
+
+
+def test_mar_guidance_may_stay() -> None:
+    steps = s.mar_schedule(256, 8, guidance=2.9, guidance_curve=s.constant_guidance)
+    assert {step.guidance for step in steps} == {2.9}
+
+
+def test_denoising_as_data() -> None:
+    steps = s.mar_schedule(256, 6)
+    assert {step.denoising for step in steps} == {None}
+    assert [step.denoising for step in s.with_denoising(steps, 10)] == [Denoising(num_steps=10)] * 6
+    annealed = s.with_denoising(steps, (50, 5), deterministic=True)
+    expected = [Denoising(num_steps=count, deterministic=True) for count in (50, 41, 32, 23, 14, 5)]
+    assert [step.denoising for step in annealed] == expected
+    assert [step.num_masked_after for step in annealed] == [step.num_masked_after for step in steps]
+    assert s.with_denoising(steps[:1], (50, 5))[0].denoising == Denoising(num_steps=50)
+    for wrong in (0, (4, 0)):
+        with pytest.raises(ValueError, match="denoising steps must be at least 1"):
+            s.with_denoising(steps, wrong)
 
 
 def test_choice_noise_of_the_cosine_dialects() -> None:

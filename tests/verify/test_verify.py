@@ -97,12 +97,12 @@ def test_damaged_and_missing_files_fail_alone(folder: Path) -> None:
 def test_unknown_kinds_fail_and_later_ones_wait(folder: Path) -> None:
     (folder / "novelty.json").write_text('{"config": {}}')
     (folder / "meissonic_transformer.json").write_text('{"config": {}}')
-    (folder / "manifests" / "mar_b.json").write_text("{}")
+    (folder / "manifests" / "lumina_dimoo.json").write_text("{}")
     (folder / "manifests" / "novelty.json").write_text('{"tensors": {}, "parameters": 0}')
     found = statuses(folder)
     assert (found["novelty"], found["manifests/novelty"]) == ("failed", "failed")
-    assert (found["meissonic_transformer"], found["manifests/mar_b"]) == ("not yet", "not yet")
-    assert statuses(folder, "mar") == {"manifests/mar_b": "failed"}
+    assert (found["meissonic_transformer"], found["manifests/lumina_dimoo"]) == ("not yet", "not yet")
+    assert statuses(folder, "lumina") == {"manifests/lumina_dimoo": "failed"}
     assert statuses(folder, "meissonic") == {"meissonic_transformer": "failed"}
 
 

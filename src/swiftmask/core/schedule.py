@@ -14,9 +14,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from swiftmask.core.types import Step
+from swiftmask.core.types import Denoising, Step
 
 Curve = Callable[[Tensor], Tensor]
+
+GuidanceCurve = Callable[[float, float], float]
+"""The guidance of a step, from the one asked for and the share of the canvas decided after the step."""
 
 
 def arccos(remaining: Tensor) -> Tensor:
@@ -112,15 +115,56 @@ def google_schedule(
     return _cosine_steps(num_masked, num_steps, torch.float32, [1.0] * num_steps, noise, temperature)
 
 
+def rising_guidance(guidance: float, decided: float) -> float:
+    """MAR's "linear": from off to `guidance` with the share of the canvas that is decided."""
+    return 1 + (guidance - 1) * decided
+
+
+def constant_guidance(guidance: float, decided: float) -> float:
+    """MAR's "constant"."""
+    return guidance
+
+
 def mar_schedule(
-    num_masked: int, num_steps: int, *, guidance: float = 1.0, temperature: float = 1.0
+    num_masked: int,
+    num_steps: int,
+    *,
+    guidance: float = 1.0,
+    temperature: float = 1.0,
+    guidance_curve: GuidanceCurve = rising_guidance,
 ) -> list[Step]:
-    """MAR: cosine in float64; guidance grows linearly with the share of decided tokens (never quite to
-    `guidance`).
+    """MAR: cosine in float64; the guidance of a step follows the share of tokens decided after it, which
+    upstream never lets reach 1 (so rising guidance never quite arrives).
     """
     left = cosine_left(num_masked, num_steps, torch.float64)
-    rising = [1 + (guidance - 1) * (num_masked - max(1, after)) / num_masked for after in left]
-    return _cosine_steps(num_masked, num_steps, torch.float64, rising, [0.0] * num_steps, temperature)
+    scales = [guidance_curve(guidance, (num_masked - max(1, after)) / num_masked) for after in left]
+    return _cosine_steps(num_masked, num_steps, torch.float64, scales, [0.0] * num_steps, temperature)
+
+
+def with_denoising(
+    schedule: Sequence[Step], num_denoising: int | tuple[int, int], *, deterministic: bool = False
+) -> list[Step]:
+    """The schedule with a diffusion head that takes so many steps per token.
+
+    Args:
+        num_denoising: at every step; or (first, last), annealed linearly over the decode and rounded (DiSA,
+            arXiv 2505.20297).
+
+    Errors: ValueError for less than one.
+    """
+    first, last = (num_denoising, num_denoising) if isinstance(num_denoising, int) else num_denoising
+    if min(first, last) < 1:
+        raise ValueError(f"denoising steps must be at least 1, got {num_denoising}")
+    intervals = max(1, len(schedule) - 1)
+    return [
+        replace(
+            step,
+            denoising=Denoising(
+                num_steps=round(first + (last - first) * place / intervals), deterministic=deterministic
+            ),
+        )
+        for place, step in enumerate(schedule)
+    ]
 
 
 def meissonic_schedule(

@@ -8,7 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, Literal
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -17,7 +19,7 @@ from torch import Tensor
 RELATIVE_TOLERANCE = 1e-5
 """Largest error of a float tensor, as a share of the reference's largest value."""
 
-_LATER = ("mar", "meissonic", "dimoo", "lumina_dimoo")
+_LATER = ("meissonic", "dimoo", "lumina_dimoo")
 """Kinds whose models are not here yet, by the beginning of their names."""
 
 MANIFESTS = "manifests"
@@ -94,7 +96,7 @@ def verify_folder(folder: str | Path, *, only: str | None = None) -> list[Report
 
 def case_names(folder: Path) -> list[str]:
     """Names of the cases, without suffix; a file whose partner is missing counts."""
-    cases = {path.stem for suffix in ("*.json", "*.safetensors") for path in folder.glob(suffix)}
+    cases = {path.stem for suffix in ("*.json", "*.safetensors", "*.npz") for path in folder.glob(suffix)}
     manifests = {f"{MANIFESTS}/{path.stem}" for path in (folder / MANIFESTS).glob("*.json")}
     return sorted(cases) + sorted(manifests)
 
@@ -115,17 +117,19 @@ def kind_of(name: str, content: Mapping[str, Any]) -> str | None:
 
 def read_case(folder: Path, name: str) -> Case:
     """Errors: FileNotFoundError or ValueError naming the missing or damaged file."""
-    content = _read_json(folder / f"{name}.json")
-    path = folder / f"{name}.safetensors"
-    if not path.exists():
-        tensors = {}
-        if "tensors" in content and not name.startswith(f"{MANIFESTS}/"):
-            raise FileNotFoundError(f"{path.name} is missing beside {name}.json")
-    else:
+    content = _read_content(folder, name)
+    path, arrays = folder / f"{name}.safetensors", folder / f"{name}.npz"
+    if arrays.exists():
+        tensors = _read_arrays(arrays)
+    elif path.exists():
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path.name} is damaged or truncated ({error})") from error
+    else:
+        tensors = {}
+        if "tensors" in content and not name.startswith(f"{MANIFESTS}/"):
+            raise FileNotFoundError(f"{path.name} is missing beside {name}.json")
     return Case(name, folder, content, tensors)
 
 
@@ -171,7 +175,7 @@ def _report(folder: Path, name: str, *, selected: bool) -> Report:
             else Report(name, "not yet")
         )
     try:
-        content = _read_json(folder / f"{name}.json")
+        content = _read_content(folder, name)
         kind = MANIFESTS if name.startswith(f"{MANIFESTS}/") else kind_of(name, content)
         if kind is None:
             return Report(name, "failed", message=f"unknown kind: there is {', '.join(kinds())}")
@@ -186,6 +190,20 @@ def _report(folder: Path, name: str, *, selected: bool) -> Report:
 
 def _short(name: str) -> str:
     return name.removeprefix(f"{MANIFESTS}/")
+
+
+def _read_content(folder: Path, name: str) -> dict[str, Any]:
+    """The case's JSON; an `.npz` may stand alone."""
+    path = folder / f"{name}.json"
+    return {} if not path.exists() and (folder / f"{name}.npz").exists() else _read_json(path)
+
+
+def _read_arrays(path: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path.name} is damaged or truncated ({error})") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

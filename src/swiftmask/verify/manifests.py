@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from swiftmask.methods.shortcut import Shortcut
 from swiftmask.methods.shortcut.weights import infer_shortcut_config
+from swiftmask.models.mar.codec import KLCodec
+from swiftmask.models.mar.network import Network
+from swiftmask.models.mar.weights import infer_kl_config, infer_network_config
 from swiftmask.models.maskgit.codec import VQGAN
 from swiftmask.models.maskgit.network import Transformer
 from swiftmask.models.maskgit.weights import infer_transformer_config, infer_vqgan_config
@@ -21,7 +24,8 @@ def check(case: Case) -> list[Check]:
     build = next((build for pattern, build in BUILDERS.items() if re.match(pattern, name)), None)
     if build is None:
         raise ValueError(
-            "unknown kind of manifest: there is maskgit_*transformer, maskgit_vqgan, maskgit_shortcut"
+            "unknown kind of manifest: there is maskgit_*transformer, maskgit_vqgan, maskgit_shortcut, "
+            "mar_kl16, mar_*"
         )
     with torch.device("meta"):
         state = {key: torch.empty(tuple(shape)) for key, shape in case.content["tensors"].items()}
@@ -64,9 +68,19 @@ def _shortcut(state: State) -> nn.Module:
     return Shortcut(infer_shortcut_config(state, num_heads=1))
 
 
+def _mar(state: State) -> nn.Module:
+    return Network(infer_network_config(state, num_heads=1))
+
+
+def _kl(state: State) -> nn.Module:
+    return KLCodec(infer_kl_config(state))
+
+
 BUILDERS: dict[str, Callable[[State], nn.Module]] = {
     r"maskgit.*transformer": _transformer,
     r"maskgit.*vqgan": _vqgan,
     r"maskgit.*shortcut": _shortcut,
+    r"mar_(kl|vae)": _kl,
+    r"mar_": _mar,
 }
 """Which model a manifest describes, by the beginning of its name."""

@@ -1,0 +1,237 @@
+"""MAR's token head: a small diffusion model per token (Li et al., arXiv 2406.11838, sections 3.2 and 3.3).
+
+An MLP with adaLN modulation sees one noisy token, a timestep and the backbone's feature of that place. Module
+names below `diffloss.net` are those of the released checkpoints.
+
+Sampling does once what the reference repeats at every denoising step. The modulations do not depend on the
+noisy token, so they are computed for many steps by one matmul over all blocks; the condition's projection and
+the timesteps' embeddings enter there and are computed once. Under guidance there is one chain and two
+evaluations of the head; the reference carries a second chain along and throws it away.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swiftmask.core.protocol import Noise
+from swiftmask.core.tokens import guide
+from swiftmask.core.types import Step
+from swiftmask.models.mar.cache import WeightsCache
+from swiftmask.models.mar.diffusion import NUM_TIMESTEPS, ReverseStep, reverse_chain
+
+TIME_FREQUENCIES = 256
+_SLOWEST_PERIOD = 10000.0
+
+MODULATION_ROWS = 1024
+"""Rows (tokens, branches and denoising steps together) whose modulations one matmul computes: enough for a
+matmul to run at full speed, few enough for memory (80 MB in MAR-B).
+"""
+
+STEPS_PER_DRAW = 25
+"""Denoising steps whose noise is one draw; a constant, so that a draw's number depends on no batch."""
+
+
+class _TimeEmbedding(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, timesteps_X: Tensor) -> Tensor:
+        return self.mlp(sinusoid(timesteps_X).to(next(self.mlp.parameters()).dtype))
+
+
+def sinusoid(timesteps_X: Tensor) -> Tensor:
+    """Cosines, then sines, of a timestep: float32 [..., 256]."""
+    half = TIME_FREQUENCIES // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timesteps_X.device) / half
+    angles_XF = timesteps_X.float()[..., None] * torch.exp(-math.log(_SLOWEST_PERIOD) * exponents)
+    return torch.cat([angles_XF.cos(), angles_XF.sin()], dim=-1)
+
+
+class _ResBlock(nn.Module):
+    """h + gate * mlp(norm(h) * scale + shift); `scale` comes with its one already added."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_ln = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+
+    def forward(self, h_XW: Tensor, shift_XW: Tensor, scale_XW: Tensor, gate_XW: Tensor) -> Tensor:
+        expand, silu, contract = self.mlp
+        hidden_XW = expand(torch.addcmul(shift_XW, self.in_ln(h_XW), scale_XW))
+        hidden_XW = silu(hidden_XW) if hidden_XW.requires_grad else F.silu(hidden_XW, inplace=True)
+        return torch.addcmul(h_XW, gate_XW, contract(hidden_XW))
+
+
+class _FinalLayer(nn.Module):
+    def __init__(self, width: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.linear = nn.Linear(width, channels_out)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, h_XW: Tensor, shift_XW: Tensor, scale_XW: Tensor) -> Tensor:
+        return self.linear(torch.addcmul(shift_XW, self.norm_final(h_XW), scale_XW))
+
+
+class HeadNetwork(nn.Module):
+    """The diffusion MLP: noise and variance of a noisy token. Everything takes any leading axes.
+
+    Args:
+        channels: of a token; twice as many come out.
+        context_width: of the backbone's features.
+    """
+
+    def __init__(self, *, channels: int, context_width: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.width = width
+        self.time_embed = _TimeEmbedding(width)
+        self.cond_embed = nn.Linear(context_width, width)
+        self.input_proj = nn.Linear(channels, width)
+        self.res_blocks = nn.ModuleList(_ResBlock(width) for _ in range(depth))
+        self.final_layer = _FinalLayer(width, 2 * channels)
+        self._cache = WeightsCache(limit=64)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for index in (0, 2):
+            nn.init.normal_(self.time_embed.mlp[index].weight, std=0.02)  # type: ignore[arg-type]
+        for linear in [*self._modulation_layers(), self.final_layer.linear]:
+            nn.init.zeros_(linear.weight)
+
+    def _apply(self, fn, recurse: bool = True) -> Self:
+        self._cache.clear()
+        return super()._apply(fn, recurse)
+
+    def forward(self, noisy_XC: Tensor, timesteps_X: Tensor, context_XD: Tensor) -> Tensor:
+        """Predicted noise and variance [..., 2C]; leading axes broadcast, as from [X] to [R, X]."""
+        context_XW = self.cond_embed(context_XD.to(self.input_proj.weight.dtype))
+        return self.predict(noisy_XC, self.modulate(self.embed_time(timesteps_X) + context_XW))
+
+    def embed_time(self, timesteps_X: Tensor) -> Tensor:
+        """Embeddings [..., W]; each timestep of training is embedded at most once."""
+        if timesteps_X.numel() <= NUM_TIMESTEPS:
+            return self.time_embed(timesteps_X)
+        every_TW = self.time_embed(torch.arange(NUM_TIMESTEPS, device=timesteps_X.device))
+        return F.embedding(timesteps_X, every_TW)
+
+    def modulate(self, embedded_XW: Tensor) -> Tensor:
+        """All modulations at once [..., K, W]: shift, scale and gate of each block, shift and scale of the
+        final layer. Scales come with their one already added.
+        """
+        weight_EW, bias_E = self._kept_modulation()
+        return F.linear(F.silu(embedded_XW), weight_EW, bias_E).unflatten(-1, (-1, self.width))
+
+    def predict(self, noisy_XC: Tensor, modulation_XKW: Tensor) -> Tensor:
+        """Noise and variance [..., 2C]; the modulations may have leading axes that the tokens lack."""
+        *per_block, shift_XW, scale_XW = modulation_XKW.unbind(-2)
+        h_XW = self.input_proj(noisy_XC.to(self.input_proj.weight.dtype))
+        for index, block in enumerate(self.res_blocks):
+            h_XW = block(h_XW, *per_block[3 * index : 3 * index + 3])
+        return self.final_layer(h_XW, shift_XW, scale_XW)
+
+    def embed_chain(self, chain: Sequence[ReverseStep]) -> Tensor:
+        """Time embeddings of a chain's steps [S, W]; kept while the weights stay and nothing is trained."""
+        timesteps = tuple(step.timestep for step in chain)
+        return self._remembered(timesteps, lambda: self._embed_timesteps(timesteps))
+
+    def _embed_timesteps(self, timesteps: Sequence[int]) -> Tensor:
+        return self.time_embed(torch.tensor(timesteps).to(self.input_proj.weight.device))
+
+    def _kept_modulation(self) -> tuple[Tensor, Tensor]:
+        return (
+            self._remembered("modulation weights", self._joined_weights),
+            self._remembered("modulation biases", self._joined_biases),
+        )
+
+    def _modulation_layers(self) -> list[nn.Linear]:
+        modules = [*self.res_blocks, self.final_layer]
+        return [module.adaLN_modulation[1] for module in modules]  # type: ignore[index, misc]
+
+    def _joined_weights(self) -> Tensor:
+        return torch.cat([layer.weight for layer in self._modulation_layers()])
+
+    def _joined_biases(self) -> Tensor:
+        bias_KW = torch.cat([layer.bias for layer in self._modulation_layers()]).unflatten(
+            0, (-1, self.width)
+        )
+        bias_KW[1::3] += 1  # scale is the second of three, in the final layer of two
+        return bias_KW.flatten()
+
+    def _remembered(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        if torch.is_grad_enabled():
+            return make()
+        kept = self._cache.kept(self)
+        if key not in kept:
+            kept[key] = make()
+            self._cache.keep({key: kept[key]})
+        return kept[key]
+
+
+@dataclass(frozen=True, slots=True)
+class DiffusionTokens:
+    """Continuous tokens at some positions: they can be sampled, and not scored.
+
+    Attributes:
+        context_GBMD: the backbone's features there, conditional branch first; one branch if unguided.
+        positions_BM: which canvas positions the rows belong to (the noise streams are addressed by position).
+    """
+
+    head: HeadNetwork
+    context_GBMD: Tensor
+    positions_BM: Tensor
+    guidance: float
+
+    def sample(self, noise: Noise, step: Step) -> tuple[Tensor, None]:
+        """Tokens, float32 [B, M, C], by the reverse chain of `step.denoising`.
+
+        Temperature multiplies the injected noise; a deterministic chain has none but its start, so there it
+        multiplies that. Errors: ValueError if the step says nothing about denoising.
+        """
+        if step.denoising is None:
+            raise ValueError("a diffusion head needs Step.denoising, got None: use the model's own schedule")
+        chain, channels = reverse_chain(step.denoising), self.head.channels
+        start_BMC = noise.normal(self.positions_BM, channels)
+        if step.denoising.deterministic:
+            start_BMC = start_BMC * step.temperature
+        token_XC, fresh = start_BMC.flatten(0, 1), self._fresh_noise(noise, chain, step.temperature)
+        for reverse, modulation_GXKW in zip(chain, self._modulations(chain), strict=True):
+            predicted_GXE = self.head.predict(token_XC, modulation_GXKW).float()
+            noise_GXC, spread_GXC = predicted_GXE.chunk(2, dim=-1)
+            fresh_XC = next(fresh) if reverse.draws_noise else None
+            token_XC = reverse.advance(token_XC, guide(noise_GXC, self.guidance), spread_GXC[0], fresh_XC)
+        return token_XC.unflatten(0, self.positions_BM.shape), None
+
+    def log_prob(self, tokens_BM: Tensor, temperature: float) -> None:
+        """None: a diffusion head has no tractable density."""
+        return None
+
+    def _modulations(self, chain: Sequence[ReverseStep]) -> Iterator[Tensor]:
+        """The modulations [G, X, K, W] of every step, computed for several steps together."""
+        weight = self.head.input_proj.weight
+        context_GXW = self.head.cond_embed(self.context_GBMD.flatten(1, 2).to(weight.dtype))
+        steps_together = max(1, MODULATION_ROWS // max(1, context_GXW.shape[0] * context_GXW.shape[1]))
+        for time_SW in self.head.embed_chain(chain).split(steps_together):
+            yield from self.head.modulate(time_SW[:, None, None] + context_GXW)
+
+    def _fresh_noise(
+        self, noise: Noise, chain: Sequence[ReverseStep], temperature: float
+    ) -> Iterator[Tensor]:
+        """The noise [X, C] of every step that injects some, drawn for several steps together."""
+        left, channels = sum(step.draws_noise for step in chain), self.head.channels
+        while left > 0:
+            count = min(left, STEPS_PER_DRAW)
+            drawn_XE = temperature * noise.normal(self.positions_BM, count * channels).flatten(0, 1)
+            yield from drawn_XE.split(channels, dim=-1)
+            left -= count

@@ -1,0 +1,28 @@
+"""A start for small MARs trained for an hour instead of a week.
+
+Upstream's position tables start at random with a deviation of 0.02, beside projected tokens ten times as
+large: for a long time the encoder cannot tell where a token lies. Here they know rows and columns, and are
+heard.
+"""
+
+import torch
+
+from swiftmask.core.positions import grid_waves
+from swiftmask.models.mar.network import Network
+
+_LOUDNESS = 0.2
+"""Deviation of the position tables; a projected token of unit variance has about as much."""
+
+
+@torch.no_grad()
+def initialise(network: Network) -> Network:
+    """Position tables of encoder, decoder and head that know rows and columns."""
+    config = network.config
+    for table_1TD in (
+        network.encoder_pos_embed_learned,
+        network.decoder_pos_embed_learned,
+        network.diffusion_pos_embed_learned,
+    ):
+        waves_LD = grid_waves(config.grid, table_1TD.shape[-1])
+        table_1TD[0, -config.num_tokens :] = waves_LD * (_LOUDNESS / waves_LD.std())
+    return network

@@ -1,0 +1,248 @@
+"""Weights of MAR on disk: the released files, a folder of our own, and strict loading.
+
+Upstream offers `.pth` files with `model` and `model_ema` (sampling wants the second), sometimes beside the
+optimizer and the trainer's arguments, and the codec as `kl16.ckpt` under `model`; a mirror has the averaged
+weights alone, as `.safetensors`. Sizes are read off the tensors, also those of the head, whose defaults in
+upstream's code are not the released ones. What no tensor tells (the number of heads, the patch) is an
+argument.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from swiftmask.core.files import (
+    State,
+    _read_pickle,  # read_tensors unwraps other keys than MAR's
+    first_line,
+    load_strict,
+    read_tensors,
+    some,
+    write_folder,
+)
+from swiftmask.models.mar.codec import RELEASED_SCALE, KLCodec, KLConfig
+from swiftmask.models.mar.network import Network, NetworkConfig
+
+
+def _released(width: int, depth: int, num_heads: int, head_width: int, head_depth: int) -> NetworkConfig:
+    return NetworkConfig(
+        encoder_width=width,
+        encoder_depth=depth,
+        encoder_heads=num_heads,
+        decoder_width=width,
+        decoder_depth=depth,
+        decoder_heads=num_heads,
+        channels=16,
+        grid=16,
+        num_classes=1000,
+        head_width=head_width,
+        head_depth=head_depth,
+    )
+
+
+RELEASED = {
+    "mar-b": _released(768, 12, 12, 1024, 6),
+    "mar-l": _released(1024, 16, 16, 1280, 8),
+    "mar-h": _released(1280, 20, 16, 1536, 12),
+}
+RELEASED_KL = KLConfig(
+    ch=128,
+    ch_mult=(1, 1, 2, 2, 4),
+    num_res_blocks=2,
+    attn_resolutions=(16,),
+    resolution=256,
+    z_channels=16,
+)
+_HEADS = {config.encoder_width: config.encoder_heads for config in RELEASED.values()}
+_WRAPPERS = ("model_ema", "model")
+"""Keys under which the files keep the weights, the ones to sample with first."""
+
+_KL_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+
+
+def random_network(name: str, *, seed: int = 0) -> Network:
+    """A network of a released size with random weights, float32 on the CPU: enough to measure speed."""
+    if name not in RELEASED:
+        raise ValueError(f"unknown released size {name!r}: choose one of {', '.join(RELEASED)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Network(RELEASED[name]).eval()
+
+
+def read_upstream(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a released file: averaged ones if it has both.
+
+    Errors: FileNotFoundError; ValueError if truncated, no checkpoint, or only readable by running its pickle.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors" or not path.is_file():
+        return read_tensors(path)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = _read_pickle(path)
+    found = content if isinstance(content, Mapping) else {}
+    state = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)), found)
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(
+            f"{path} is no checkpoint of MAR or its codec: expected tensors, or them under "
+            f"{' or '.join(_WRAPPERS)}, got {some([str(key) for key in found]) or type(content).__name__}"
+        )
+    return dict(state)
+
+
+def infer_network_config(
+    state: State, *, num_heads: int | None = None, patch_size: int = 1, source: str = "these weights"
+) -> NetworkConfig:
+    """Sizes from the shapes. The released widths tell their number of heads; others need it given."""
+    needed = ("fake_latent", "class_emb.weight", "mask_token", "z_proj.weight", "encoder_pos_embed_learned")
+    needed += ("encoder_blocks.0.mlp.fc1.weight", "diffusion_pos_embed_learned")
+    _require(state, (*needed, "diffloss.net.input_proj.weight"), source, "MAR")
+    width, channels = state["z_proj.weight"].shape
+    heads = _HEADS.get(width) if num_heads is None else num_heads
+    if heads is None:
+        raise ValueError(f"{source}: no released MAR has width {width}: pass its num_heads")
+    num_tokens = state["diffusion_pos_embed_learned"].shape[1]
+    grid = round(num_tokens**0.5)
+    if grid**2 != num_tokens:
+        raise ValueError(f"{source}: {num_tokens} positions, expected those of a square grid")
+    return NetworkConfig(
+        encoder_width=width,
+        encoder_depth=_count(state, r"encoder_blocks\.(\d+)\."),
+        encoder_heads=heads,
+        decoder_width=state["mask_token"].shape[-1],
+        decoder_depth=_count(state, r"decoder_blocks\.(\d+)\."),
+        decoder_heads=heads,
+        channels=channels,
+        grid=grid,
+        num_classes=state["class_emb.weight"].shape[0],
+        head_width=state["diffloss.net.input_proj.weight"].shape[0],
+        head_depth=_count(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
+        buffer_size=state["encoder_pos_embed_learned"].shape[1] - num_tokens,
+        mlp_ratio=state["encoder_blocks.0.mlp.fc1.weight"].shape[0] / width,
+        patch_size=patch_size,
+    )
+
+
+def infer_kl_config(
+    state: State,
+    *,
+    resolution: int = 256,
+    scale: float = RELEASED_SCALE,
+    source: str = "these weights",
+) -> KLConfig:
+    """Sizes from the shapes; `resolution` is nominal and only names the levels that have attention.
+
+    Errors: ValueError naming what is missing, also for a VQGAN, which has the same blocks.
+    """
+    needed = ("encoder.conv_in.weight", "encoder.conv_out.weight", "decoder.conv_in.weight")
+    needed += ("decoder.conv_out.weight", "encoder.down.0.block.0.conv1.weight", "quant_conv.weight")
+    _require(state, needed, source, "the KL autoencoder of MAR")
+    z_channels = state["decoder.conv_in.weight"].shape[1]
+    if state["encoder.conv_out.weight"].shape[0] != 2 * z_channels:
+        raise ValueError(
+            f"{source} is not the KL autoencoder of MAR: its encoder gives "
+            f"{state['encoder.conv_out.weight'].shape[0]} channels, expected mean and variance of "
+            f"{z_channels}: use kl16.ckpt or kl16.safetensors"
+        )
+    num_levels = _count(state, r"encoder\.down\.(\d+)\.")
+    widths = [state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(num_levels)]
+    ch, in_channels = state["encoder.conv_in.weight"].shape[:2]
+
+    def attended(part: str) -> tuple[int, ...]:
+        levels = [i for i in range(num_levels) if f"{part}.{i}.attn.0.q.weight" in state]
+        return tuple(resolution // 2**i for i in levels)
+
+    return KLConfig(
+        ch=ch,
+        ch_mult=tuple(width // ch for width in widths),
+        num_res_blocks=_count(state, r"encoder\.down\.0\.block\.(\d+)\."),
+        attn_resolutions=attended("encoder.down"),
+        decoder_attn_resolutions=attended("decoder.up"),
+        resolution=resolution,
+        z_channels=z_channels,
+        in_channels=in_channels,
+        out_ch=state["decoder.conv_out.weight"].shape[0],
+        scale=scale,
+    )
+
+
+def read_released(
+    network_path: str | Path, codec_path: str | Path, *, num_heads: int | None = None
+) -> tuple[Network, KLCodec]:
+    """Both networks from the two released files, every key and shape checked."""
+    state, source = read_upstream(network_path), str(network_path)
+    config = infer_network_config(state, num_heads=num_heads, source=source)
+    with torch.device("meta"):
+        network = Network(config)
+    load_strict(network, state, source=source)
+    return network.eval(), read_released_codec(codec_path, grid=config.grid)
+
+
+def read_released_codec(path: str | Path, *, grid: int = 16) -> KLCodec:
+    """The codec from its released file, whose training leftovers (`loss.*`) are dropped."""
+    state = {key: value for key, value in read_upstream(path).items() if key.startswith(_KL_PARTS)}
+    num_levels = _count(state, r"encoder\.down\.(\d+)\.")
+    config = infer_kl_config(state, resolution=grid * 2 ** max(0, num_levels - 1), source=str(path))
+    with torch.device("meta"):
+        codec = KLCodec(config)
+    load_strict(codec, state, source=str(path))
+    return codec.eval()
+
+
+def write_model(
+    folder: str | Path,
+    network: Network,
+    codec: KLCodec,
+    *,
+    settings: Mapping[str, object],
+    provenance: Mapping[str, object],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write the folder that `read_model` reads, each file whole or not at all."""
+    sizes = {"network": asdict(network.config), "codec": asdict(codec.config)}
+    state = {f"network.{key}": value for key, value in network.state_dict().items()}
+    state |= {f"codec.{key}": value for key, value in codec.state_dict().items()}
+    write_folder(
+        folder, state, config={"model": "mar", **settings, **sizes}, provenance=provenance, dtype=dtype
+    )
+
+
+def read_model(folder: str | Path) -> tuple[Network, KLCodec, dict[str, object]]:
+    """Both networks (float32, on the CPU, in eval mode) and the other settings of a folder's config."""
+    folder = Path(folder)
+    network_config, codec_config, settings = _read_config(folder / "config.json")
+    state = read_tensors(folder / "model.safetensors")
+    with torch.device("meta"):
+        network, codec = Network(network_config), KLCodec(codec_config)
+    for prefix, module in (("network.", network), ("codec.", codec)):
+        part = {key.removeprefix(prefix): v.float() for key, v in state.items() if key.startswith(prefix)}
+        load_strict(module.eval(), part, source=f"{folder / 'model.safetensors'} ({prefix}*)")
+    return network, codec, settings
+
+
+def _read_config(path: Path) -> tuple[NetworkConfig, KLConfig, dict[str, object]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: expected a model folder, see `swiftmask convert`")
+    try:
+        settings = json.loads(path.read_text())
+        codec = settings.pop("codec")
+        for key in ("ch_mult", "attn_resolutions", "decoder_attn_resolutions"):
+            codec[key] = tuple(codec[key])
+        return NetworkConfig(**settings.pop("network")), KLConfig(**codec), settings
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no config of a mar model ({first_line(error)})") from error
+
+
+def _require(state: State, keys: tuple[str, ...], source: str, what: str) -> None:
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise ValueError(f"{source} is not {what}: it lacks {some(missing)} and has {some(list(state))}")
+
+
+def _count(state: State, pattern: str) -> int:
+    return 1 + max((int(match[1]) for key in state if (match := re.match(pattern, key))), default=-1)
