@@ -1,0 +1,125 @@
+"""mar-scenes: a small class-conditional MAR on 12x12 continuous tokens, with its codec.
+
+Three stages, each resumable: the codec (its own recipe), a cache of encoded pictures, the network.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from swiftmask.core.protocol import SamplingOptions
+from swiftmask.data.scenes import CLASS_NAMES, NUM_CLASSES
+from swiftmask.models.mar import MAR
+from swiftmask.models.mar.codec import KLCodec, Posterior
+from swiftmask.models.mar.generator import to_patches
+from swiftmask.models.mar.initialisation import initialise
+from swiftmask.models.mar.network import Network, NetworkConfig
+from swiftmask.models.mar.objective import MARTrainer, MaskedBatch, own_mask_rates, train_step
+from swiftmask.recipes import mar_scenes_codec
+from swiftmask.recipes.mar_scenes_codec import CodecRecipe
+from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.scenes_pictures import encoded_pictures
+from swiftmask.training.loop import Progress, train
+from swiftmask.training.setup import TrainingConfig, step_seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MARRecipe:
+    """Sizes and optimisation of the network.
+
+    Attributes:
+        num_copies: noisy copies of each masked token in an update.
+        num_pictures: size of the cache; the network sees each picture several times.
+        sampling: defaults written into the model's config.
+    """
+
+    codec: CodecRecipe
+    network: NetworkConfig
+    training: TrainingConfig
+    sampling: SamplingOptions
+    num_copies: int = 2
+    num_pictures: int = 60_000
+    name: str = "mar-scenes"
+
+    def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> Path:
+        """Train everything, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`."""
+        codec = self.codec.run(folder / "codec", on_log)
+        moments_XEHW, labels_X = self.moments(codec, folder / "latents")
+        torch.manual_seed(self.training.seed)
+        trained = train(
+            MARTrainer(initialise(Network(self.network))),
+            lambda *place: self.batch(codec, moments_XEHW, labels_X, *place),
+            train_step,
+            self.training,
+            folder / "network",
+            name=self.name,
+            on_log=on_log,
+        )
+        model = MAR(trained.network.eval(), codec, sampling=self.sampling, class_names=CLASS_NAMES)
+        codec_training = asdict(self.codec.training)
+        facts = provenance(self.name, self.training, pictures=self.num_pictures, codec=codec_training)
+        model.save_pretrained(folder / "model", provenance=facts, dtype=torch.float16)
+        return folder / "model"
+
+    def moments(self, codec: KLCodec, folder: Path) -> tuple[Tensor, Tensor]:
+        """The codec's moments [num_pictures, 2C, H, W] (float16) and labels, drawn and encoded once."""
+
+        def encode(images_B3HW: Tensor) -> Tensor:
+            return codec.moments(codec.to_pixels_in(images_B3HW)).half()
+
+        return encoded_pictures(folder, self.num_pictures, codec.config.resolution, encode)
+
+    def batch(
+        self,
+        codec: KLCodec,
+        moments_XEHW: Tensor,
+        labels_X: Tensor,
+        step: int,
+        rank: int,
+        num_ranks: int,
+    ) -> MaskedBatch:
+        """The masked batch of one step, a function of the step alone; a mask rate for each picture."""
+        generator = torch.Generator().manual_seed(step_seed(self.training.seed, step, rank))
+        count = self.training.batch_size // num_ranks
+        picked_B = torch.randint(len(moments_XEHW), (count,), generator=generator)
+        posterior = Posterior.of(moments_XEHW[picked_B])
+        noise_BCHW = torch.randn(posterior.mean_BCHW.shape, generator=generator)
+        tokens_BLC = to_patches(posterior.sample(noise_BCHW) * codec.config.scale, self.network.patch_size)
+        rates_B = own_mask_rates(count, generator)
+        return MaskedBatch.draw(
+            tokens_BLC, labels_X[picked_B], rates_B, generator, num_copies=self.num_copies
+        )
+
+
+def recipe() -> MARRecipe:
+    """`swiftmask train mar-scenes`: codec, latents and network on two CPU cores."""
+    codec = mar_scenes_codec.recipe()
+    network = NetworkConfig(
+        encoder_width=160,
+        encoder_depth=4,
+        encoder_heads=5,
+        decoder_width=160,
+        decoder_depth=4,
+        decoder_heads=5,
+        channels=codec.codec.z_channels,
+        grid=codec.codec.grid,
+        num_classes=NUM_CLASSES,
+        head_width=160,
+        head_depth=3,
+        buffer_size=8,
+        dropout=0.0,
+    )
+    training = TrainingConfig(
+        num_steps=4000,
+        batch_size=64,
+        learning_rate=2e-3,
+        muon_learning_rate=4e-3,
+        warmup_steps=100,
+        precision="bf16-weights",
+        save_every=100,
+    )
+    sampling = SamplingOptions(guidance=2.0, temperature=1.0, denoising_steps=100, sampler="ancestral")
+    return MARRecipe(codec=codec, network=network, training=training, sampling=sampling)
