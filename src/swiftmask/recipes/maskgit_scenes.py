@@ -78,12 +78,11 @@ class MaskGITRecipe:
 
 
 def recipe() -> MaskGITRecipe:
-    """`swiftmask train maskgit-scenes`: about 70 minutes on two CPU cores, tokenizer and tokens included.
+    """`swiftmask train maskgit-scenes`: about two hours on two CPU cores, tokenizer and tokens included.
 
-    The bundled weights (2026-11-21) took two runs: these 2,600 steps while class pictures still placed
-    objects freely (judge 0.71 at 16 steps, 96 pictures), then 750 steps on today's plainer pictures with
-    `start_from`, rates 1.5e-3 and 60,000 pictures; measured quality in benchmarks/results. One run from
-    scratch on today's pictures has not been measured yet (docs/log.md).
+    Not run to its end yet: the bundled weights (2026-11-21) come from the recipe of commit 845cb1a, with an
+    earlier tokenizer; measured quality in benchmarks/results. What shorter runs of this one showed is in
+    docs/log.md.
     """
     tokenizer = maskgit_scenes_tokenizer.recipe()
     transformer = TransformerConfig(
@@ -96,7 +95,7 @@ def recipe() -> MaskGITRecipe:
         grid=tokenizer.codec.grid,
     )
     training = TrainingConfig(
-        num_steps=1700,
+        num_steps=6000,
         batch_size=64,
         learning_rate=3e-3,
         muon_learning_rate=6e-3,

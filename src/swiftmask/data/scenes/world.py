@@ -104,11 +104,7 @@ def sample_scenes(seeds: Sequence[int] | Tensor, *, num_objects: int | None = No
 
 
 def class_scenes(labels_B: Tensor, seeds: Sequence[int] | Tensor) -> Scenes:
-    """One object of the class's shape and colour per picture; the rest comes from the seed.
-
-    Plainer than captioned pictures, so that a small model can learn them in an hour: upright objects of two
-    exact radii on a lattice, patterns aligned with the picture.
-    """
+    """One object of the class's shape and colour per picture; the rest comes from the seed."""
     seeds_B = _as_seeds(seeds).to(labels_B.device)
     if labels_B.shape != seeds_B.shape:
         raise ValueError(
@@ -133,8 +129,6 @@ def class_scenes(labels_B: Tensor, seeds: Sequence[int] | Tensor) -> Scenes:
         x_BO=_on_lattice(scenes.x_BO, radius_BO),
         y_BO=_on_lattice(scenes.y_BO, radius_BO),
         tilt_BO=torch.zeros_like(scenes.tilt_BO),
-        phase_BX=torch.zeros_like(scenes.phase_BX),
-        angle_B=_integer(draws_BN[:, _Draw.ANGLE], 2) * (torch.pi / 2),
     )
 
 
