@@ -11,10 +11,10 @@ with `torch.randn`, ours from the streams of the package.
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ from swiftmask.models.mar.diffusion import Process, respaced, respaced_timesteps
 from swiftmask.models.mar.head import HeadNetwork
 from swiftmask.models.mar.network import Network
 from swiftmask.models.mar.weights import RELEASED, random_network
+from swiftmask.recipes.provenance import commit, machine
 
 AR_STEPS, GUIDANCE = 64, 2.9
 
@@ -241,8 +242,9 @@ def main() -> None:
         "repeats": chosen.repeats,
         "device": chosen.device,
         "threads": torch.get_num_threads(),
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
+        "machine": machine(),
+        "commit": commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "command": " ".join(["python", *sys.argv]),
         "rows": [asdict(row) for row in rows],
     }
