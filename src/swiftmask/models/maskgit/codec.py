@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swiftmask.core.convolutions import Decoder, Encoder, resize
+
 COMMITMENT_WEIGHT = 0.25
 
 
@@ -78,10 +80,6 @@ class VQGANConfig:
         """Codes along one side at the nominal resolution."""
         return self.resolution // self.downscale
 
-    def has_attention(self, level: int) -> bool:
-        """Attention is placed by the nominal resolution, so a 512 px input keeps the same modules."""
-        return self.resolution // 2**level in self.attn_resolutions
-
 
 class Quantized(NamedTuple):
     """Nearest codes of a latent; `z_BCHW` passes its gradient straight through to the encoder."""
@@ -95,158 +93,6 @@ class Quantized(NamedTuple):
     def loss(self) -> Tensor:
         """VQ-VAE loss (arXiv 1711.00937, eq. 3), the last two terms."""
         return self.codebook_loss + COMMITMENT_WEIGHT * self.commitment_loss
-
-
-def _group_norm(num_groups: int, num_channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(num_groups, num_channels, eps=1e-6)
-
-
-class _ResBlock(nn.Module):
-    def __init__(self, channels_in: int, channels_out: int, *, num_groups: int) -> None:
-        super().__init__()
-        self.norm1 = _group_norm(num_groups, channels_in)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = _group_norm(num_groups, channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
-        h_BCHW = self.conv2(F.silu(self.norm2(h_BCHW)))
-        return h_BCHW + (x_BCHW if self.nin_shortcut is None else self.nin_shortcut(x_BCHW))
-
-
-class _Attention(nn.Module):
-    """Single-head attention over all places of the grid."""
-
-    def __init__(self, channels: int, *, num_groups: int) -> None:
-        super().__init__()
-        self.norm = _group_norm(num_groups, channels)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        B, C, H, W = x_BCHW.shape
-        h_BCHW = self.norm(x_BCHW)
-        q_B1LC, k_B1LC, v_B1LC = (
-            layer(h_BCHW).permute(0, 2, 3, 1).reshape(B, 1, H * W, C) for layer in (self.q, self.k, self.v)
-        )
-        out_B1LC = F.scaled_dot_product_attention(q_B1LC, k_B1LC, v_B1LC)
-        return x_BCHW + self.proj_out(out_B1LC.reshape(B, H, W, C).permute(0, 3, 1, 2))
-
-
-class _Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        # Upstream pads right and bottom only; a symmetric padding=1 shifts the picture.
-        return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
-
-
-class _Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
-
-
-class _Level(nn.Module):
-    """Residual blocks at one resolution, each followed by attention where the level has it; a resampling."""
-
-    def __init__(
-        self,
-        channels: Sequence[int],
-        *,
-        num_groups: int,
-        attention: bool,
-        downsample: nn.Module | None = None,
-        upsample: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))
-        self.block = nn.ModuleList(_ResBlock(*pair, num_groups=num_groups) for pair in pairs)
-        self.attn = nn.ModuleList(_Attention(width, num_groups=num_groups) for _, width in pairs if attention)
-        self.downsample = downsample
-        self.upsample = upsample
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        for i, block in enumerate(self.block):
-            x_BCHW = block(x_BCHW)
-            if len(self.attn):
-                x_BCHW = self.attn[i](x_BCHW)
-        for resample in (self.downsample, self.upsample):
-            if resample is not None:
-                x_BCHW = resample(x_BCHW)
-        return x_BCHW
-
-
-class _Middle(nn.Module):
-    def __init__(self, channels: int, *, num_groups: int) -> None:
-        super().__init__()
-        self.block_1 = _ResBlock(channels, channels, num_groups=num_groups)
-        self.attn_1 = _Attention(channels, num_groups=num_groups)
-        self.block_2 = _ResBlock(channels, channels, num_groups=num_groups)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x_BCHW)))
-
-
-class _Encoder(nn.Module):
-    def __init__(self, config: VQGANConfig) -> None:
-        super().__init__()
-        widths = [config.ch * mult for mult in config.ch_mult]
-        last = len(widths) - 1
-        self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
-        self.down = nn.ModuleList(
-            _Level(
-                [widths[i - 1] if i else config.ch] + [width] * config.num_res_blocks,
-                num_groups=config.num_groups,
-                attention=config.has_attention(i),
-                downsample=_Downsample(width) if i < last else None,
-            )
-            for i, width in enumerate(widths)
-        )
-        self.mid = _Middle(widths[-1], num_groups=config.num_groups)
-        self.norm_out = _group_norm(config.num_groups, widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        x_BCHW = self.conv_in(x_BCHW)
-        for level in self.down:
-            x_BCHW = level(x_BCHW)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x_BCHW))))
-
-
-class _Decoder(nn.Module):
-    def __init__(self, config: VQGANConfig) -> None:
-        super().__init__()
-        widths = [config.ch * mult for mult in config.ch_mult]
-        last = len(widths) - 1
-        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = _Middle(widths[-1], num_groups=config.num_groups)
-        self.up = nn.ModuleList(
-            _Level(
-                [widths[min(i + 1, last)]] + [width] * (config.num_res_blocks + 1),
-                num_groups=config.num_groups,
-                attention=config.has_attention(i),
-                upsample=_Upsample(width) if i > 0 else None,
-            )
-            for i, width in enumerate(widths)
-        )
-        self.norm_out = _group_norm(config.num_groups, widths[0])
-        self.conv_out = nn.Conv2d(widths[0], config.out_ch, 3, padding=1)
-
-    def forward(self, z_BCHW: Tensor) -> Tensor:
-        x_BCHW = self.mid(self.conv_in(z_BCHW))
-        for level in reversed(self.up):
-            x_BCHW = level(x_BCHW)
-        return self.conv_out(F.silu(self.norm_out(x_BCHW)))
 
 
 class _VectorQuantizer(nn.Module):
@@ -283,8 +129,10 @@ class VQGAN(nn.Module):
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = _Encoder(config)
-        self.decoder = _Decoder(config)
+        self.encoder = Encoder(
+            config, channels_out=config.z_channels, attn_resolutions=config.attn_resolutions
+        )
+        self.decoder = Decoder(config, attn_resolutions=config.attn_resolutions)
         self.quantize = _VectorQuantizer(config.n_embed, config.embed_dim)
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
@@ -320,7 +168,7 @@ class VQGAN(nn.Module):
             raise ValueError(f"expected the codes of a square grid, got {codes_BL.shape[1]}: use decode_code")
         images_B3HW = (self.decode_code(codes_BL.unflatten(1, (side, side))).float() + 1.0) / 2.0
         if self.config.image_size is not None:
-            images_B3HW = _resize(images_B3HW, self.config.image_size)
+            images_B3HW = resize(images_B3HW, self.config.image_size)
         return images_B3HW.clamp(0.0, 1.0)
 
     def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -331,11 +179,5 @@ class VQGAN(nn.Module):
     def to_pixels_in(self, images_B3HW: Tensor) -> Tensor:
         """What the encoder reads and a reconstruction is compared with: resized if asked, in [-1, 1]."""
         if self.config.image_size is not None:
-            images_B3HW = _resize(images_B3HW, self.config.resolution).clamp(0.0, 1.0)
+            images_B3HW = resize(images_B3HW, self.config.resolution).clamp(0.0, 1.0)
         return 2.0 * images_B3HW - 1.0
-
-
-def _resize(images_B3HW: Tensor, size: int) -> Tensor:
-    if images_B3HW.shape[-2:] == (size, size):
-        return images_B3HW
-    return F.interpolate(images_B3HW.float(), size=(size, size), mode="bicubic", antialias=True)
