@@ -7,8 +7,9 @@ safetensors. Pickles are only ever read with `weights_only=True`.
 import json
 import os
 import pickle
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ _WRAPPERS = ("model_state_dict", "state_dict")
 """Keys under which training scripts keep the weights, beside optimizer state and counters."""
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
+def read_tensors(path: str | Path, *, wrappers: Sequence[str] = _WRAPPERS) -> dict[str, Tensor]:
     """The weights in a `.safetensors`, a `.pth` or a Lightning `.ckpt` file.
+
+    Args:
+        wrappers: keys under which the file may keep the weights, the wanted ones first.
 
     Errors: FileNotFoundError; ValueError if truncated, not a checkpoint, or only readable by running its
     pickle.
@@ -33,7 +37,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no such weights file: {path} (expected a .pth, .ckpt or .safetensors file)")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    for key in _WRAPPERS:
+    for key in wrappers:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
@@ -41,7 +45,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     strange = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if strange:
         raise ValueError(
-            f"{path} is no checkpoint of a model: expected tensors (or them under {' or '.join(_WRAPPERS)}), "
+            f"{path} is no checkpoint of a model: expected tensors (or them under {' or '.join(wrappers)}), "
             f"got other things under {some(strange)}"
         )
     return dict(content)
@@ -90,6 +94,18 @@ def write_folder(
     for name, content in (("provenance.json", provenance), ("config.json", config)):
         (folder / f"{name}.partial").write_text(json.dumps(dict(content), indent=2) + "\n")
         os.replace(folder / f"{name}.partial", folder / name)
+
+
+def require_keys(state: State, keys: Sequence[str], source: str, what: str) -> None:
+    """Errors: ValueError saying that `source` is not `what`, if a key is missing."""
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise ValueError(f"{source} is not {what}: it lacks {some(missing)} and has {some(list(state))}")
+
+
+def count_modules(state: State, pattern: str) -> int:
+    """How many modules of a list there are: one more than the largest number `pattern` captures in a key."""
+    return 1 + max((int(match[1]) for key in state if (match := re.match(pattern, key))), default=-1)
 
 
 def some(names: list[str], limit: int = 4) -> str:

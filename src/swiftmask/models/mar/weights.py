@@ -9,7 +9,6 @@ argument.
 
 import argparse
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,11 +18,11 @@ from torch import Tensor
 
 from swiftmask.core.files import (
     State,
-    _read_pickle,  # read_tensors unwraps other keys than MAR's
+    count_modules,
     first_line,
     load_strict,
     read_tensors,
-    some,
+    require_keys,
     write_folder,
 )
 from swiftmask.models.mar.codec import RELEASED_SCALE, KLCodec, KLConfig
@@ -80,19 +79,8 @@ def read_upstream(path: str | Path) -> dict[str, Tensor]:
 
     Errors: FileNotFoundError; ValueError if truncated, no checkpoint, or only readable by running its pickle.
     """
-    path = Path(path)
-    if path.suffix == ".safetensors" or not path.is_file():
-        return read_tensors(path)
     with torch.serialization.safe_globals([argparse.Namespace]):
-        content = _read_pickle(path)
-    found = content if isinstance(content, Mapping) else {}
-    state = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)), found)
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(
-            f"{path} is no checkpoint of MAR or its codec: expected tensors, or them under "
-            f"{' or '.join(_WRAPPERS)}, got {some([str(key) for key in found]) or type(content).__name__}"
-        )
-    return dict(state)
+        return read_tensors(path, wrappers=_WRAPPERS)
 
 
 def infer_network_config(
@@ -101,7 +89,7 @@ def infer_network_config(
     """Sizes from the shapes. The released widths tell their number of heads; others need it given."""
     needed = ("fake_latent", "class_emb.weight", "mask_token", "z_proj.weight", "encoder_pos_embed_learned")
     needed += ("encoder_blocks.0.mlp.fc1.weight", "diffusion_pos_embed_learned")
-    _require(state, (*needed, "diffloss.net.input_proj.weight"), source, "MAR")
+    require_keys(state, (*needed, "diffloss.net.input_proj.weight"), source, "MAR")
     width, channels = state["z_proj.weight"].shape
     heads = _HEADS.get(width) if num_heads is None else num_heads
     if heads is None:
@@ -112,16 +100,16 @@ def infer_network_config(
         raise ValueError(f"{source}: {num_tokens} positions, expected those of a square grid")
     return NetworkConfig(
         encoder_width=width,
-        encoder_depth=_count(state, r"encoder_blocks\.(\d+)\."),
+        encoder_depth=count_modules(state, r"encoder_blocks\.(\d+)\."),
         encoder_heads=heads,
         decoder_width=state["mask_token"].shape[-1],
-        decoder_depth=_count(state, r"decoder_blocks\.(\d+)\."),
+        decoder_depth=count_modules(state, r"decoder_blocks\.(\d+)\."),
         decoder_heads=heads,
         channels=channels,
         grid=grid,
         num_classes=state["class_emb.weight"].shape[0],
         head_width=state["diffloss.net.input_proj.weight"].shape[0],
-        head_depth=_count(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
+        head_depth=count_modules(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
         buffer_size=state["encoder_pos_embed_learned"].shape[1] - num_tokens,
         mlp_ratio=state["encoder_blocks.0.mlp.fc1.weight"].shape[0] / width,
         patch_size=patch_size,
@@ -141,7 +129,7 @@ def infer_kl_config(
     """
     needed = ("encoder.conv_in.weight", "encoder.conv_out.weight", "decoder.conv_in.weight")
     needed += ("decoder.conv_out.weight", "encoder.down.0.block.0.conv1.weight", "quant_conv.weight")
-    _require(state, needed, source, "the KL autoencoder of MAR")
+    require_keys(state, needed, source, "the KL autoencoder of MAR")
     z_channels = state["decoder.conv_in.weight"].shape[1]
     if state["encoder.conv_out.weight"].shape[0] != 2 * z_channels:
         raise ValueError(
@@ -149,7 +137,7 @@ def infer_kl_config(
             f"{state['encoder.conv_out.weight'].shape[0]} channels, expected mean and variance of "
             f"{z_channels}: use kl16.ckpt or kl16.safetensors"
         )
-    num_levels = _count(state, r"encoder\.down\.(\d+)\.")
+    num_levels = count_modules(state, r"encoder\.down\.(\d+)\.")
     widths = [state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(num_levels)]
     ch, in_channels = state["encoder.conv_in.weight"].shape[:2]
 
@@ -160,7 +148,7 @@ def infer_kl_config(
     return KLConfig(
         ch=ch,
         ch_mult=tuple(width // ch for width in widths),
-        num_res_blocks=_count(state, r"encoder\.down\.0\.block\.(\d+)\."),
+        num_res_blocks=count_modules(state, r"encoder\.down\.0\.block\.(\d+)\."),
         attn_resolutions=attended("encoder.down"),
         decoder_attn_resolutions=attended("decoder.up"),
         resolution=resolution,
@@ -186,7 +174,7 @@ def read_released(
 def read_released_codec(path: str | Path, *, grid: int = 16) -> KLCodec:
     """The codec from its released file, whose training leftovers (`loss.*`) are dropped."""
     state = {key: value for key, value in read_upstream(path).items() if key.startswith(_KL_PARTS)}
-    num_levels = _count(state, r"encoder\.down\.(\d+)\.")
+    num_levels = count_modules(state, r"encoder\.down\.(\d+)\.")
     config = infer_kl_config(state, resolution=grid * 2 ** max(0, num_levels - 1), source=str(path))
     with torch.device("meta"):
         codec = KLCodec(config)
@@ -236,13 +224,3 @@ def _read_config(path: Path) -> tuple[NetworkConfig, KLConfig, dict[str, object]
         return NetworkConfig(**settings.pop("network")), KLConfig(**codec), settings
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no config of a mar model ({first_line(error)})") from error
-
-
-def _require(state: State, keys: tuple[str, ...], source: str, what: str) -> None:
-    missing = [key for key in keys if key not in state]
-    if missing:
-        raise ValueError(f"{source} is not {what}: it lacks {some(missing)} and has {some(list(state))}")
-
-
-def _count(state: State, pattern: str) -> int:
-    return 1 + max((int(match[1]) for key in state if (match := re.match(pattern, key))), default=-1)

@@ -15,7 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from swiftmask.core.files import State, first_line, load_strict, read_tensors, some, write_folder
+from swiftmask.core.files import (
+    State,
+    count_modules,
+    first_line,
+    load_strict,
+    read_tensors,
+    require_keys,
+    write_folder,
+)
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
 
@@ -59,7 +67,9 @@ def infer_transformer_config(
     """Sizes from the shapes, which tell neither the heads nor where in the vocabulary the codes end."""
     _refuse_other_family(state, source)
     first_mlp = "transformer.layers.0.1.fn.net.0.weight"
-    _require(state, ("pos_emb", "tok_emb.weight", "bias", first_mlp), source, "the MaskGIT v1.0 transformer")
+    require_keys(
+        state, ("pos_emb", "tok_emb.weight", "bias", first_mlp), source, "the MaskGIT v1.0 transformer"
+    )
     length, width = state["pos_emb"].shape[-2:]
     vocabulary_size = state["tok_emb.weight"].shape[0]
     grid = round((length - 1) ** 0.5)
@@ -73,7 +83,7 @@ def infer_transformer_config(
         )
     return TransformerConfig(
         width=width,
-        depth=_count(state, r"transformer\.layers\.(\d+)\."),
+        depth=count_modules(state, r"transformer\.layers\.(\d+)\."),
         num_heads=num_heads,
         mlp_width=state[first_mlp].shape[0],
         codebook_size=codebook_size,
@@ -87,15 +97,15 @@ def infer_vqgan_config(state: State, *, resolution: int = 256, source: str = "th
     _refuse_other_family(state, source)
     needed = ("encoder.conv_in.weight", "decoder.conv_in.weight", "decoder.conv_out.weight")
     needed += ("quantize.embedding.weight", "encoder.down.0.block.0.conv1.weight")
-    _require(state, needed, source, "the taming VQGAN")
-    num_levels = _count(state, r"encoder\.down\.(\d+)\.")
+    require_keys(state, needed, source, "the taming VQGAN")
+    num_levels = count_modules(state, r"encoder\.down\.(\d+)\.")
     widths = [state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(num_levels)]
     ch, in_channels = state["encoder.conv_in.weight"].shape[:2]
     n_embed, embed_dim = state["quantize.embedding.weight"].shape
     return VQGANConfig(
         ch=ch,
         ch_mult=tuple(width // ch for width in widths),
-        num_res_blocks=_count(state, r"encoder\.down\.0\.block\.(\d+)\."),
+        num_res_blocks=count_modules(state, r"encoder\.down\.0\.block\.(\d+)\."),
         attn_resolutions=tuple(
             resolution // 2**i for i in range(num_levels) if f"encoder.down.{i}.attn.0.q.weight" in state
         ),
@@ -178,13 +188,3 @@ def _refuse_other_family(state: State, source: str) -> None:
             f"{source} is of valeoai's newer family (Halton-MaskGIT, adaLN, 16384 codes), another "
             "architecture: expected the v1.0 files, MaskGIT_ImageNet_256.pth or _512.pth"
         )
-
-
-def _require(state: State, keys: tuple[str, ...], source: str, what: str) -> None:
-    missing = [key for key in keys if key not in state]
-    if missing:
-        raise ValueError(f"{source} is not {what}: it lacks {some(missing)} and has {some(list(state))}")
-
-
-def _count(state: State, pattern: str) -> int:
-    return 1 + max((int(match[1]) for key in state if (match := re.match(pattern, key))), default=-1)
