@@ -10,6 +10,7 @@ from swiftmask.data.scenes import (
     COLOURS,
     MAX_OBJECTS,
     NUM_CLASSES,
+    PATTERNS,
     SHAPES,
     Facts,
     Scenes,
@@ -24,6 +25,7 @@ from swiftmask.data.scenes import (
     render,
     sample_scenes,
 )
+from swiftmask.data.scenes.world import LATTICE
 
 
 def assert_same(left: Scenes | Facts, right: Scenes | Facts) -> None:
@@ -145,6 +147,15 @@ def test_classes_show_one_object_of_their_shape_and_colour() -> None:
     assert (share(class_facts(labels_B), scenes) == 1).all()
     assert (share(class_facts(labels_B.roll(1)), scenes) < 1).all()
     assert (check(class_facts(labels_B), scenes)[1] == 3).all()
+
+
+def test_class_pictures_are_simple() -> None:
+    scenes = class_scenes(torch.arange(NUM_CLASSES).repeat(20), range(20 * NUM_CLASSES))
+    assert (scenes.tilt_BO == 0).all()
+    assert len(scenes.radius_BO[:, 0].unique()) == 2
+    steps_BX = torch.stack([scenes.x_BO[:, 0], scenes.y_BO[:, 0]], dim=1) * LATTICE
+    torch.testing.assert_close(steps_BX, steps_BX.round())
+    assert (scenes.pattern_B == PATTERNS.index("plain")).all()
 
 
 def test_captions_round_trip() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from swiftmask.core.protocol import SamplingOptions
-from swiftmask.data.scenes import CLASS_NAMES, NUM_CLASSES
+from swiftmask.data.scenes import CLASS_NAMES, NUM_CLASSES, class_attributes
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.maskgit.codec import VQGAN
 from swiftmask.models.maskgit.initialisation import initialise
@@ -46,7 +46,10 @@ class MaskGITRecipe:
         codec = self.tokenizer.run(folder / "tokenizer", on_log)
         codes_XL, labels_X = self.tokens(codec, folder / "tokens")
         torch.manual_seed(self.training.seed)
-        transformer = initialise(Transformer(self.transformer), codec.quantize.embedding.weight)
+        attributes_NA = class_attributes(torch.arange(NUM_CLASSES))
+        transformer = initialise(
+            Transformer(self.transformer), codec.quantize.embedding.weight, attributes_NA
+        )
         trained = train(
             TransformerTrainer(transformer),
             lambda step, rank, num_ranks: self.batch(codes_XL, labels_X, step, rank, num_ranks),
@@ -78,11 +81,11 @@ class MaskGITRecipe:
 
 
 def recipe() -> MaskGITRecipe:
-    """`swiftmask train maskgit-scenes`: about two hours on two CPU cores, tokenizer and tokens included.
+    """`swiftmask train maskgit-scenes`: 75 minutes on two CPU cores (13 for the tokenizer, 57 for the
+    transformer beside other work; 2026-11-21). Measured quality in benchmarks/results.
 
-    Not run to its end yet: the bundled weights (2026-11-21) come from the recipe of commit 845cb1a, with an
-    earlier tokenizer; measured quality in benchmarks/results. What shorter runs of this one showed is in
-    docs/log.md.
+    The bundled weights' tokenizer was trained before class pictures got plain backgrounds, on the same
+    recipe (provenance.json).
     """
     tokenizer = maskgit_scenes_tokenizer.recipe()
     transformer = TransformerConfig(
@@ -95,7 +98,7 @@ def recipe() -> MaskGITRecipe:
         grid=tokenizer.codec.grid,
     )
     training = TrainingConfig(
-        num_steps=6000,
+        num_steps=3300,
         batch_size=64,
         learning_rate=3e-3,
         muon_learning_rate=6e-3,
@@ -103,5 +106,5 @@ def recipe() -> MaskGITRecipe:
         precision="bf16-weights",
         save_every=100,
     )
-    sampling = SamplingOptions(guidance=3.0, temperature=1.0, choice_temperature=10.0)
+    sampling = SamplingOptions(guidance=2.0, temperature=1.0, choice_temperature=10.0)
     return MaskGITRecipe(tokenizer=tokenizer, transformer=transformer, training=training, sampling=sampling)

@@ -81,9 +81,9 @@ def recipe() -> ShortcutRecipe:
     """
     return ShortcutRecipe(
         shortcut=ShortcutConfig(width=160, bottleneck_width=80, num_blocks=1, num_heads=5),
-        rounds=RoundsConfig(updates_per_round=40, step_counts=(8, 12, 16, 24), token_weight=0.5),
+        rounds=RoundsConfig(updates_per_round=40, step_counts=(8, 12, 16, 24, 32), token_weight=0.5),
         training=TrainingConfig(
-            num_steps=700,
+            num_steps=1500,
             batch_size=64,
             learning_rate=4e-3,
             muon_learning_rate=4e-3,

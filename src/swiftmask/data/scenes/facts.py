@@ -13,7 +13,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from swiftmask.data.scenes.world import COLOURS, MAX_OBJECTS, Scenes, relation
+from swiftmask.data.scenes.world import MAX_OBJECTS, Scenes, class_attributes, relation
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def class_facts(labels_B: Tensor) -> Facts:
     unstated_B = torch.full_like(labels_B, -1, dtype=torch.long)
     unstated_BO = unstated_B[:, None].expand(-1, MAX_OBJECTS)
     shape_BO, colour_BO = unstated_BO.clone(), unstated_BO.clone()
-    shape_BO[:, 0], colour_BO[:, 0] = labels_B // len(COLOURS), labels_B % len(COLOURS)
+    shape_BO[:, 0], colour_BO[:, 0] = class_attributes(labels_B).unbind(1)
     return Facts(
         count_B=torch.ones_like(unstated_B),
         shape_BO=shape_BO,

@@ -103,8 +103,17 @@ def sample_scenes(seeds: Sequence[int] | Tensor, *, num_objects: int | None = No
     return _scenes_from_draws(draws_BN, count_B)
 
 
+def class_attributes(labels_B: Tensor) -> Tensor:
+    """[B, 2]: the shape and the colour that each class names."""
+    return torch.stack([labels_B // len(COLOURS), labels_B % len(COLOURS)], dim=1)
+
+
 def class_scenes(labels_B: Tensor, seeds: Sequence[int] | Tensor) -> Scenes:
-    """One object of the class's shape and colour per picture; the rest comes from the seed."""
+    """One object of the class's shape and colour per picture; the rest comes from the seed.
+
+    Simpler than captioned pictures, so that a small model can learn them in an hour: upright objects of two
+    exact radii on a lattice, plain backgrounds.
+    """
     seeds_B = _as_seeds(seeds).to(labels_B.device)
     if labels_B.shape != seeds_B.shape:
         raise ValueError(
@@ -115,7 +124,7 @@ def class_scenes(labels_B: Tensor, seeds: Sequence[int] | Tensor) -> Scenes:
     draws_BN = _uniform(seeds_B)
     scenes = _scenes_from_draws(draws_BN, torch.ones_like(labels_B, dtype=torch.long))
     shape_BO, colour_BO = scenes.shape_BO.clone(), scenes.colour_BO.clone()
-    shape_BO[:, 0], colour_BO[:, 0] = labels_B // len(COLOURS), labels_B % len(COLOURS)
+    shape_BO[:, 0], colour_BO[:, 0] = class_attributes(labels_B).unbind(1)
     background_B = _integer(draws_BN[:, _Draw.BACKGROUND], len(COLOURS) - 1)
     background_B = background_B + (background_B >= colour_BO[:, 0])
     small_BO, radii = scenes.size_BO == 0, (_CLASS_RADII[0], _CLASS_RADII[1])
@@ -129,6 +138,7 @@ def class_scenes(labels_B: Tensor, seeds: Sequence[int] | Tensor) -> Scenes:
         x_BO=_on_lattice(scenes.x_BO, radius_BO),
         y_BO=_on_lattice(scenes.y_BO, radius_BO),
         tilt_BO=torch.zeros_like(scenes.tilt_BO),
+        pattern_B=torch.full_like(scenes.pattern_B, PATTERNS.index("plain")),
     )
 
 

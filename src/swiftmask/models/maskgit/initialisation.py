@@ -2,7 +2,8 @@
 
 The released model starts from normal weights of deviation 0.02, which suits its width of 768 and leaves a
 width of 160 with nearly uniform attention for hundreds of steps; its positions start unrelated to each
-other, and its codes to what they look like. All three can be told beforehand (what it saves: docs/log.md).
+other, its codes to what they look like, and its classes to what they have in common. All four can be told
+beforehand (what it saves: docs/log.md).
 """
 
 import torch
@@ -14,13 +15,19 @@ from swiftmask.models.maskgit.network import Transformer
 _DEVIATION = 0.02
 """Of embeddings, as upstream: the tied head turns them into logits."""
 
+_CLASS_DEVIATION = 0.1
+"""Of class embeddings, which no head reads: far enough apart for training not to wipe out what they share."""
+
 
 @torch.no_grad()
-def initialise(transformer: Transformer, codebook_KC: Tensor) -> Transformer:
-    """Weights of unit gain, positions that know rows and columns, and codes that resemble their latents.
+def initialise(transformer: Transformer, codebook_KC: Tensor, attributes_NA: Tensor) -> Transformer:
+    """Weights of unit gain, positions that know rows and columns, codes that resemble their latents, and
+    classes that are the sum of their attributes.
 
     Args:
         codebook_KC: the tokenizer's codebook, in the order of the codes.
+        attributes_NA: integers, A for each class, such as its shape and its colour: what a class has in
+            common with others is then learned from all of them.
     """
     for name, parameter in transformer.named_parameters():
         if parameter.ndim == 2 and name not in ("tok_emb.weight", "bias"):
@@ -30,8 +37,13 @@ def initialise(transformer: Transformer, codebook_KC: Tensor) -> Transformer:
     centred_KC = codebook_KC - codebook_KC.mean(0)
     projection_CD = torch.randn(codebook_KC.shape[1], config.width)
     transformer.tok_emb.weight[: config.codebook_size] = _spread(centred_KC @ projection_CD)
+    class_ND = torch.zeros(config.num_classes, config.width)
+    for attribute_N in attributes_NA.unbind(1):
+        class_ND += torch.randn(int(attribute_N.max()) + 1, config.width)[attribute_N]
+    first = config.first_class_id
+    transformer.tok_emb.weight[first : first + config.num_classes] = _spread(class_ND, _CLASS_DEVIATION)
     return transformer
 
 
-def _spread(embedding_XD: Tensor) -> Tensor:
-    return embedding_XD * (_DEVIATION / embedding_XD.std())
+def _spread(embedding_XD: Tensor, deviation: float = _DEVIATION) -> Tensor:
+    return embedding_XD * (deviation / embedding_XD.std())
