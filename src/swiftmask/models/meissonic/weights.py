@@ -1,0 +1,318 @@
+"""Weights of Meissonic on disk: the released folders, a folder of our own, and strict loading.
+
+The released folders (`MeissonFlow/Meissonic`, 1024 pixels, and `Collov-Labs/Monetico`, 512 pixels; fine-tunes
+share the layout) hold `transformer/`, `vqvae/`, `text_encoder/`, `tokenizer/` and `scheduler/`. Their
+`model_index.json` names classes of the authors' own code and is not followed: a folder's name says what it
+holds. Sizes are read off the tensors, as published configs have disagreed with their weights; what no tensor
+tells comes from the configs.
+
+The pictures published of the 1024-pixel model were not drawn with its own `text_encoder/` but with
+`laion/CLIP-ViT-H-14-laion2B-s32B-b79K`; those of Monetico were drawn with its own.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from swiftmask.core.files import (
+    State,
+    count_modules,
+    first_line,
+    load_strict,
+    read_tensors,
+    require_keys,
+    write_folder,
+)
+from swiftmask.models.meissonic.codec import VQCodec, VQConfig, build_codec
+from swiftmask.models.meissonic.libraries import library
+from swiftmask.models.meissonic.network import Transformer, TransformerConfig
+from swiftmask.models.meissonic.text import (
+    TextConfig,
+    TextEncoder,
+    Tokenizer,
+    build_text_encoder,
+    read_tokenizer,
+)
+
+TOKENIZER = "tokenizer"
+_RELEASED_AXES = {128: (16, 56, 56)}
+"""Rotary axes of the released head width."""
+
+_WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+)
+_TEXT_WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin")
+_TRAINING_PREFIXES = ("module.", "_orig_mod.")
+"""What wrapping for several processes and compiling leave in front of names."""
+
+
+class Parts(NamedTuple):
+    """The networks of a model, float32, on the CPU, in eval mode."""
+
+    transformer: Transformer
+    text_encoder: TextEncoder
+    codec: VQCodec
+
+
+def _released_transformer(*, downsample: bool) -> TransformerConfig:
+    return TransformerConfig(
+        num_heads=8,
+        head_width=128,
+        num_double_blocks=14,
+        num_single_blocks=28,
+        text_width=1024,
+        codebook_size=8192,
+        vocabulary_size=8256,
+        rotary_axes=_RELEASED_AXES[128],
+        downsample=downsample,
+    )
+
+
+RELEASED = {
+    "meissonic-512": _released_transformer(downsample=False),
+    "meissonic-1024": _released_transformer(downsample=True),
+}
+
+
+def random_transformer(name: str, *, seed: int = 0) -> Transformer:
+    """A transformer of a released size with random weights, float32 on the CPU: enough to measure speed."""
+    if name not in RELEASED:
+        raise ValueError(f"unknown released size {name!r}: choose one of {', '.join(RELEASED)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Transformer(RELEASED[name]).eval()
+
+
+def infer_transformer_config(
+    state: State, *, rotary_axes: Sequence[int] | None = None, source: str = "these weights"
+) -> TransformerConfig:
+    """Sizes from the shapes, which do not tell how a head's channels are shared among the rotary axes: the
+    released heads are known, others need it given.
+    """
+    head, embeddings = "transformer_blocks.0.attn.norm_q.weight", "embed.embeddings.weight"
+    needed = (head, embeddings, "context_embedder.weight", "mlm_layer.conv2.weight")
+    require_keys(state, needed, source, "the Meissonic transformer")
+    vocabulary_size, width = state[embeddings].shape
+    head_width = state[head].shape[0]
+    axes = _RELEASED_AXES.get(head_width) if rotary_axes is None else rotary_axes
+    if axes is None:
+        raise ValueError(f"{source}: no released Meissonic has heads of {head_width}: pass its rotary_axes")
+    return TransformerConfig(
+        num_heads=width // head_width,
+        head_width=head_width,
+        num_double_blocks=count_modules(state, r"transformer_blocks\.(\d+)\."),
+        num_single_blocks=count_modules(state, r"single_transformer_blocks\.(\d+)\."),
+        text_width=state["context_embedder.weight"].shape[1],
+        codebook_size=state["mlm_layer.conv2.weight"].shape[0],
+        vocabulary_size=vocabulary_size,
+        rotary_axes=tuple(axes),
+        downsample="down_block.downsample.conv.weight" in state,
+    )
+
+
+def read_released(folder: str | Path, *, text_encoder: str | Path | None = None) -> Parts:
+    """The networks of a released folder, every key and shape checked.
+
+    Args:
+        text_encoder: folder of another CLIP text encoder, a whole CLIP model's too; None is the folder's own.
+
+    Errors: FileNotFoundError or ValueError naming the missing, damaged or foreign file, key or shape.
+    """
+    folder = Path(folder)
+    transformer = read_released_transformer(folder / "transformer")
+    _check_scheduler(folder / "scheduler" / "scheduler_config.json", transformer.config)
+    encoder_folder = folder / "text_encoder" if text_encoder is None else Path(text_encoder).expanduser()
+    encoder = _read_text_encoder(encoder_folder, folder / TOKENIZER)
+    return Parts(transformer, encoder, _read_codec(folder / "vqvae"))
+
+
+def read_released_transformer(path: str | Path) -> Transformer:
+    """The transformer from its folder or a weights file alone; training prefixes are dropped."""
+    path = Path(path)
+    content = _read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    named = content.get("_class_name", "Transformer2DModel")
+    if named != "Transformer2DModel":
+        raise ValueError(
+            f"{path} holds a {named}, another architecture (Muddit has one): expected the Transformer2DModel "
+            "of Meissonic or Monetico"
+        )
+    file = path if path.is_file() else _first_file(path, _WEIGHTS)
+    state = {_bare(key): value.float() for key, value in read_tensors(file).items()}
+    axes = content.get("axes_dims_rope")
+    config = infer_transformer_config(state, rotary_axes=axes, source=str(file))
+    with torch.device("meta"):
+        transformer = Transformer(config)
+    load_strict(transformer, state, source=str(file))
+    return transformer.eval()
+
+
+def write_model(
+    folder: str | Path,
+    parts: Parts,
+    *,
+    settings: Mapping[str, object],
+    provenance: Mapping[str, object],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write the folder that `read_model` reads: first the tokenizer, then each file whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts.text_encoder.tokenizer.save(folder / TOKENIZER)
+    networks = _networks(parts)
+    sizes = {name: asdict(part.config) for name, part in zip(Parts._fields, parts, strict=True)}
+    state = {
+        f"{name}.{key}": value
+        for name, network in networks.items()
+        for key, value in network.state_dict().items()
+    }
+    write_folder(
+        folder, state, config={"model": "meissonic", **settings, **sizes}, provenance=provenance, dtype=dtype
+    )
+
+
+def read_model(folder: str | Path) -> tuple[Parts, dict[str, object]]:
+    """The networks and the other settings of a folder's config."""
+    folder = Path(folder)
+    configs, settings = _read_config(folder / "config.json")
+    state = read_tensors(folder / "model.safetensors")
+    tokenizer = read_tokenizer(folder / TOKENIZER, length=configs[1].max_position_embeddings)
+    parts = _empty(*configs, tokenizer)
+    for name, network in _networks(parts).items():
+        prefix = f"{name}."
+        part = {key.removeprefix(prefix): v.float() for key, v in state.items() if key.startswith(prefix)}
+        load_strict(network, part, source=f"{folder / 'model.safetensors'} ({prefix}*)")
+    return parts, settings
+
+
+def _networks(parts: Parts) -> dict[str, torch.nn.Module]:
+    """The modules that hold the weights, by the prefix they have in our file."""
+    return {
+        "transformer": parts.transformer,
+        "text_encoder": parts.text_encoder.clip,
+        "codec": parts.codec.vq,
+    }
+
+
+def _empty(transformer: TransformerConfig, text: TextConfig, codec: VQConfig, tokenizer: Tokenizer) -> Parts:
+    """The networks with their weights on the meta device."""
+    with torch.device("meta"):
+        built = Transformer(transformer).eval(), build_codec(codec)
+    return Parts(built[0], _empty_text_encoder(text, tokenizer), built[1])
+
+
+def _empty_text_encoder(config: TextConfig, tokenizer: Tokenizer) -> TextEncoder:
+    # Its counting positions are in no file: they must not be left on the meta device with the weights.
+    with library("accelerate").init_empty_weights():
+        return build_text_encoder(config, tokenizer)
+
+
+def _read_text_encoder(folder: Path, tokenizer_folder: Path) -> TextEncoder:
+    file = _first_file(folder, _TEXT_WEIGHTS)
+    state = {
+        key: value.float()
+        for key, value in read_tensors(file).items()
+        if key.startswith(("text_model.", "text_projection.")) and not key.endswith(".position_ids")
+    }
+    config = _infer_text_config(state, _read_json(folder / "config.json"), source=str(file))
+    tokenizer = read_tokenizer(tokenizer_folder, length=config.max_position_embeddings)
+    encoder = _empty_text_encoder(config, tokenizer)
+    load_strict(encoder.clip, state, source=str(file))
+    return encoder
+
+
+def _infer_text_config(state: State, content: Mapping[str, Any], *, source: str) -> TextConfig:
+    """Sizes from the shapes; heads, activation and the like from the config, also a whole CLIP model's."""
+    embeddings = "text_model.embeddings.token_embedding.weight"
+    positions = "text_model.embeddings.position_embedding.weight"
+    expand, projection = "text_model.encoder.layers.0.mlp.fc1.weight", "text_projection.weight"
+    require_keys(
+        state, (embeddings, positions, expand, projection), source, "a CLIP text encoder with projection"
+    )
+    known = {field.name for field in fields(TextConfig)}
+    told = {key: value for key, value in content.get("text_config", content).items() if key in known}
+    vocab_size, hidden_size = state[embeddings].shape
+    sizes = {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "intermediate_size": state[expand].shape[0],
+        "projection_dim": state[projection].shape[0],
+        "num_hidden_layers": count_modules(state, r"text_model\.encoder\.layers\.(\d+)\."),
+        "max_position_embeddings": state[positions].shape[0],
+    }
+    # A config that leaves the activation or the heads out means CLIP's own.
+    return TextConfig(**{"hidden_act": "quick_gelu", "num_attention_heads": 8, **told, **sizes})
+
+
+def _read_codec(folder: Path) -> VQCodec:
+    content = _read_json(folder / "config.json")
+    known = {field.name for field in fields(VQConfig)}
+    sizes = {key: value for key, value in content.items() if key in known}
+    try:
+        sizes["block_out_channels"] = tuple(sizes["block_out_channels"])
+        config = VQConfig(**sizes)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'} is no config of a VQModel ({first_line(error)})"
+        ) from error
+    file = _first_file(folder, _WEIGHTS)
+    with torch.device("meta"):
+        codec = build_codec(config)
+    state: dict[str, Tensor] = {key: value.float() for key, value in read_tensors(file).items()}
+    load_strict(codec.vq, state, source=str(file))
+    return codec
+
+
+def _check_scheduler(path: Path, config: TransformerConfig) -> None:
+    """Released models sample by the cosine, with the last id for the mask: anything else is another model."""
+    content = _read_json(path) if path.is_file() else {}
+    curve, mask_id = content.get("masking_schedule", "cosine"), content.get("mask_token_id", config.mask_id)
+    if (curve, mask_id) != ("cosine", config.mask_id):
+        raise ValueError(
+            f"{path}: expected a cosine schedule and mask id {config.mask_id}, got {curve} and {mask_id}"
+        )
+
+
+def _read_config(path: Path) -> tuple[tuple[TransformerConfig, TextConfig, VQConfig], dict[str, object]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: expected a model folder, see `swiftmask convert`")
+    settings = _read_json(path)
+    try:
+        transformer, text, codec = (settings.pop(name) for name in Parts._fields)
+        transformer["rotary_axes"] = tuple(transformer["rotary_axes"])
+        codec["block_out_channels"] = tuple(codec["block_out_channels"])
+        return (TransformerConfig(**transformer), TextConfig(**text), VQConfig(**codec)), settings
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no config of a meissonic model ({first_line(error)})") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: download the whole folder")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({first_line(error)}): download it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _first_file(folder: Path, names: Sequence[str]) -> Path:
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"no weights in {folder}: expected {' or '.join(names)}")
+
+
+def _bare(key: str) -> str:
+    """The name without what training wrapped around it, in any order."""
+    for prefix in _TRAINING_PREFIXES * len(_TRAINING_PREFIXES):
+        key = key.removeprefix(prefix)
+    return key
