@@ -10,12 +10,23 @@ from torch import Tensor
 
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.methods.shortcut import Shortcut, ShortcutConfig, write_shortcut
+from swiftmask.models.lumina_dimoo import LuminaDiMOO
+from swiftmask.models.lumina_dimoo.codec import VQCodec, VQConfig
+from swiftmask.models.lumina_dimoo.layout import Vocabulary
+from swiftmask.models.lumina_dimoo.network import Backbone
+from swiftmask.models.lumina_dimoo.prompts import WordPrompts
+from swiftmask.models.lumina_dimoo.weights import infer_backbone_config
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar.codec import KLCodec, KLConfig
 from swiftmask.models.mar.network import Network, NetworkConfig
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
+from swiftmask.models.meissonic import Meissonic
+from swiftmask.models.meissonic import codec as meissonic_codec
+from swiftmask.models.meissonic import weights as meissonic_weights
+from swiftmask.models.meissonic.network import Transformer as MeissonicTransformer
+from swiftmask.models.meissonic.text import TextConfig, build_text_encoder, word_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -94,6 +105,71 @@ def golden_mar() -> MAR:
     )
     sampling = SamplingOptions(guidance=3.0, denoising_steps=3)
     return MAR(network, KLCodec(codec), sampling=sampling).requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def golden_dimoo() -> LuminaDiMOO:
+    """The golden backbone (4x4 tokens, 24 codes) with six words for prompts and an untrained codec."""
+    sizes = json.loads((GOLDEN / "dimoo_llada.json").read_text())["config"]
+    state = golden_state("dimoo_llada")
+    backbone = Backbone(infer_backbone_config(state, sizes))
+    backbone.load_state_dict(state)
+    codec = VQCodec(
+        VQConfig(
+            block_out_channels=(8, 8),
+            layers_per_block=1,
+            latent_channels=4,
+            num_vq_embeddings=24,
+            norm_num_groups=4,
+        )
+    )
+    words = ("a", "red", "circle", "on", "blue", "background")
+    vocabulary = Vocabulary(
+        mask=90,
+        newline=60,
+        image_start=61,
+        image_end=62,
+        answer_start=63,
+        answer_end=88,
+        first_code=64,
+        codebook_size=24,
+    )
+    model = LuminaDiMOO(backbone, codec, WordPrompts(words), vocabulary=vocabulary, grid=(4, 4))
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def golden_meissonic() -> Meissonic:
+    """The golden transformer on 4x4 tokens (32 codes, blocks on 2x2), with an untrained codec and an
+    untrained text encoder of nine words.
+    """
+    state = golden_state("meissonic_transformer")
+    config = meissonic_weights.infer_transformer_config(state, rotary_axes=(4, 4, 4))
+    transformer = MeissonicTransformer(config)
+    transformer.load_state_dict(state)
+    words = "a small large red blue circle square left right".split()
+    text = TextConfig(
+        vocab_size=12,
+        hidden_size=20,
+        intermediate_size=24,
+        projection_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        eos_token_id=0,
+    )
+    codec = meissonic_codec.VQConfig(
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        num_vq_embeddings=32,
+        norm_num_groups=4,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = build_text_encoder(text, word_tokenizer(words, length=8))
+        model = Meissonic(transformer, encoder, meissonic_codec.build_codec(codec), size=(8, 8))
+    return model.requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

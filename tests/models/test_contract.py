@@ -12,7 +12,12 @@ from swiftmask.core.types import Canvas
 from swiftmask.pipeline import Pipeline
 from swiftmask.registry import generator_class, model_names
 
-TINY = {"mar": "golden_mar", "maskgit": "golden_maskgit"}
+TINY = {
+    "lumina_dimoo": "golden_dimoo",
+    "mar": "golden_mar",
+    "maskgit": "golden_maskgit",
+    "meissonic": "golden_meissonic",
+}
 """The fixture of conftest.py that is a tiny random instance of each model folder."""
 
 GUIDED = SamplingOptions(guidance=3.0)

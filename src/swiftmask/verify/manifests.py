@@ -6,14 +6,18 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from swiftmask.methods.shortcut import Shortcut
-from swiftmask.methods.shortcut.weights import infer_shortcut_config
+from swiftmask.methods.shortcut import RotaryShortcut, Shortcut
+from swiftmask.methods.shortcut.weights import infer_rotary_config, infer_shortcut_config
+from swiftmask.models.lumina_dimoo.network import Backbone
+from swiftmask.models.lumina_dimoo.weights import infer_backbone_config
 from swiftmask.models.mar.codec import KLCodec
 from swiftmask.models.mar.network import Network
 from swiftmask.models.mar.weights import infer_kl_config, infer_network_config
 from swiftmask.models.maskgit.codec import VQGAN
 from swiftmask.models.maskgit.network import Transformer
 from swiftmask.models.maskgit.weights import infer_transformer_config, infer_vqgan_config
+from swiftmask.models.meissonic import network as meissonic
+from swiftmask.models.meissonic.weights import infer_transformer_config as infer_meissonic_config
 from swiftmask.verify.cases import MANIFESTS, Case, Check
 
 State = Mapping[str, Tensor]
@@ -25,7 +29,7 @@ def check(case: Case) -> list[Check]:
     if build is None:
         raise ValueError(
             "unknown kind of manifest: there is maskgit_*transformer, maskgit_vqgan, maskgit_shortcut, "
-            "mar_kl16, mar_*"
+            "mar_kl16, mar_*, meissonic_*, lumina_dimoo, dimoo_shortcut*"
         )
     with torch.device("meta"):
         state = {key: torch.empty(tuple(shape)) for key, shape in case.content["tensors"].items()}
@@ -76,11 +80,26 @@ def _kl(state: State) -> nn.Module:
     return KLCodec(infer_kl_config(state))
 
 
+def _meissonic(state: State) -> nn.Module:
+    return meissonic.Transformer(infer_meissonic_config(state))
+
+
+def _lumina_dimoo(state: State) -> nn.Module:
+    return Backbone(infer_backbone_config(state))
+
+
+def _rotary_shortcut(state: State) -> nn.Module:
+    return RotaryShortcut(infer_rotary_config(state))
+
+
 BUILDERS: dict[str, Callable[[State], nn.Module]] = {
     r"maskgit.*transformer": _transformer,
     r"maskgit.*vqgan": _vqgan,
     r"maskgit.*shortcut": _shortcut,
     r"mar_(kl|vae)": _kl,
     r"mar_": _mar,
+    r"lumina_dimoo": _lumina_dimoo,
+    r"dimoo.*shortcut": _rotary_shortcut,
+    r"meissonic_": _meissonic,
 }
 """Which model a manifest describes, by the beginning of its name."""

@@ -4,7 +4,7 @@
 Module names are those of the released checkpoints, so their weights load without a key map. Two quirks are
 kept: attention normalises its query but neither keys nor values, and the norms of the last layer have eps
 1e-12 while those in the blocks have 1e-5.
-Left out: the Lumina-DiMOO variant (RMS norms, rotary positions), which is another architecture.
+The Lumina-DiMOO variant (RMS norms, rotary positions) is another architecture: rotary.py.
 """
 
 import math
@@ -14,6 +14,9 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from swiftmask.core.protocol import Condition, MaskedGenerator
+from swiftmask.core.types import Decision
 
 _EDGE_EPS = 1e-12
 _TIME_SCALE = 1000.0
@@ -130,7 +133,9 @@ class _Block(nn.Module):
         return self.self_attn_ff(self.self_attn(x_XTD, x_XTD))
 
 
-class _TimeEmbedder(nn.Module):
+class TimeEmbedder(nn.Module):
+    """A vector [X, width] for each masked ratio."""
+
     def __init__(self, width: int, num_frequencies: int) -> None:
         super().__init__()
         hidden = round(math.sqrt(width * num_frequencies))
@@ -172,7 +177,7 @@ class Shortcut(nn.Module):
         )
         self.time_embedder, self.adaLN_modulation = None, None
         if config.time_frequencies is not None:
-            self.time_embedder = _TimeEmbedder(width, config.time_frequencies)
+            self.time_embedder = TimeEmbedder(width, config.time_frequencies)
             self.adaLN_modulation = nn.Linear(width, 2 * width)
 
     def forward(self, features_XTD: Tensor, embedded_XND: Tensor, masked_ratio_X: Tensor) -> Tensor:
@@ -193,6 +198,11 @@ class Shortcut(nn.Module):
             scale_X1D, shift_X1D = modulation_X1E.chunk(2, dim=-1)
             x_XTD = torch.addcmul(x_XTD + shift_X1D, x_XTD, scale_X1D)
         return features_XTD + self.proj_out(x_XTD)
+
+    def fresh(self, model: MaskedGenerator, condition: Condition, decision: Decision) -> Tensor:
+        """What `forward` reads after `decision`, the same for every branch of `condition`."""
+        embedded_BND = model.embed(decision.tokens_BN, decision.positions_BN)
+        return embedded_BND.repeat(condition.num_branches, 1, 1)
 
     def start_as_copy(self) -> Self:
         """Zero the update, so that training starts from "features stay as they are" (upstream does not)."""

@@ -1,33 +1,52 @@
 """Weights of a shortcut on disk: the released pickle, a folder of our own, and strict loading.
 
-The released file (Hugging Face `Kaiwen-Zhu/MIGM-Shortcut`, `MaskGIT-Shortcut/maskgit-shortcut.pth`) is a
-plain state dict. Sizes are read off the tensors; what no tensor tells (the number of heads) is an argument.
+The released files (Hugging Face `Kaiwen-Zhu/MIGM-Shortcut`, `MaskGIT-Shortcut/maskgit-shortcut.pth` and
+`DiMOO-Shortcut/dimoo-shortcut.pth`) are plain state dicts. Which network it is and its sizes are read off the
+tensors; what no tensor tells (the number of heads) is an argument.
 Pickles are only read with `weights_only=True`. Our folder also describes the base model the shortcut was
 trained for: features and token embeddings come from there, and no tensor would show that they are
 another's.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from swiftmask.core.files import State, first_line, load_strict, read_tensors, some, write_folder
+from swiftmask.core.files import (
+    State,
+    count_modules,
+    first_line,
+    load_strict,
+    read_tensors,
+    require_keys,
+    some,
+    write_folder,
+)
 from swiftmask.core.protocol import Spec
+from swiftmask.methods.shortcut.features import AnyShortcut
 from swiftmask.methods.shortcut.network import Shortcut, ShortcutConfig
+from swiftmask.methods.shortcut.rotary import RotaryShortcut, RotaryShortcutConfig
 
 RELEASED_SHORTCUT = ShortcutConfig(width=768, bottleneck_width=384, num_blocks=1, num_heads=16)
 """Sizes of the released MaskGIT shortcut."""
 
+RELEASED_ROTARY_SHORTCUT = RotaryShortcutConfig(
+    width=4096, bottleneck_width=2048, num_heads=32, mlp_width=12288
+)
+"""Sizes of the released Lumina-DiMOO shortcut."""
 
-def read_shortcut(path: str | Path, *, num_heads: int = 16, base: Spec | None = None) -> Shortcut:
+AnyConfig = ShortcutConfig | RotaryShortcutConfig
+_ROTARY_KEY = "blocks.0.cross_attn.q_proj.weight"
+
+
+def read_shortcut(path: str | Path, *, num_heads: int | None = None, base: Spec | None = None) -> AnyShortcut:
     """A shortcut from our folder, a released `.pth` or a `.safetensors`: float32, on the CPU, in eval mode.
 
     Args:
-        num_heads: for a bare file, which does not tell; a folder does.
+        num_heads: for a bare file, which does not tell (default: the released one's); a folder does.
         base: the model it is meant for; a shortcut of another one is refused.
 
     Errors: FileNotFoundError; ValueError for a damaged file, another architecture or another base model.
@@ -39,18 +58,18 @@ def read_shortcut(path: str | Path, *, num_heads: int = 16, base: Spec | None = 
         state = read_tensors(source)
     else:
         source, made_for, state = path, {}, read_tensors(path)
-        config = infer_shortcut_config(state, num_heads=num_heads, source=str(path))
+        config = infer_config(state, num_heads=num_heads, source=str(path))
     if base is not None:
         _check_base(path, {"width": config.width} | made_for, base)
     with torch.device("meta"):
-        shortcut = Shortcut(config).eval()
+        shortcut = build(config).eval()
     load_strict(shortcut, {key: value.float() for key, value in state.items()}, source=str(source))
     return shortcut
 
 
 def write_shortcut(
     folder: str | Path,
-    shortcut: Shortcut,
+    shortcut: AnyShortcut,
     *,
     base: Spec,
     provenance: Mapping[str, object],
@@ -72,6 +91,40 @@ def write_shortcut(
     write_folder(folder, shortcut.state_dict(), config=config, provenance=provenance, dtype=dtype)
 
 
+def build(config: AnyConfig) -> AnyShortcut:
+    """The network of these sizes, with fresh weights."""
+    return RotaryShortcut(config) if isinstance(config, RotaryShortcutConfig) else Shortcut(config)
+
+
+def infer_config(state: State, *, num_heads: int | None = None, source: str = "these weights") -> AnyConfig:
+    """Which network it is, and its sizes, from the tensors. Errors: ValueError if it is no shortcut."""
+    if _ROTARY_KEY in state:
+        heads = RELEASED_ROTARY_SHORTCUT.num_heads if num_heads is None else num_heads
+        return infer_rotary_config(state, num_heads=heads, source=source)
+    heads = RELEASED_SHORTCUT.num_heads if num_heads is None else num_heads
+    return infer_shortcut_config(state, num_heads=heads, source=source)
+
+
+def infer_rotary_config(
+    state: State, *, num_heads: int = 32, source: str = "these weights"
+) -> RotaryShortcutConfig:
+    """Sizes from the shapes, which do not tell the number of heads.
+
+    Errors: ValueError if these are not the weights of a Lumina-DiMOO shortcut.
+    """
+    needed = ("proj_in.weight", "time_embedder.mlp.0.weight", "blocks.0.cross_attn.ff_proj.weight")
+    require_keys(state, (*needed, _ROTARY_KEY), source, "a Lumina-DiMOO shortcut")
+    bottleneck_width, width = state["proj_in.weight"].shape
+    return RotaryShortcutConfig(
+        width=width,
+        bottleneck_width=bottleneck_width,
+        num_heads=num_heads,
+        mlp_width=state["blocks.0.cross_attn.ff_proj.weight"].shape[0],
+        num_blocks=count_modules(state, r"blocks\.(\d+)\."),
+        time_frequencies=state["time_embedder.mlp.0.weight"].shape[1],
+    )
+
+
 def infer_shortcut_config(
     state: State, *, num_heads: int = 16, source: str = "these weights"
 ) -> ShortcutConfig:
@@ -90,14 +143,14 @@ def infer_shortcut_config(
     return ShortcutConfig(
         width=state["proj_in.weight"].shape[1] if projected else bottleneck_width,
         bottleneck_width=bottleneck_width,
-        num_blocks=1 + max(int(match[1]) for key in state if (match := re.match(r"blocks\.(\d+)\.", key))),
+        num_blocks=count_modules(state, r"blocks\.(\d+)\."),
         num_heads=num_heads,
         mlp_width=state[first_mlp].shape[0],
         time_frequencies=state["time_embedder.mlp.0.weight"].shape[1] if timed else None,
     )
 
 
-def _read_config(path: Path) -> tuple[ShortcutConfig, dict[str, object]]:
+def _read_config(path: Path) -> tuple[AnyConfig, dict[str, object]]:
     """Sizes, and what the base model must be."""
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: expected a shortcut folder, a .pth or a .safetensors file")
@@ -107,7 +160,8 @@ def _read_config(path: Path) -> tuple[ShortcutConfig, dict[str, object]]:
             raise ValueError(f"it says method {content['method']!r}")
         made_for = content["base_model"]
         base = {key: made_for[key] for key in ("family", "width", "grid", "codebook_size", "name")}
-        return ShortcutConfig(**content["shortcut"]), base
+        sizes = content["shortcut"]
+        return (RotaryShortcutConfig if "rope_theta" in sizes else ShortcutConfig)(**sizes), base
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no config of a shortcut ({first_line(error)})") from error
 

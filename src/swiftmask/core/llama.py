@@ -1,0 +1,140 @@
+"""The block of Llama-like transformers: RMS norm, rotary positions, gated feed-forward, no biases.
+
+LLaDA, the backbone of Lumina-DiMOO (arXiv 2510.06308), and the shortcut network made for it are built of it;
+a model and a method may not import each other, so it stands here. Attention goes both ways. Numerics are the
+released models': a norm rounds to the input's precision before it scales, rotations are float32.
+
+Query, key and value are one matrix product here, gate and up another; on disk they are apart.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_APART = {"qkv_weight": ("q_proj", "k_proj", "v_proj"), "gate_up_weight": ("ff_proj", "up_proj")}
+"""Parameters of a block, and the projections they are on disk, top to bottom."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """Rotations of queries and keys by their places (RoPE, Su et al., arXiv 2104.09864).
+
+    Attributes:
+        cos_XTH, sin_XTH: float32, over the width H of one head; H/2 frequencies, twice.
+    """
+
+    cos_XTH: Tensor
+    sin_XTH: Tensor
+
+    @classmethod
+    def at(cls, places_XT: Tensor, head_width: int, theta: float) -> Self:
+        """Of integer places [X, T]."""
+        exponents = torch.arange(0, head_width, 2, dtype=torch.float32, device=places_XT.device) / head_width
+        angle_XTh = places_XT[..., None].float() * (1.0 / theta**exponents)
+        angle_XTH = torch.cat([angle_XTh, angle_XTh], dim=-1)
+        return cls(angle_XTH.cos(), angle_XTH.sin())
+
+    def take(self, rows_XK: Tensor) -> Self:
+        """Those of some rows."""
+        index = rows_XK[..., None].expand(-1, -1, self.cos_XTH.shape[-1])
+        return type(self)(self.cos_XTH.gather(1, index), self.sin_XTH.gather(1, index))
+
+    def turn(self, x_XNTH: Tensor) -> Tensor:
+        """Heads [X, N, T, H] turned by their places, in their own dtype. Halves are pairs, not neighbours."""
+        first, second = x_XNTH.float().chunk(2, dim=-1)
+        swapped_XNTH = torch.cat([-second, first], dim=-1)
+        return (x_XNTH * self.cos_XTH[:, None] + swapped_XNTH * self.sin_XTH[:, None]).to(x_XNTH.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in float32, rounded to the dtype of x, then scaled (in that order: bits depend on it)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x_XTD: Tensor) -> Tensor:
+        precise = x_XTD.float()
+        normed = precise * torch.rsqrt(precise.square().mean(-1, keepdim=True) + self.eps)
+        return normed.to(x_XTD.dtype) * self.weight
+
+
+class LlamaBlock(nn.Module):
+    """Attention and a gated feed-forward layer, each on the normalised input and added to it.
+
+    `forward` is self-attention. A caller with other keys (of a cache, or of another sequence) puts its block
+    together from `project`, `project_queries`, `project_keys` and `finish`.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attn_norm = RMSNorm(width, eps)
+        self.ff_norm = RMSNorm(width, eps)
+        self.qkv_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.gate_up_weight = nn.Parameter(torch.empty(2 * mlp_width, width))
+        self.attn_out = nn.Linear(width, width, bias=False)
+        self.ff_out = nn.Linear(mlp_width, width, bias=False)
+        for weight in (self.qkv_weight, self.gate_up_weight, self.attn_out.weight, self.ff_out.weight):
+            init_by_fan_in(weight)
+
+    def forward(self, x_XTD: Tensor, rotary: Rotary, mask_X11T: Tensor | None = None) -> Tensor:
+        """Self-attention block. `mask_X11T` is True where a key counts; None means that all do."""
+        return self.finish(x_XTD, *self.project(x_XTD, rotary), mask_X11T)
+
+    def project(self, x_XTD: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Turned queries and keys, and values: [X, heads, T, H] each."""
+        query, key, value = self._heads(self.attn_norm(x_XTD), self.qkv_weight, 3)
+        return rotary.turn(query), rotary.turn(key), value
+
+    def project_queries(self, x_XTD: Tensor, rotary: Rotary) -> Tensor:
+        width = x_XTD.shape[-1]
+        (query,) = self._heads(self.attn_norm(x_XTD), self.qkv_weight[:width], 1)
+        return rotary.turn(query)
+
+    def project_keys(self, context_XND: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """Turned keys and values of another sequence, through the same norm as the queries."""
+        width = context_XND.shape[-1]
+        key, value = self._heads(self.attn_norm(context_XND), self.qkv_weight[width:], 2)
+        return rotary.turn(key), value
+
+    def finish(
+        self, x_XTD: Tensor, query: Tensor, key: Tensor, value: Tensor, mask_X11N: Tensor | None = None
+    ) -> Tensor:
+        """Attention of projected heads, then the feed-forward layer."""
+        out_XHTh = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_X11N)
+        x_XTD = x_XTD + self.attn_out(out_XHTh.transpose(1, 2).flatten(2))
+        gate_XTF, up_XTF = F.linear(self.ff_norm(x_XTD), self.gate_up_weight).chunk(2, dim=-1)
+        return x_XTD + self.ff_out(F.silu(gate_XTF) * up_XTF)
+
+    def _heads(self, normed_XTD: Tensor, weight_ED: Tensor, num_parts: int) -> tuple[Tensor, ...]:
+        projected_XTE = F.linear(normed_XTD, weight_ED)
+        return projected_XTE.unflatten(-1, (num_parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """The released layout: views of the joined matrices under the names of their parts."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for joined, parts in _APART.items():
+            pieces = destination.pop(prefix + joined).chunk(len(parts))
+            for part, piece in zip(parts, pieces, strict=True):
+                destination[f"{prefix}{part}.weight"] = piece
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Joins what the released layout keeps apart. With a part missing nothing is joined, which torch
+        reports.
+        """
+        for joined, parts in _APART.items():
+            keys = [f"{prefix}{part}.weight" for part in parts]
+            if all(key in state_dict for key in keys):
+                state_dict[prefix + joined] = torch.cat([state_dict.pop(key) for key in keys])
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def init_by_fan_in(weight_ED: Tensor) -> Tensor:
+    """Normal with deviation 1/sqrt(fan-in), cut off at three of them, in place."""
+    deviation = weight_ED.shape[-1] ** -0.5
+    return nn.init.trunc_normal_(weight_ED, std=deviation, a=-3 * deviation, b=3 * deviation)

@@ -1,0 +1,159 @@
+"""ML-Cache (Lumina-DiMOO, arXiv 2510.06308, section 3.3.2): recompute only where the model is least sure.
+
+A step that is not full sends a small share of the sequence through the backbone, the rows whose largest logit
+is lowest; they attend to the cached keys and values of all others, and the others keep their old features.
+Each guidance branch picks its own rows. Upstream caches full logits; the head being linear, features do.
+
+Upstream's rule has a flaw, kept as the default: tokens just decided had high logits, so they are rarely
+recomputed and the rest goes on seeing a mask in their place until the next full step. `refreshed_first` puts
+them first, at the same cost.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from swiftmask.core.protocol import Condition
+from swiftmask.core.types import Canvas, Features, Record, Step
+
+
+class CachingModel(Protocol):
+    """What ML-Cache needs of a base model. Conditions and caches are of the model's own making; the cache is
+    updated in place. X = G * B sequences of T columns.
+    """
+
+    def features_and_cache(self, canvas: Canvas, condition: Any) -> tuple[Tensor, Any]:
+        """Features [G, B, T, D] and the cache that belongs to them."""
+        ...
+
+    def recompute(self, canvas: Canvas, condition: Any, columns_XK: Tensor, cache: Any) -> Tensor:
+        """Features [X, K, D] of some columns; a column may be given twice."""
+        ...
+
+    def peak_logits(self, features_GBTD: Tensor) -> Tensor:
+        """The largest logit at every column, unguided: [G, B, T]."""
+        ...
+
+    def sequence_lengths(self, condition: Any) -> tuple[int, ...]:
+        """Columns of each sequence that are not padding, which comes first."""
+        ...
+
+    def columns(self, positions_BN: Tensor, num_columns: int) -> Tensor:
+        """Where canvas positions stand in sequences `num_columns` long."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Urgency:
+    """What to recompute first.
+
+    Attributes:
+        order_XT: the columns with the lowest values are recomputed.
+        at_least: how many of them in any case.
+    """
+
+    order_XT: Tensor
+    at_least: int
+
+
+Rule = Callable[[Tensor, Tensor], Urgency]
+"""`rule(peaks_XT, decided_XN)`: from the largest logits of the step before (infinite at padding) and the
+columns decided there.
+"""
+
+
+def lowest_peaks(peaks_XT: Tensor, decided_XN: Tensor) -> Urgency:
+    """Upstream's rule."""
+    return Urgency(peaks_XT, 0)
+
+
+def refreshed_first(peaks_XT: Tensor, decided_XN: Tensor) -> Urgency:
+    """Tokens just decided, all of them, then the lowest peaks as far as the share allows."""
+    return Urgency(peaks_XT.scatter(1, decided_XN, float("-inf")), decided_XN.shape[1])
+
+
+class MLCacheFeatures:
+    """The feature function of a base model that can recompute single columns.
+
+    Which steps are full is the schedule's business: `ml_cache_full_steps` places them as upstream does.
+
+    Args:
+        cache_ratio: share of the sequence that is not recomputed.
+        rule: `lowest_peaks`, or `refreshed_first`.
+
+    Errors: ValueError for a ratio outside [0, 1) or a model without a cache.
+    """
+
+    def __init__(self, model: CachingModel, *, cache_ratio: float = 0.9, rule: Rule = lowest_peaks) -> None:
+        if not 0 <= cache_ratio < 1:
+            raise ValueError(f"cache_ratio must be at least 0 and below 1, got {cache_ratio}")
+        if not hasattr(model, "features_and_cache"):
+            raise ValueError(
+                f"{type(model).__name__} cannot recompute single columns, which ml-cache needs: "
+                "use lumina_dimoo, or another caching"
+            )
+        self.name = "ml-cache"
+        self._model = model
+        self._cache_ratio = cache_ratio
+        self._rule = rule
+
+    def __call__(self, canvas: Canvas, condition: Condition, step: Step, previous: Record | None) -> Features:
+        if step.full or previous is None:
+            return Features(*self._model.features_and_cache(canvas, condition))
+        old_GBTD, cache = previous.features.features_GBTD, previous.features.carry
+        columns_XK = self._columns(condition, previous)
+        fresh_XKD = self._model.recompute(canvas, condition, columns_XK, cache)
+        index_XKD = columns_XK[..., None].expand_as(fresh_XKD)
+        merged_XTD = old_GBTD.flatten(0, 1).scatter(1, index_XKD, fresh_XKD)
+        return Features(merged_XTD.unflatten(0, old_GBTD.shape[:2]), cache)
+
+    def _columns(self, condition: Condition, previous: Record) -> Tensor:
+        """Columns to recompute [X, K], the most urgent first.
+
+        Where lengths differ, so do the counts; but a step has one shape, so a sequence that needs fewer than
+        K repeats its first.
+        """
+        features_GBTD = previous.features.features_GBTD
+        device, num_columns = features_GBTD.device, features_GBTD.shape[2]
+        lengths = self._model.sequence_lengths(condition)
+        padding_X = _on(device, [num_columns - length for length in lengths])
+        peaks_XT = self._model.peak_logits(features_GBTD).flatten(0, 1)
+        is_padding_XT = torch.arange(num_columns, device=device) < padding_X[:, None]
+        decided_BN = self._model.columns(previous.decision.positions_BN, num_columns)
+        urgency = self._rule(
+            peaks_XT.masked_fill(is_padding_XT, float("inf")), decided_BN.repeat(condition.num_branches, 1)
+        )
+        counts = [max(num_recomputed(length, self._cache_ratio), urgency.at_least) for length in lengths]
+        columns_XK = urgency.order_XT.topk(max(counts), dim=1, largest=False).indices
+        spare_XK = torch.arange(max(counts), device=device) >= _on(device, counts)[:, None]
+        return torch.where(spare_XK, columns_XK[:, :1], columns_XK)
+
+
+def num_recomputed(length: int, cache_ratio: float) -> int:
+    """How many of `length` columns lie at or below the quantile 1 - cache_ratio of distinct peaks.
+
+    In float32, as upstream asks for the quantile.
+    """
+    rank = torch.tensor(1 - cache_ratio, dtype=torch.float32) * (length - 1)
+    return int(rank.floor()) + 1
+
+
+def ml_cache_full_steps(num_steps: int, *, warmup_ratio: float = 0.3, refresh_interval: int = 5) -> list[int]:
+    """Upstream's placement: all steps of the warm-up and the one after, then every so many.
+
+    Errors: ValueError for an interval below 1 or a ratio outside [0, 1].
+    """
+    if refresh_interval < 1 or not 0 <= warmup_ratio <= 1:
+        raise ValueError(
+            "refresh_interval must be at least 1 and warmup_ratio in [0, 1], got "
+            f"{refresh_interval} and {warmup_ratio}"
+        )
+    warm = int(num_steps * warmup_ratio)
+    return [i for i in range(num_steps) if i <= warm or (i - warm) % refresh_interval == 0]
+
+
+def _on(device: torch.device, numbers: Sequence[int]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64).to(device)

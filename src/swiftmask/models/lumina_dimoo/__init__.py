@@ -1,0 +1,8 @@
+"""Lumina-DiMOO (arXiv 2510.06308): text-to-image, an 8B LLaDA backbone over text and picture codes."""
+
+from swiftmask.models.lumina_dimoo.generator import LuminaDiMOO
+
+Generator = LuminaDiMOO
+"""The name under which every model folder exports its class."""
+
+__all__ = ["Generator", "LuminaDiMOO"]

@@ -1,0 +1,333 @@
+"""Lumina-DiMOO behind the contract of a base model (core/protocol.py).
+
+Prompts of a batch may differ in length and both guidance branches go through in one forward. The head is
+linear, so guidance mixes features first and the logits cover picture codes at masked positions only.
+
+Beside the contract the model answers what two methods ask of it: `fresh_tokens` for the shortcut with rotary
+positions, and `features_and_cache`, `recompute` and `peak_logits` for ML-Cache.
+Left out: understanding pictures, and editing them (three branches per step, and pictures in the prompt).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from swiftmask.core.protocol import Noise, SamplingOptions, Spec, TokenDistribution, UnmaskRule
+from swiftmask.core.schedule import dimoo_schedule
+from swiftmask.core.tokens import CategoricalTokens, gather_rows, guide
+from swiftmask.core.types import Canvas, Step
+from swiftmask.models.lumina_dimoo.codec import VQCodec
+from swiftmask.models.lumina_dimoo.layout import Layout, PromptCondition, Vocabulary, grid_of
+from swiftmask.models.lumina_dimoo.network import Backbone, LayerCache
+from swiftmask.models.lumina_dimoo.prompts import Prompts
+from swiftmask.models.lumina_dimoo.truncation import TruncatedTokens, by_truncated_confidence, guided_logits
+from swiftmask.models.lumina_dimoo.unmask import by_plain_confidence
+from swiftmask.models.lumina_dimoo.weights import read_model, read_released, write_model
+
+Sampler = Literal["exact", "bf16_compat"]
+_SAMPLERS: dict[str, UnmaskRule] = {"exact": by_plain_confidence, "bf16_compat": by_truncated_confidence}
+
+RELEASED_SAMPLING = SamplingOptions(guidance=5.0, temperature=1.0, choice_temperature=1.0)
+"""Upstream's defaults: `cfg_scale = 4` (guidance = 1 + s), and one temperature for tokens and choice."""
+
+RELEASED_SIZE = (1024, 1024)
+
+
+@dataclass(frozen=True, slots=True)
+class FreshTokens:
+    """What a shortcut with rotary positions reads at a step, for both branches (X = G * B rows).
+
+    Attributes:
+        embedded_XND: embeddings of the prompt (conditional rows only) and of freshly decided codes.
+        places_XN: their places in their own sequences, and `present_XN` which of them count.
+        row_places_XT, row_present_XT: the same of the features' rows; None means that all count.
+    """
+
+    embedded_XND: Tensor
+    places_XN: Tensor
+    present_XN: Tensor
+    row_places_XT: Tensor
+    row_present_XT: Tensor | None
+
+
+class LuminaDiMOO(nn.Module):
+    """A text-to-image masked generator: LLaDA over text and codes, VQ codec.
+
+    Args:
+        grid: rows and columns of codes of the pictures drawn; `sized` gives the same model for other sizes.
+        sampling: defaults of the schedule.
+        sampler: "exact", or "bf16_compat" for upstream's truncated noise (truncation.py says why not).
+
+    Errors: ValueError if vocabulary, backbone and codec do not belong together.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        codec: VQCodec,
+        prompts: Prompts,
+        *,
+        vocabulary: Vocabulary,
+        grid: tuple[int, int],
+        sampling: SamplingOptions = RELEASED_SAMPLING,
+        sampler: Sampler = "exact",
+    ) -> None:
+        super().__init__()
+        _check_parts(backbone, codec, vocabulary)
+        if sampler not in _SAMPLERS:
+            raise ValueError(f"sampler must be {' or '.join(_SAMPLERS)}, got {sampler!r}")
+        self.backbone = backbone
+        self.codec = codec
+        self.prompts = prompts
+        self.layout = Layout(vocabulary, grid)
+        self.sampling = sampling
+        self.sampler: Sampler = sampler
+        self.eval()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """From a model folder: float32, on the CPU. Errors name the missing or foreign file, key or shape."""
+        parts = read_model(folder)
+        sampling = parts.settings.get("sampling")
+        return cls(
+            parts.backbone,
+            parts.codec,
+            parts.prompts,
+            vocabulary=parts.vocabulary,
+            grid=parts.grid,
+            sampling=SamplingOptions(**sampling) if isinstance(sampling, dict) else RELEASED_SAMPLING,
+            sampler=parts.settings.get("sampler", "exact"),  # type: ignore[arg-type]
+        )
+
+    @classmethod
+    def from_released(
+        cls,
+        folder: str | Path,
+        *,
+        size: tuple[int, int] = RELEASED_SIZE,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+        sampler: Sampler = "exact",
+    ) -> Self:
+        """From the folder of `Alpha-VLLM/Lumina-DiMOO`: each tensor straight to its device and dtype.
+
+        Args:
+            size: height and width of the pictures, divisible by 16.
+            dtype: of the backbone; the codec stays in float32, as upstream.
+
+        Errors: FileNotFoundError; ValueError for a file that does not fit, unknown special tokens, or too
+        little memory (estimated before anything is read).
+        """
+        grid = grid_of(*size)
+        backbone, codec, prompts, vocabulary = read_released(folder, dtype=dtype, device=device, grid=grid)
+        return cls(backbone, codec, prompts, vocabulary=vocabulary, grid=grid, sampler=sampler)
+
+    def save_pretrained(
+        self, folder: str | Path, *, provenance: Mapping[str, object], dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Write the folder `from_pretrained` reads, each file whole or not at all."""
+        settings = {
+            "sampling": asdict(self.sampling),
+            "sampler": self.sampler,
+            "grid": list(self.layout.grid),
+            "vocabulary": asdict(self.layout.vocabulary),
+            "prompts": self.prompts.settings(),
+        }
+        write_model(folder, self.backbone, self.codec, settings=settings, provenance=provenance, dtype=dtype)
+        self.prompts.save(Path(folder))
+
+    def sized(self, height: int, width: int) -> Self:
+        """The same model, sharing its weights, for pictures of another size.
+
+        Errors: ValueError unless both sides are divisible by 16.
+        """
+        return self._with(grid=grid_of(height, width))
+
+    def with_sampler(self, sampler: Sampler) -> Self:
+        """The same model, sharing its weights, with another sampler."""
+        return self._with(sampler=sampler)
+
+    @property
+    def spec(self) -> Spec:
+        codes = self.layout.vocabulary.codebook_size
+        return Spec(
+            name="lumina_dimoo",
+            draws="prompt",
+            grid=self.layout.grid,
+            width=self.backbone.config.width,
+            codebook_size=codes,
+            channels=None,
+            mask_id=codes,
+            has_log_prob=True,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    def encode(self, what: Sequence[str] | Sequence[int]) -> PromptCondition:
+        """Prompts. Errors: ValueError naming a prompt's part that the model cannot read."""
+        ids = [self.prompts.ids(str(text)) for text in what]
+        return PromptCondition.of(ids, self.prompts.null_ids, self.device)
+
+    def with_null(self, condition: PromptCondition) -> PromptCondition:
+        return condition.with_null()
+
+    def features(self, canvas: Canvas, condition: PromptCondition) -> Tensor:
+        """Last hidden states [G, B, T, D] of padding, prompt and picture; those of padding mean nothing."""
+        ids_XT = self._sequence(canvas, condition)
+        features_XTD = self.backbone(ids_XT, *_placement(condition, ids_XT.shape[1]))
+        return features_XTD.unflatten(0, (condition.num_branches, len(condition)))
+
+    def tokens(self, features_GBTD: Tensor, positions_BM: Tensor, guidance: float) -> TokenDistribution:
+        """The head at `positions_BM`, over picture codes only."""
+        columns_BM = self.layout.columns(positions_BM, features_GBTD.shape[2])
+        rows_GBMD = gather_rows(features_GBTD, columns_BM)
+        if self.sampler == "bf16_compat":
+            return TruncatedTokens(guided_logits(self._code_logits(rows_GBMD), guidance), positions_BM)
+        mixed_BMD = guide(rows_GBMD, guidance).to(features_GBTD.dtype)
+        return CategoricalTokens(self._code_logits(mixed_BMD).float(), positions_BM)
+
+    def embed(self, tokens_BN: Tensor, positions_BN: Tensor) -> Tensor:
+        """Embeddings [B, N, D] of codes, turned by their places in the picture.
+
+        The backbone adds no positions, it turns queries and keys; so does this, over the whole width, for
+        readers without rotary positions of their own.
+        """
+        embedded_BND = self.backbone.embed(tokens_BN + self.layout.vocabulary.first_code)
+        columns_BN = self.layout.columns(positions_BN, self.layout.num_image_rows)
+        rotary = self.backbone.rotary(columns_BN)
+        heads_BNHd = embedded_BND.unflatten(-1, (self.backbone.config.num_heads, -1))
+        return rotary.turn(heads_BNHd.transpose(1, 2)).transpose(1, 2).flatten(2)
+
+    def to_pixels(self, tokens_BL: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1]."""
+        return self.codec.decode(tokens_BL.unflatten(1, self.layout.grid))
+
+    def to_tokens(self, images_B3HW: Tensor) -> Tensor:
+        """Codes [B, L] of pictures in [0, 1] (start canvases for in- and outpainting).
+
+        Errors: ValueError unless they have the size that this model draws.
+        """
+        patch = self.codec.config.patch
+        expected = tuple(patch * side for side in self.layout.grid)
+        if images_B3HW.shape[-2:] != expected:
+            raise ValueError(
+                f"expected pictures of {expected[0]}x{expected[1]}, got "
+                f"{images_B3HW.shape[-2]}x{images_B3HW.shape[-1]}: resize them, or take model.sized(...)"
+            )
+        return self.codec.encode(images_B3HW).flatten(1)
+
+    def blank(self, batch: int) -> Canvas:
+        spec = self.spec
+        shape = (batch, spec.num_tokens)
+        tokens_BL = torch.full(shape, spec.mask_id, dtype=torch.int64, device=self.device)
+        return Canvas(tokens_BL, torch.ones(shape, dtype=torch.bool, device=self.device), spec.num_tokens)
+
+    def schedule(self, num_steps: int, *, num_masked: int, options: SamplingOptions) -> list[Step]:
+        """Lumina-DiMOO's schedule with the model's defaults where `options` says nothing."""
+        chosen = options.over(self.sampling)
+        assert chosen.guidance is not None
+        assert chosen.temperature is not None
+        assert chosen.choice_temperature is not None
+        return dimoo_schedule(
+            num_masked,
+            num_steps,
+            guidance=chosen.guidance,
+            temperature=chosen.temperature,
+            choice_temperature=chosen.choice_temperature,
+        )
+
+    def unmask_rule(self, canvas: Canvas, noise: Noise) -> UnmaskRule:
+        return _SAMPLERS[self.sampler]
+
+    def fresh_tokens(
+        self, condition: PromptCondition, tokens_BN: Tensor, positions_BN: Tensor
+    ) -> FreshTokens:
+        """What changed with codes `tokens_BN` at `positions_BN`: what a rotary shortcut reads.
+
+        The conditional branch sees its prompt again at every step, the null branch never (MIGM-Shortcut,
+        arXiv 2602.23996).
+        """
+        branches, prompt = condition.num_branches, condition.prompts_XP.shape[1]
+        num_rows = prompt + self.layout.num_image_rows
+        places_XT, present_XT = _placement(condition, num_rows)
+        codes_XN = (tokens_BN + self.layout.vocabulary.first_code).repeat(branches, 1)
+        columns_XN = self.layout.columns(positions_BN, num_rows).repeat(branches, 1)
+        prompt_present_XP = places_XT[:, :prompt] >= 0
+        prompt_present_XP[len(condition) :] = False
+        return FreshTokens(
+            self.backbone.embed(torch.cat([condition.prompts_XP, codes_XN], dim=1)),
+            torch.cat([places_XT[:, :prompt], places_XT.gather(1, columns_XN)], dim=1),
+            torch.cat([prompt_present_XP, torch.ones_like(codes_XN, dtype=torch.bool)], dim=1),
+            places_XT,
+            present_XT,
+        )
+
+    def features_and_cache(self, canvas: Canvas, condition: PromptCondition) -> tuple[Tensor, LayerCache]:
+        """`features`, and the keys and values of every block."""
+        ids_XT = self._sequence(canvas, condition)
+        placed = _placement(condition, ids_XT.shape[1])
+        features_XTD, cache = self.backbone.forward_with_cache(ids_XT, *placed)
+        return features_XTD.unflatten(0, (condition.num_branches, len(condition))), cache
+
+    def recompute(
+        self, canvas: Canvas, condition: PromptCondition, columns_XK: Tensor, cache: LayerCache
+    ) -> Tensor:
+        """Features [X, K, D] of some columns of every sequence, the others as cached; updates the cache."""
+        ids_XT = self._sequence(canvas, condition)
+        places_XT, present_XT = _placement(condition, ids_XT.shape[1])
+        return self.backbone.recompute(ids_XT.gather(1, columns_XK), columns_XK, places_XT, cache, present_XT)
+
+    def peak_logits(self, features_GBTD: Tensor) -> Tensor:
+        """The largest logit over picture codes at every column: [G, B, T]."""
+        return self._code_logits(features_GBTD).amax(-1)
+
+    def sequence_lengths(self, condition: PromptCondition) -> tuple[int, ...]:
+        """Columns of each row [G * B] that are not padding, which comes first."""
+        return tuple(length + self.layout.num_image_rows for length in condition.lengths)
+
+    def columns(self, positions_BN: Tensor, num_columns: int) -> Tensor:
+        """Where canvas positions stand in sequences `num_columns` long."""
+        return self.layout.columns(positions_BN, num_columns)
+
+    def _sequence(self, canvas: Canvas, condition: PromptCondition) -> Tensor:
+        return self.layout.sequence(condition.prompts_XP, canvas.tokens_BL, canvas.masked_BL)
+
+    def _code_logits(self, features_D: Tensor) -> Tensor:
+        words = self.layout.vocabulary
+        return self.backbone.logits(features_D, words.first_code, words.codebook_size)
+
+    def _with(self, *, grid: tuple[int, int] | None = None, sampler: Sampler | None = None) -> Self:
+        return type(self)(
+            self.backbone,
+            self.codec,
+            self.prompts,
+            vocabulary=self.layout.vocabulary,
+            grid=grid or self.layout.grid,
+            sampling=self.sampling,
+            sampler=sampler or self.sampler,
+        )
+
+
+def _placement(condition: PromptCondition, num_columns: int) -> tuple[Tensor, Tensor | None]:
+    """Places, and which columns count: None where no row is padded, so that attention needs no mask."""
+    places_XT = condition.places(num_columns)
+    return places_XT, places_XT >= 0 if condition.padded else None
+
+
+def _check_parts(backbone: Backbone, codec: VQCodec, vocabulary: Vocabulary) -> None:
+    if vocabulary.size > backbone.config.vocabulary_size:
+        raise ValueError(
+            f"the special tokens and codes need a vocabulary of {vocabulary.size}, the backbone knows "
+            f"{backbone.config.vocabulary_size}: these ids belong to another checkpoint"
+        )
+    if codec.config.num_vq_embeddings != vocabulary.codebook_size:
+        raise ValueError(
+            f"the backbone has {vocabulary.codebook_size} picture codes, the codec "
+            f"{codec.config.num_vq_embeddings}: use the codec it was trained with (vqvae/ beside the weights)"
+        )

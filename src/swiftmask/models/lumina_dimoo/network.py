@@ -1,0 +1,153 @@
+"""LLaDA-8B (Nie et al., arXiv 2502.09992), the backbone of Lumina-DiMOO: 32 Llama blocks that see both ways.
+
+Module names are those of the released checkpoint, so its weights load without a key map. The head is a
+matrix of its own; here it runs over chosen entries of the vocabulary only.
+Left out: the attention bias that upstream builds from the lengths and never applies. Padding is masked for
+real instead.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swiftmask.core.llama import LlamaBlock, RMSNorm, Rotary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneConfig:
+    """Sizes of the backbone. `rope_theta` is the base of the rotary frequencies."""
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    vocabulary_size: int
+    rope_theta: float = 500000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads or self.head_width % 2:
+            raise ValueError(
+                "width must be num_heads times an even number, got width "
+                f"{self.width} and {self.num_heads} heads"
+            )
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """Turned keys and values of every block, [X, heads, T, H] each. `recompute` overwrites rows in place."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+
+class _Transformer(nn.Module):
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocabulary_size, config.width)
+        self.blocks = nn.ModuleList(
+            LlamaBlock(config.width, config.num_heads, config.mlp_width, eps=config.norm_eps)
+            for _ in range(config.depth)
+        )
+        self.ln_f = RMSNorm(config.width, config.norm_eps)
+        self.ff_out = nn.Linear(config.width, config.vocabulary_size, bias=False)
+
+
+class _Wrapper(nn.Module):
+    """Only lends its name to the keys."""
+
+    def __init__(self, transformer: _Transformer) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+
+class Backbone(nn.Module):
+    """Ids in, features out; `logits` is the head on top."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = _Wrapper(_Transformer(config))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """OLMo's "mitchell", which upstream names: what a block adds shrinks with its depth."""
+        transformer = self.model.transformer
+        nn.init.normal_(transformer.wte.weight, std=self.config.width**-0.5)
+        nn.init.normal_(transformer.ff_out.weight, std=self.config.width**-0.5)
+        for depth, block in enumerate(self._blocks()):
+            for layer in (block.attn_out, block.ff_out):
+                layer.weight.data.mul_((2 * (depth + 1)) ** -0.5)
+
+    def _blocks(self) -> list[LlamaBlock]:
+        return [block for block in self.model.transformer.blocks if isinstance(block, LlamaBlock)]
+
+    def embed(self, ids_XT: Tensor) -> Tensor:
+        """Token embeddings [X, T, D]; positions enter as rotations only."""
+        return self.model.transformer.wte(ids_XT)
+
+    def forward(self, ids_XT: Tensor, places_XT: Tensor, present_XT: Tensor | None = None) -> Tensor:
+        """Features [X, T, D] after the final norm.
+
+        Args:
+            places_XT: place of each token in its own sequence.
+            present_XT: True where a token counts, None if all do; the features of the others mean nothing.
+        """
+        rotary, mask_X11T = self.rotary(places_XT), _key_mask(present_XT)
+        x_XTD = self.embed(ids_XT)
+        for block in self._blocks():
+            x_XTD = block(x_XTD, rotary, mask_X11T)
+        return self.model.transformer.ln_f(x_XTD)
+
+    def forward_with_cache(
+        self, ids_XT: Tensor, places_XT: Tensor, present_XT: Tensor | None = None
+    ) -> tuple[Tensor, LayerCache]:
+        """`forward`, and the keys and values it computed."""
+        rotary, mask_X11T = self.rotary(places_XT), _key_mask(present_XT)
+        x_XTD, keys, values = self.embed(ids_XT), [], []
+        for block in self._blocks():
+            query, key, value = block.project(x_XTD, rotary)
+            keys.append(key)
+            values.append(value)
+            x_XTD = block.finish(x_XTD, query, key, value, mask_X11T)
+        return self.model.transformer.ln_f(x_XTD), LayerCache(tuple(keys), tuple(values))
+
+    def recompute(
+        self,
+        ids_XK: Tensor,
+        rows_XK: Tensor,
+        places_XT: Tensor,
+        cache: LayerCache,
+        present_XT: Tensor | None = None,
+    ) -> Tensor:
+        """Features [X, K, D] of some rows, which attend to the cached keys of all others.
+
+        Args:
+            ids_XK: the tokens at `rows_XK` now; a row may be given twice.
+            cache: of the rest of the sequence; the rows' own keys and values are overwritten.
+        """
+        rotary, mask_X11T = self.rotary(places_XT.gather(1, rows_XK)), _key_mask(present_XT)
+        x_XKD = self.embed(ids_XK)
+        for block, keys, values in zip(self._blocks(), cache.keys, cache.values, strict=True):
+            query, key, value = block.project(x_XKD, rotary)
+            index = rows_XK[:, None, :, None].expand_as(key)
+            keys.scatter_(2, index, key)
+            values.scatter_(2, index, value)
+            x_XKD = block.finish(x_XKD, query, keys, values, mask_X11T)
+        return self.model.transformer.ln_f(x_XKD)
+
+    def logits(self, features_XMD: Tensor, first: int, count: int) -> Tensor:
+        """Scores of `count` vocabulary entries from `first`, in the dtype of the weights: [X, M, count]."""
+        return F.linear(features_XMD, self.model.transformer.ff_out.weight[first : first + count])
+
+    def rotary(self, places_XT: Tensor) -> Rotary:
+        return Rotary.at(places_XT, self.config.head_width, self.config.rope_theta)
+
+
+def _key_mask(present_XT: Tensor | None) -> Tensor | None:
+    return None if present_XT is None else present_XT[:, None, None, :]

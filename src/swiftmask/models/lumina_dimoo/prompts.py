@@ -1,0 +1,155 @@
+"""Prompts to token ids: the released model's template and tokenizer, and word lists for small models.
+
+The released template is `<system>...</system><user>PROMPT</user>`; the null branch has `<uncondition>` for a
+prompt. Upstream's data preparation misspells its system prompt ("accroding"); its samplers do not, and
+nor do we.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from swiftmask.core.files import first_line
+from swiftmask.models.lumina_dimoo.extras import require
+
+_SYSTEM = "<system>Generate an image according to the text prompt.</system>"
+_TEMPLATE = _SYSTEM + "<user>{}</user>"
+_NULL = "<uncondition>"
+_RELEASED_NULL_IDS = (
+    126332, 36289, 289, 3972, 4631, 297, 268, 3019, 12166, 13, 126333, 126334, 126351, 126335,
+)  # fmt: skip
+_FIRST_SPECIAL = 126081
+"""In the released vocabulary text comes before this id, special tokens and codes from there on."""
+
+
+class Prompts(Protocol):
+    """Turns prompts into ids. Immutable, and knows how to be written."""
+
+    @property
+    def null_ids(self) -> tuple[int, ...]:
+        """The prompt of the null branch."""
+        ...
+
+    def ids(self, text: str) -> list[int]:
+        """The whole prompt, template and all. Errors: ValueError for a text that cannot be one."""
+        ...
+
+    def settings(self) -> dict[str, object]:
+        """What `config.json` says of it."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the files that `settings` alone cannot hold."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WordPrompts:
+    """For models of few words: word i has id i, and three specials follow the last word.
+
+    Attributes:
+        words: lower case, without spaces.
+    """
+
+    words: tuple[str, ...]
+
+    @property
+    def num_ids(self) -> int:
+        """Ids 0 .. num_ids - 1 are taken by words and specials."""
+        return len(self.words) + 3
+
+    @property
+    def null_ids(self) -> tuple[int, ...]:
+        start, null, end = range(len(self.words), self.num_ids)
+        return start, null, end
+
+    def ids(self, text: str) -> list[int]:
+        """Errors: ValueError naming the first unknown word and its neighbours."""
+        start, _, end = self.null_ids
+        found = re.findall(r"\w+|[^\w\s]", text.lower())
+        return [start, *(self._id(word) for word in found), end]
+
+    def _id(self, word: str) -> int:
+        if word not in self.words:
+            near = difflib.get_close_matches(word, self.words, n=3) or list(self.words)
+            raise ValueError(f"unknown word {word!r} in the prompt: this model knows {', '.join(near)}")
+        return self.words.index(word)
+
+    def settings(self) -> dict[str, object]:
+        return {"words": list(self.words)}
+
+    def save(self, folder: Path) -> None:
+        """Nothing: the words are in `config.json`."""
+
+
+class TokenizerPrompts:
+    """The released tokenizer (transformers) with the released template.
+
+    Args:
+        tokenizer: of transformers; it is never changed.
+        null_ids: what the null prompt must come out as.
+
+    Errors: ValueError if the tokenizer does not know the special tokens.
+    """
+
+    def __init__(self, tokenizer: Any, null_ids: Sequence[int] = _RELEASED_NULL_IDS) -> None:
+        self._tokenizer = tokenizer
+        found = self._ids(_NULL)
+        if tuple(found) != tuple(null_ids):
+            raise ValueError(
+                f"this tokenizer does not know Lumina-DiMOO's special tokens: {_TEMPLATE.format(_NULL)!r} "
+                f"must become {list(null_ids)}, got {found[:20]}: take the tokenizer files beside the "
+                "released weights"
+            )
+        self._null_ids = tuple(null_ids)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Self:
+        """From the released folder, without running code that lies in it."""
+        tokenizers = require("transformers", "the tokenizer of Lumina-DiMOO")
+        try:
+            tokenizer = tokenizers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # the tokenizers library raises Exception itself
+            raise ValueError(
+                f"no readable tokenizer in {folder} ({type(error).__name__}: {first_line(error)}): expected "
+                "tokenizer.json and tokenizer_config.json of Lumina-DiMOO"
+            ) from error
+        return cls(tokenizer)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
+
+    @property
+    def null_ids(self) -> tuple[int, ...]:
+        return self._null_ids
+
+    def ids(self, text: str) -> list[int]:
+        """Errors: ValueError for a prompt that spells special tokens, such as a picture's."""
+        found = self._ids(text)
+        num_before = len(self._null_ids) - 2
+        special = [i for i in found[num_before:-1] if i >= _FIRST_SPECIAL]
+        if special:
+            names = self._tokenizer.convert_ids_to_tokens(special[:3])
+            raise ValueError(f"the prompt spells special tokens ({', '.join(names)}): leave them out")
+        return found
+
+    def settings(self) -> dict[str, object]:
+        return {"tokenizer": "tokenizer"}
+
+    def save(self, folder: Path) -> None:
+        self._tokenizer.save_pretrained(folder / "tokenizer")
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(_TEMPLATE.format(text))["input_ids"])
+
+
+def read_prompts(folder: Path, settings: object) -> Prompts:
+    """From what `Prompts.settings` wrote. Errors: ValueError if it is neither kind."""
+    if isinstance(settings, dict) and isinstance(words := settings.get("words"), list):
+        return WordPrompts(tuple(str(word) for word in words))
+    if isinstance(settings, dict) and isinstance(name := settings.get("tokenizer"), str):
+        return TokenizerPrompts.from_folder(folder / name)
+    raise ValueError(f"{folder}: prompts must have words or a tokenizer, got {settings!r}")

@@ -1,0 +1,177 @@
+"""The released folder: sharded, strict, straight into the wanted precision, refused before it does harm."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from swiftmask.models.lumina_dimoo import LuminaDiMOO, memory
+from swiftmask.models.lumina_dimoo.codec import VQCodec, VQConfig
+from swiftmask.models.lumina_dimoo.network import Backbone, BackboneConfig
+from swiftmask.models.lumina_dimoo.weights import RELEASED
+
+TINY = BackboneConfig(width=8, depth=2, num_heads=2, mlp_width=12, vocabulary_size=134548, rope_theta=1e4)
+CODEC = VQConfig(
+    block_out_channels=(4, 4, 4, 4, 4),
+    layers_per_block=1,
+    latent_channels=2,
+    num_vq_embeddings=8192,
+    norm_num_groups=2,
+)
+SETTINGS = {
+    "model_type": "llada", "d_model": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "mlp_hidden_size": 12,
+    "rope_theta": 1e4, "rms_norm_eps": 1e-5, "vocab_size": 126464, "mask_token_id": 126336,
+    "block_type": "llama", "weight_tying": False,
+}  # fmt: skip
+NULL = (126332, 36289, 289, 3972, 4631, 297, 268, 3019, 12166, 13, 126333, 126334, 126351, 126335)
+TEXT = "<system> Generate an image according to the text prompt . </system> <user> <uncondition> </user>"
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint laid out as the released one: two shards in bfloat16, `vqvae/`, a tokenizer."""
+    folder = tmp_path_factory.mktemp("released")
+    torch.manual_seed(1)
+    state = {key: value.bfloat16() for key, value in Backbone(TINY).state_dict().items()}
+    names = {key: f"model-{1 + ('blocks' in key)}.safetensors" for key in state}
+    for name in set(names.values()):
+        save_file({key: state[key].clone() for key in state if names[key] == name}, folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (folder / "config.json").write_text(json.dumps(SETTINGS))
+    (folder / "vqvae").mkdir()
+    codec = VQCodec(CODEC)
+    save_file(
+        {key.removeprefix("vq."): value for key, value in codec.state_dict().items()},
+        folder / "vqvae" / "diffusion_pytorch_model.safetensors",
+    )
+    (folder / "vqvae" / "config.json").write_text(json.dumps(dict(codec.vq.config), default=list))
+    words = dict(zip(TEXT.split(), NULL, strict=True)) | {"<unknown>": 0}
+    core = Tokenizer(models.WordLevel(words, unk_token="<unknown>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.add_special_tokens([word for word in words if word.startswith("<")])
+    PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copied(released: Path, tmp_path: Path) -> Path:
+    """A copy of the folder, by links, whose files may be replaced."""
+    for path in released.rglob("*"):
+        if path.is_file():
+            target = tmp_path / path.relative_to(released)
+            target.parent.mkdir(exist_ok=True)
+            target.symlink_to(path)
+    return tmp_path
+
+
+def replace(path: Path, content: object) -> None:
+    path.unlink()
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_released_folder(dtype: torch.dtype, released: Path) -> None:
+    model = LuminaDiMOO.from_released(released, size=(32, 48), dtype=dtype)
+    assert model.backbone.config == TINY
+    assert model.spec.grid == (2, 3)
+    assert {p.dtype for p in model.backbone.parameters()} == {dtype}
+    assert {p.dtype for p in model.codec.parameters()} == {torch.float32}
+    assert model.prompts.null_ids == NULL
+    ours = model.backbone.state_dict()
+    for path in released.glob("model-*.safetensors"):
+        for key, value in load_file(path).items():
+            assert torch.equal(ours[key], value.to(dtype)), key
+    condition = model.with_null(model.encode(["image"]))
+    assert model.features(model.blank(1), condition).isfinite().all()
+    assert model.to_pixels(torch.zeros(1, 6, dtype=torch.int64)).shape == (1, 3, 32, 48)
+
+
+def test_a_size_that_is_no_multiple_of_16(released: Path) -> None:
+    with pytest.raises(ValueError, match="divisible by 16, got 100x96"):
+        LuminaDiMOO.from_released(released, size=(100, 96))
+
+
+def test_missing_files_are_named(copied: Path, tmp_path: Path) -> None:
+    (copied / "model-2.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks model-2\.safetensors: download all shards"):
+        LuminaDiMOO.from_released(copied)
+    (copied / "model.safetensors.index.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no weights in"):
+        LuminaDiMOO.from_released(copied)
+    (copied / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no .*config\.json: expected a folder of Lumina-DiMOO"):
+        LuminaDiMOO.from_released(copied)
+
+
+def test_a_truncated_shard_and_a_wrong_index(copied: Path, released: Path) -> None:
+    whole = (released / "model-2.safetensors").read_bytes()
+    (copied / "model-2.safetensors").unlink()
+    (copied / "model-2.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model-2\.safetensors is truncated"):
+        LuminaDiMOO.from_released(copied)
+    index = json.loads((copied / "model.safetensors.index.json").read_text())["weight_map"]
+    replace(
+        copied / "model.safetensors.index.json", {"weight_map": dict.fromkeys(index, "model-1.safetensors")}
+    )
+    with pytest.raises(ValueError, match=r"model-1\.safetensors lacks model\.transformer\.blocks"):
+        LuminaDiMOO.from_released(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_theta": None}, "lacks rope_theta"),
+        ({"d_model": 16}, r"says width, layers and MLP \(16, 2, 12\), the weights say \(8, 2, 12\)"),
+        ({"weight_tying": True}, "another architecture.*: weight_tying True instead of False"),
+        ({"n_kv_heads": 1}, "another architecture.*: n_kv_heads 1 instead of 2"),
+        ({"mask_token_id": 5}, "mask_token_id 5, expected 126336: this is another LLaDA"),
+    ],
+)
+def test_another_config_is_refused(change: dict, message: str, copied: Path) -> None:
+    settings = {key: value for key, value in (SETTINGS | change).items() if value is not None}
+    replace(copied / "config.json", settings)
+    with pytest.raises(ValueError, match=message):
+        LuminaDiMOO.from_released(copied)
+
+
+def test_too_little_memory_is_told_before_reading(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unread(*arguments: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("swiftmask.models.lumina_dimoo.weights._fill", unread)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
+    with pytest.raises(ValueError, match=r"as bfloat16 needs about 2\.2 GB on cpu .* but 0\.0 GB are free"):
+        LuminaDiMOO.from_released(copied)
+
+
+def test_estimates_of_the_released_model() -> None:
+    need = memory.estimate(RELEASED, (64, 64), torch.bfloat16)
+    assert need.weights == pytest.approx(2 * 8_081_805_312 + 4 * 146_244_675, rel=1e-3)
+    assert 0.5e9 < need.working < 5e9
+    assert memory.estimate(RELEASED, (64, 64), torch.float32).weights > 1.9 * need.weights
+
+
+def test_what_would_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"cuda": 20 * 10**9, "cpu": 64 * 10**9}
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free[device.type])
+    gpu, grid = torch.device("cuda", 0), (64, 64)
+    memory.check_fits(RELEASED, grid, torch.bfloat16, gpu)
+    with pytest.raises(ValueError, match=r"20\.0 GB are free: take dtype=torch\.bfloat16"):
+        memory.check_fits(RELEASED, grid, torch.float32, gpu)
+    free["cuda"] = 10 * 10**9
+    with pytest.raises(ValueError, match=r"take device='cpu' with dtype=torch\.bfloat16 .*64\.0 GB are free"):
+        memory.check_fits(RELEASED, grid, torch.bfloat16, gpu)
+    free["cpu"] = 10**9
+    with pytest.raises(ValueError, match="take a device with"):
+        memory.check_fits(RELEASED, grid, torch.bfloat16, gpu)
+
+
+@pytest.mark.parametrize("content", [[], {"model": "lumina_dimoo"}])
+def test_a_bad_config_of_ours(content: object, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"config\.json is (no config of|damaged)"):
+        LuminaDiMOO.from_pretrained(tmp_path)
