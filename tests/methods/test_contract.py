@@ -12,7 +12,7 @@ from swiftmask.pipeline import Pipeline
 from swiftmask.registry import method_names
 
 STEPS = 6
-OTHER_SEAMS = {"marval"}
+OTHER_SEAMS = {"marval", "speed_rl"}
 """Methods that plug into the token head or the weights, not into the features."""
 
 FEATURE_METHODS = [name for name in method_names() if name not in OTHER_SEAMS]

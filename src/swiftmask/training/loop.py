@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
@@ -114,7 +114,11 @@ def train(
 
 def _start(model: nn.Module, config: TrainingConfig, folder: Path, name: str) -> Run:
     # Precision is ours (`_one_step`): accelerate's is process-wide, and a recipe may train two networks.
-    accelerator = Accelerator(log_with=list(config.report_to) or None, project_dir=folder)
+    # Trainers that take turns (MARVAL) leave parameters without a gradient; several processes must know.
+    turns = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(
+        log_with=list(config.report_to) or None, project_dir=folder, kwargs_handlers=[turns]
+    )
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(accelerator.device)
     average = averaged(model, config.ema_decay)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from swiftmask.methods.marval.frozen import Outside
 from swiftmask.methods.marval.masking import MaskLaw
 from swiftmask.methods.marval.student import contexts_at, head_parameters, network_parameters
 from swiftmask.methods.marval.training import (
@@ -20,6 +19,7 @@ from swiftmask.methods.marval.training import (
     turn_of,
 )
 from swiftmask.training.checkpoint import save_checkpoint
+from swiftmask.training.frozen import Outside
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig, averaged, step_seed
 

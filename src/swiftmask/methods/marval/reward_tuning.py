@@ -22,9 +22,9 @@ from swiftmask.core.decode import FullFeatures, decode
 from swiftmask.core.protocol import Condition, MaskedGenerator, SamplingOptions
 from swiftmask.core.rng import SeededNoise
 from swiftmask.core.types import Canvas, Features, Record, Step
-from swiftmask.methods.marval.frozen import Outside, keep_frozen_out_of_state
 from swiftmask.methods.marval.student import Student
 from swiftmask.methods.marval.training import MarvalBatch, MarvalBatches, MarvalTrainer, Turn
+from swiftmask.training.frozen import Outside, keep_frozen_out_of_state
 from swiftmask.training.setup import step_seed
 
 Reward = Callable[[Tensor, Sequence[int] | Sequence[str]], Tensor]

@@ -22,7 +22,6 @@ from torch.func import functional_call
 from swiftmask.core.protocol import DenoisingModel
 from swiftmask.core.tokens import guide
 from swiftmask.core.types import Canvas
-from swiftmask.methods.marval.frozen import Outside, keep_frozen_out_of_state
 from swiftmask.methods.marval.masking import MaskLaw, mask_tokens
 from swiftmask.methods.marval.objective import TimeWeight, add_noise, denoising_loss, flat, gsim_loss
 from swiftmask.methods.marval.student import (
@@ -34,6 +33,7 @@ from swiftmask.methods.marval.student import (
     head_parameters,
     make_student,
 )
+from swiftmask.training.frozen import Outside, keep_frozen_out_of_state
 from swiftmask.training.setup import step_seed
 
 _MASK_STREAM = 0x6D61736B

@@ -1,0 +1,139 @@
+"""Settings of Speed-RL; names are those of TRL's GRPOConfig where it has them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from swiftmask.core.protocol import SamplingOptions
+from swiftmask.methods.speed_rl.advantages import BASELINES, SCALES
+from swiftmask.methods.speed_rl.filtering import FilterConfig
+from swiftmask.methods.speed_rl.likelihood import ACTIVATIONS, KL_DISTRIBUTIONS, POLICY_DISTRIBUTIONS
+from swiftmask.methods.speed_rl.objective import IMPORTANCE_SAMPLING_LEVELS, KL_ESTIMATORS, KLEstimator
+from swiftmask.methods.speed_rl.policy import TuningConfig
+from swiftmask.methods.speed_rl.rewards import AGGREGATIONS, SpeedConfig
+from swiftmask.methods.speed_rl.step_policies import parse_step_policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedRLConfig:
+    """Settings of Speed-RL.
+
+    A round draws `generation_batch_size` pictures, `num_generations` for each of its prompts, and learns
+    from them in `steps_per_generation` parts, `num_iterations` times over. With one part once over, the
+    likelihood ratio is 1 and its clipping inert.
+
+    Attributes:
+        tuning: adapters or parameters that are trained.
+        num_generations: pictures of a group.
+        generation_batch_size: pictures of a round over all processes.
+        steps_per_generation: updates that one pass over a round takes.
+        num_iterations: passes over a round.
+        step_policy: how many steps each picture takes (step_policies.py).
+        sampling: of the decode, over the model's defaults.
+        importance_sampling_level: what a likelihood ratio is averaged over: "token", "step" or "sequence".
+        policy_distribution: "guided", as sampled from, or "conditional".
+        epsilon, epsilon_high: clipping of ratios below 1 - epsilon and above 1 + epsilon_high.
+        kl_estimator: "ce", "full", "k3" or "none".
+        kl_distribution: "conditional" or "guided".
+        beta: weight of the divergence; 0 runs no reference.
+        multi_objective_aggregation: of several judges, "normalize_then_sum" or "sum_then_normalize". The
+            default weight of the speed reward is meant for normalised quality.
+        baseline: what a reward is compared with: "group", or "group_and_steps".
+        scale_rewards: "group", "batch" or "none".
+        adv_clip_max: largest magnitude of an advantage.
+        images_per_forward: pictures drawn or scored together.
+        activations: "recomputed" in the backward pass, or "kept".
+
+    Errors: ValueError for an unknown name or sizes that do not divide.
+    """
+
+    tuning: TuningConfig
+    num_generations: int = 8
+    generation_batch_size: int = 64
+    steps_per_generation: int = 1
+    num_iterations: int = 1
+    step_policy: str = "stratified:8,12,16,24"
+    sampling: SamplingOptions = SamplingOptions()
+    importance_sampling_level: str = "token"
+    policy_distribution: str = "guided"
+    epsilon: float = 0.2
+    epsilon_high: float = 0.28
+    kl_estimator: str = "ce"
+    kl_distribution: str = "conditional"
+    beta: float = 0.02
+    multi_objective_aggregation: str = "normalize_then_sum"
+    speed: SpeedConfig = SpeedConfig()
+    baseline: str = "group"
+    scale_rewards: str = "group"
+    adv_clip_max: float = 5.0
+    filter: FilterConfig = FilterConfig()
+    images_per_forward: int = 16
+    activations: str = "recomputed"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key, table in _TABLES.items():
+            if (name := getattr(self, key)) not in table:
+                raise ValueError(f"{key} must be one of {', '.join(table)}, got {name!r}")
+        self._check_sizes()
+        self._check_combinations()
+        self._check_step_policy()
+
+    def _check_sizes(self) -> None:
+        if self.num_generations < 2:
+            raise ValueError(f"num_generations must be at least 2 to compare, got {self.num_generations}")
+        if min(self.steps_per_generation, self.num_iterations, self.images_per_forward) < 1:
+            raise ValueError(
+                "steps_per_generation, num_iterations and images_per_forward must be at least 1, got "
+                f"{self.steps_per_generation}, {self.num_iterations} and {self.images_per_forward}"
+            )
+        for key in ("num_generations", "steps_per_generation"):
+            if self.generation_batch_size % getattr(self, key) or self.generation_batch_size < 1:
+                raise ValueError(
+                    f"generation_batch_size must be a multiple of {key} ({getattr(self, key)}), "
+                    f"got {self.generation_batch_size}"
+                )
+
+    def _check_combinations(self) -> None:
+        if self.kl_distribution == "guided" and self.policy_distribution != "guided":
+            raise ValueError(
+                "kl_distribution='guided' needs policy_distribution='guided', "
+                f"got {self.policy_distribution!r}: the null branch is not computed otherwise"
+            )
+        if self.speed.form == "multiplicative" and self.multi_objective_aggregation == "normalize_then_sum":
+            raise ValueError(
+                "a multiplicative speed reward needs multi_objective_aggregation='sum_then_normalize': "
+                "normalised quality is negative for half the pictures, which few steps would make worse"
+            )
+
+    def _check_step_policy(self) -> None:
+        """That it can be read, and fills a group."""
+        policy = parse_step_policy(self.step_policy)
+        policy.counts(0, 1, self.num_generations, torch.Generator().manual_seed(0))
+
+    @property
+    def kl(self) -> KLEstimator | None:
+        """What holds the policy to its reference, if anything does."""
+        return KL_ESTIMATORS[self.kl_estimator] if self.beta else None
+
+    @property
+    def updates_per_round(self) -> int:
+        return self.steps_per_generation * self.num_iterations
+
+    @property
+    def num_prompts(self) -> int:
+        """Of a round."""
+        return self.generation_batch_size // self.num_generations
+
+
+_TABLES: dict[str, Mapping[str, object]] = {
+    "importance_sampling_level": IMPORTANCE_SAMPLING_LEVELS,
+    "policy_distribution": POLICY_DISTRIBUTIONS,
+    "kl_estimator": KL_ESTIMATORS,
+    "kl_distribution": KL_DISTRIBUTIONS,
+    "multi_objective_aggregation": AGGREGATIONS,
+    "baseline": BASELINES,
+    "scale_rewards": SCALES,
+    "activations": ACTIVATIONS,
+}

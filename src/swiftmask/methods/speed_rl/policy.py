@@ -1,0 +1,124 @@
+"""The policy: a copy of the base model that owns only what is trained.
+
+Low-rank adapters (adapters.py) or whole parameters; everything else is the base's
+memory, frozen. The base itself is therefore the reference of the KL term: for adapters it is the policy with
+them off, for whole parameters the frozen copy, and neither costs memory of its own.
+"""
+
+import copy
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from swiftmask.core.files import some
+from swiftmask.core.protocol import MaskedGenerator, Spec
+from swiftmask.methods.speed_rl.adapters import add_adapters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningConfig:
+    r"""What is trained.
+
+    Attributes:
+        targets: regular expression over whole names: of linear layers that get adapters
+            (`transformer\..*\.(to_q|to_k|to_v)`), or of parameters trained as they are (`transformer\..*`).
+        method: a name in `TUNINGS`.
+        lora_r, lora_alpha: rank of the adapters, and their scale in units of 1 / rank.
+        seed: of the adapters' first factor (the second starts at zero, so the policy starts as the base).
+    """
+
+    targets: str
+    method: str = "lora"
+    lora_r: int = 64
+    lora_alpha: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in TUNINGS:
+            raise ValueError(f"tuning.method must be one of {', '.join(TUNINGS)}, got {self.method!r}")
+        if self.lora_r < 1:
+            raise ValueError(f"tuning.lora_r must be at least 1, got {self.lora_r}")
+
+
+def make_policy(base: MaskedGenerator, tuning: TuningConfig) -> MaskedGenerator:
+    """A policy that starts as `base`, in eval mode; `base` is frozen.
+
+    Errors: ValueError for a base that cannot score tokens, or targets that name nothing in it.
+    """
+    require_log_prob(base.spec)
+    policy = TUNINGS[tuning.method](base, tuning)
+    as_module(policy).eval()
+    return policy
+
+
+def require_log_prob(spec: Spec) -> None:
+    """Errors: ValueError for a model that cannot score its tokens."""
+    if not spec.has_log_prob:
+        raise ValueError(
+            f"{spec.name} has no log_prob; speed_rl needs one: use maskgit, meissonic or lumina_dimoo"
+        )
+
+
+def trained_parameters(policy: MaskedGenerator) -> dict[str, nn.Parameter]:
+    """The parameters that are the policy's own, by name."""
+    return {name: p for name, p in as_module(policy).named_parameters() if p.requires_grad}
+
+
+class Policy(nn.Module):
+    """Holds a policy so that a deep copy of it (the averaged weights are one) shares what is frozen."""
+
+    def __init__(self, model: MaskedGenerator) -> None:
+        super().__init__()
+        self.model = model
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        module = as_module(self.model)
+        frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
+        return type(self)(copy.deepcopy(self.model, memo | frozen))
+
+
+def as_module(model: MaskedGenerator) -> nn.Module:
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _with_adapters(base: MaskedGenerator, tuning: TuningConfig) -> MaskedGenerator:
+    """Errors: ValueError if no linear layer is targeted, or without peft."""
+    linear = [name for name, layer in as_module(base).named_modules() if isinstance(layer, nn.Linear)]
+    chosen = _targeted(linear, tuning.targets, f"linear layers of {base.spec.name}")
+    policy = _sharing_all_but(base, frozenset())
+    module = as_module(policy)
+    add_adapters(module, chosen, rank=tuning.lora_r, alpha=tuning.lora_alpha, seed=tuning.seed)
+    return policy
+
+
+def _with_own_parameters(base: MaskedGenerator, tuning: TuningConfig) -> MaskedGenerator:
+    """Errors: ValueError if no parameter is targeted."""
+    names = [name for name, _ in as_module(base).named_parameters()]
+    own = frozenset(_targeted(names, tuning.targets, f"parameters of {base.spec.name}"))
+    policy = _sharing_all_but(base, own)
+    for name, parameter in as_module(policy).named_parameters():
+        parameter.requires_grad_(name in own)
+    return policy
+
+
+Tuning = Callable[[MaskedGenerator, TuningConfig], MaskedGenerator]
+
+TUNINGS: dict[str, Tuning] = {"lora": _with_adapters, "full": _with_own_parameters}
+
+
+def _sharing_all_but(base: MaskedGenerator, own: frozenset[str]) -> MaskedGenerator:
+    """A copy whose parameters are the base's memory but for those named; freezes the base."""
+    module = as_module(base).requires_grad_(False)
+    shared: list[Tensor] = [p for name, p in module.named_parameters() if name not in own]
+    return copy.deepcopy(base, {id(tensor): tensor for tensor in (*shared, *module.buffers())})
+
+
+def _targeted(names: list[str], pattern: str, what: str) -> list[str]:
+    chosen = [name for name in names if re.fullmatch(pattern, name)]
+    if not chosen:
+        raise ValueError(f"tuning.targets {pattern!r} matches none of the {what}: {some(names)}")
+    return chosen

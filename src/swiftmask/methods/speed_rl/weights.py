@@ -1,0 +1,117 @@
+"""A tuned policy on disk: what it trained, and which base it belongs to; or merged, as a model of its own.
+
+A folder holds the adapters (or the parameters that were trained) under the names they have in the model,
+adapters without peft's name for them, as diffusers writes them. `merged` gives a plain model of the base's
+kind, to be saved with its own `save_pretrained`.
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from swiftmask.core.files import first_line, read_tensors, some, write_folder
+from swiftmask.core.protocol import MaskedGenerator, Spec
+from swiftmask.methods.speed_rl.adapters import fold_adapters, name_on_disk
+from swiftmask.methods.speed_rl.policy import (
+    TuningConfig,
+    as_module,
+    make_policy,
+    trained_parameters,
+)
+
+
+def write_policy(
+    folder: str | Path,
+    policy: MaskedGenerator,
+    *,
+    tuning: TuningConfig,
+    provenance: Mapping[str, object],
+    base_name: str | None = None,
+    steps: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write `config.json`, `model.safetensors` and `provenance.json`, each whole or not at all.
+
+    Args:
+        base_name: what to call the base ("meissonic-scenes"); None is its family.
+        steps: decode steps it was tuned for, the default when it is used.
+        dtype: of the weights on disk (they are read in the base's).
+    """
+    state = {name_on_disk(name): p.detach() for name, p in trained_parameters(policy).items()}
+    spec = policy.spec
+    config: dict[str, object] = {
+        "method": "speed_rl",
+        "tuning": asdict(tuning),
+        "base_model": {"name": base_name or spec.name, **_identity(spec)},
+    }
+    if steps is not None:
+        config["steps"] = steps
+    write_folder(folder, state, config=config, provenance=provenance, dtype=dtype)
+
+
+def read_policy(folder: str | Path, base: MaskedGenerator) -> MaskedGenerator:
+    """The tuned policy in eval mode and without gradients; it shares the memory of `base`, which is frozen.
+
+    Errors: FileNotFoundError; ValueError for a damaged folder or another base.
+    """
+    folder = Path(folder)
+    tuning = _read_config(folder / "config.json", base.spec)
+    state = read_tensors(folder / "model.safetensors")
+    policy = make_policy(base, tuning)
+    own = {name_on_disk(name): p for name, p in trained_parameters(policy).items()}
+    misfits = sorted(own.keys() ^ state.keys()) or [
+        f"{name} {tuple(state[name].shape)} against {tuple(p.shape)}"
+        for name, p in own.items()
+        if state[name].shape != p.shape
+    ]
+    if misfits:
+        raise ValueError(f"{folder} was tuned from another model than this {base.spec.name}: {some(misfits)}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(state[name])
+    as_module(policy).requires_grad_(False)
+    return policy
+
+
+def merged(policy: MaskedGenerator) -> MaskedGenerator:
+    """A model of the base's own kind with adapters folded into its weights; shares no memory."""
+    whole = copy.deepcopy(policy)
+    fold_adapters(as_module(whole).requires_grad_(False))
+    return whole
+
+
+def _identity(spec: Spec) -> dict[str, object]:
+    return {
+        "family": spec.name,
+        "width": spec.width,
+        "grid": list(spec.grid),
+        "codebook_size": spec.codebook_size,
+    }
+
+
+def _read_config(path: Path, base: Spec) -> TuningConfig:
+    """What was tuned. Errors: see `read_policy`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: expected the folder of a Speed-RL policy")
+    try:
+        content = json.loads(path.read_text())
+        if content["method"] != "speed_rl":
+            raise ValueError(f"it says method {content['method']!r}")
+        tuning, made_for = TuningConfig(**content["tuning"]), dict(content["base_model"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no config of a Speed-RL policy ({first_line(error)})") from error
+    differ = [
+        f"{key} {made_for.get(key)} against {value}"
+        for key, value in _identity(base).items()
+        if made_for.get(key) != value
+    ]
+    if differ:
+        raise ValueError(
+            f"{path.parent} was tuned from {made_for.get('name')}, and this is another model: "
+            f"{some(differ)}; give the one it was tuned from"
+        )
+    return tuning
