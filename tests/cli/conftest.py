@@ -1,13 +1,18 @@
-"""A tiny untrained Scenes model with its shortcut, in folders."""
+"""Tiny untrained Scenes models in folders: a MaskGIT with its shortcut, a MAR with its student."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from swiftmask.data.scenes import CLASS_NAMES
+from swiftmask.methods.marval import head_parameters, make_student, write_student
 from swiftmask.methods.shortcut import Shortcut, ShortcutConfig, write_shortcut
+from swiftmask.models.mar import MAR
+from swiftmask.models.mar.codec import KLCodec
+from swiftmask.models.mar.network import Network
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
@@ -48,3 +53,18 @@ def write_tiny_scenes() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def tiny_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _write(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def tiny_mar_scenes(tmp_path_factory: pytest.TempPathFactory, golden_mar: MAR) -> Path:
+    """`tiny-mar` (3 denoising steps) and its student `tiny-mar-marval`; returns the first."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-mar"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Network(replace(golden_mar.network.config, num_classes=len(CLASS_NAMES)))
+        codec = KLCodec(replace(golden_mar.codec.config, image_size=64))
+    model = MAR(network, codec, sampling=golden_mar.sampling, class_names=CLASS_NAMES)
+    model.save_pretrained(folder, provenance={})
+    student = make_student(model, head_parameters(model))
+    write_student(folder.with_name("tiny-mar-marval"), student, provenance={}, base_name="tiny-mar")
+    return folder

@@ -10,6 +10,8 @@ import torch
 
 from swiftmask.cli import main
 from swiftmask.cli.errors import flatten
+from swiftmask.models.mar import MAR
+from swiftmask.models.maskgit import MaskGIT
 
 TINY = "TINY"
 """Stands for the tiny model's folder."""
@@ -24,6 +26,16 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2
     assert "Traceback" not in said
     assert len(said.strip().splitlines()) == 1, said
     return said
+
+
+def failed_last(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The last line of a command that fails after it told what it is about to do."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2, said
+    assert "Traceback" not in said
+    return said.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +122,127 @@ def test_shortcut_of_another_base(
     (other / "config.json").write_text(json.dumps(config))
     said = failed(capsys, "generate", tiny_folder, "0", "--shortcut", other, "--out", tmp_path / "out")
     assert "does not fit this model" in said
+
+
+TINY_MAR = "TINY-MAR"
+"""Stands for the tiny MAR's folder."""
+
+_ONE_SEED = ("--pictures", "4", "--seeds", "1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["generate", TINY_MAR, "48"], "unknown class '48': give a number from 0 to 47"),
+        (["generate", TINY_MAR, "0", "--marval", "./nowhere"], "no such MARVAL student"),
+        (["generate", TINY_MAR, "0", "--marval", "mar-scenes-marva"], "unknown MARVAL student"),
+        (
+            ["generate", TINY_MAR, "0", "--marval", f"{TINY_MAR}-marval", "--guidance", "2"],
+            "leave out guidance",
+        ),
+        (["generate", TINY_MAR, "0", "--denoising-steps", "1"], "at least 2 denoising steps, got 1: use"),
+        (["generate", TINY_MAR, "0", "--denoising-steps", "3", "2", "1"], "one number or two, got 3"),
+        (["generate", TINY, "0", "--marval", f"{TINY_MAR}-marval"], "no diffusion head for marval"),
+        (["generate", TINY, "0", "--denoising-steps", "10"], "leave out denoising_steps"),
+        (["bench", "quality", TINY_MAR, *_ONE_SEED, "--denoising-steps", "1"], "take --ddim-steps 1"),
+        (
+            ["bench", "quality", TINY_MAR, *_ONE_SEED, "--steps", "4", "--disa", "50"],
+            "FIRST:LAST, such as 50:5",
+        ),
+        (["evaluate", f"{TINY_MAR}-marval", *_ONE_SEED, "--marval", "auto"], "holds a marval: pass it to"),
+        (["train", "mar-scenes-marval", "part=body"], "part expects"),
+    ],
+)
+def test_mistakes_about_mar(
+    arguments: list[str],
+    complaint: str,
+    tiny_folder: Path,
+    tiny_mar_scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {
+        TINY: str(tiny_folder),
+        TINY_MAR: str(tiny_mar_scenes),
+        f"{TINY_MAR}-marval": f"{tiny_mar_scenes}-marval",
+    }
+    assert complaint in failed(capsys, *[places.get(argument, argument) for argument in arguments])
+
+
+def test_damaged_mar(tiny_mar_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for source, arguments in (
+        (tiny_mar_scenes, ("generate", tmp_path / "tiny-mar", "0")),
+        (
+            tiny_mar_scenes.with_name("tiny-mar-marval"),
+            ("generate", tiny_mar_scenes, "0", "--marval", tmp_path / "tiny-mar-marval"),
+        ),
+    ):
+        weights = shutil.copytree(source, tmp_path / source.name) / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:2000])
+        said = failed(capsys, *arguments, "--out", tmp_path / "out")
+        assert f"{weights} is truncated" in said
+
+
+def test_student_of_another_teacher(
+    tiny_mar_scenes: Path, tmp_path: Path, golden_mar: MAR, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden_mar.save_pretrained(tmp_path / "other", provenance={})
+    said = failed(capsys, "generate", tmp_path / "other", "0", "--marval", f"{tiny_mar_scenes}-marval")
+    assert "was made from tiny-mar, and this teacher is another model" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["mar-scenes-marval", "teacher=nowhere"], "no teacher in nowhere: train it"),
+        (["mar-scenes-marval-rl", "teacher=nowhere"], "no teacher in nowhere: train it"),
+        (["marval-imagenet"], "teacher is not set"),
+        (["marval-imagenet", "teacher=nowhere.pth", "latents.codec=kl16.ckpt"], "no such weights file"),
+        (["marval-imagenet", "teacher=broken.pth", "latents.codec=kl16.ckpt"], "broken.pth is truncated"),
+        (["image-latents", "codec=vqgan.ckpt", "images=."], "is not the KL autoencoder of MAR"),
+    ],
+)
+def test_wrong_files_for_a_recipe(
+    arguments: list[str],
+    complaint: str,
+    golden_maskgit: MaskGIT,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": golden_maskgit.codec.state_dict()}, "vqgan.ckpt")
+    Path("broken.pth").write_bytes(Path("vqgan.ckpt").read_bytes()[:1000])
+    assert complaint in failed_last(capsys, "train", *arguments)
+
+
+def test_codec_of_another_mar(
+    tiny_mar_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(tiny_mar_scenes, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["codec"]["resolution"] = 16
+    (other / "config.json").write_text(json.dumps(config))
+    assert "this codec does not fit this MAR" in failed(capsys, "generate", other, "0")
+
+
+def test_unreadable_image_and_missing_reward(
+    tiny_mar_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in range(48):
+        (tmp_path / "images" / f"{label:02d}").mkdir(parents=True)
+        (tmp_path / "images" / f"{label:02d}" / "a.png").write_bytes(b"no picture")
+    cache = ("train", "marval-imagenet", f"teacher={tiny_mar_scenes}", f"latents.images={tmp_path}/images")
+    said = failed_last(capsys, *cache, "--out", tmp_path / "cache")
+    assert f"cannot read image {tmp_path / 'images' / '00' / 'a.png'}" in said
+    assert "max_unreadable=" in said
+    tune = ("train", "mar-scenes-marval-rl", f"teacher={tiny_mar_scenes}", "reward=nowhere")
+    said = failed_last(
+        capsys, *tune, f"student={tiny_mar_scenes}-marval", "num_pictures=8", "--out", tmp_path / "tune"
+    )
+    assert "nowhere/config.json is missing: a reader is a folder" in said
 
 
 def test_disk_full(

@@ -9,6 +9,7 @@ import swiftmask
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar.codec import KLConfig, Posterior
 from swiftmask.recipes import mar_scenes, mar_scenes_codec
+from swiftmask.recipes.scenes_latents import SceneLatents
 from swiftmask.training.setup import TrainingConfig
 
 
@@ -64,8 +65,8 @@ def test_a_toy_run_ends_in_a_folder_that_draws(tmp_path: Path) -> None:
 def test_a_batch_is_a_function_of_its_step(tmp_path: Path) -> None:
     recipe = _tiny()
     codec = recipe.codec.run(tmp_path / "codec")
-    data = recipe.moments(codec, tmp_path / "latents")
-    once, again, other = (recipe.batch(codec, *data, step, 0, 1) for step in (5, 5, 6))
+    latents = SceneLatents.cached(codec, tmp_path / "latents", num_pictures=48)
+    once, again, other = (recipe.batch(latents, step, 0, 1) for step in (5, 5, 6))
     assert torch.equal(once.tokens_BLC, again.tokens_BLC)
     assert torch.equal(once.masked_X, again.masked_X)
     assert not torch.equal(once.tokens_BLC, other.tokens_BLC)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -21,16 +21,23 @@ Rival = Literal["reuse", "extrapolation-1", "extrapolation-2"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchQuality:
-    """Quality against cost: the full model at several step counts, the shortcut, and training-free rivals.
+    """Quality against cost: the full model at several step counts, accelerators, and training-free rivals.
 
     Same image seeds and labels in every row. A killed run continues where it was.
 
     Attributes:
         model: bundled name, model folder or Hugging Face repo id.
-        shortcut: the shortcut to measure ("auto" is the model's own, "none" leaves it out).
+        shortcut: the shortcut to measure ("auto" is the model's own, "none" leaves it out; a model with a
+            diffusion head may have none).
         steps: step counts of the full model.
         shortcut_budgets: accelerated rows, as STEPS:FULL pairs.
-        rivals: training-free accelerators, measured at the same pairs.
+        rivals: training-free accelerators of the backbone, measured at the same pairs (default: all for
+            models of codes, none for a diffusion head).
+        denoising_steps: of a diffusion head, ancestral, at each of --steps.
+        ddim_steps: the same, deterministic.
+        disa: the same, annealed over the decode, as FIRST:LAST pairs.
+        marval: MARVAL students to measure, by name or folder ("auto" is the model's own).
+        marval_steps: their decode steps (default: --steps).
         pictures: pictures per row for each evaluation seed.
         seeds: evaluation seeds.
         batch: pictures at a time.
@@ -44,7 +51,12 @@ class BenchQuality:
     shortcut: str = "auto"
     steps: tuple[int, ...] = (4, 6, 8, 12, 16, 24, 32)
     shortcut_budgets: tuple[str, ...] = ("12:4", "16:4", "16:6", "32:8")
-    rivals: tuple[Rival, ...] = ("reuse", "extrapolation-1", "extrapolation-2")
+    rivals: tuple[Rival, ...] | None = None
+    denoising_steps: tuple[int, ...] = ()
+    ddim_steps: tuple[int, ...] = ()
+    disa: tuple[str, ...] = ()
+    marval: tuple[str, ...] = ()
+    marval_steps: tuple[int, ...] = ()
     pictures: int = 700
     seeds: int = 3
     batch: int = 100
@@ -58,16 +70,20 @@ class BenchQuality:
         from swiftmask.api import load
         from swiftmask.evaluate.quality import Sample
 
+        if 1 in self.denoising_steps:
+            raise ValueError("--denoising-steps 1: ancestral sampling needs at least 2, take --ddim-steps 1")
         sample = Sample(num_pictures=self.pictures, num_seeds=self.seeds, batch_size=self.batch)
-        budgets = [parse_budget(text) for text in self.shortcut_budgets]
+        for text in self.shortcut_budgets:  # a mistake is told before anything is loaded
+            parse_budget(text)
         base = load(self.model, dtype=self.dtype, device=self.device)
         measure.require_scenes(base)
-        rows = [*self._vanilla_rows(base), *self._accelerated_rows(base, budgets)]
+        chosen = self._fitted_to(base)
+        rows = chosen._rows(base)
         if not rows:
             raise ValueError("nothing to measure: give --steps or --shortcut-budgets")
         name = base.name.replace("/", "--")
         store = measure.store_of(base, self.out / f"{name}-quality.partial")
-        report = measure.study(rows, sample, store, model=base.name, command=self.command())
+        report = measure.study(rows, sample, store, model=base.name, command=chosen.command())
         self._publish(report, name)
         return 0
 
@@ -75,8 +91,19 @@ class BenchQuality:
         """What measures all of it again."""
         words: list[object] = ["bench", "quality", self.model, "--shortcut", self.shortcut]
         words += ["--steps", *self.steps, "--shortcut-budgets", *self.shortcut_budgets]
-        words += ["--rivals", *self.rivals, "--pictures", self.pictures, "--seeds", self.seeds]
+        words += [] if self.rivals is None else ["--rivals", *self.rivals]
+        for flag in ("denoising_steps", "ddim_steps", "disa", "marval", "marval_steps"):
+            given = getattr(self, flag)
+            words += [f"--{flag.replace('_', '-')}", *given] if given else []
+        words += ["--pictures", self.pictures, "--seeds", self.seeds]
         return measure.command_line(*words, "--dtype", self.dtype, "--device", self.device, "--out", self.out)
+
+    def _fitted_to(self, base: "Pipeline") -> "BenchQuality":
+        """With what "auto" and an option that was left out mean for this model."""
+        if not measure.has_diffusion_head(base):
+            return replace(self, rivals=get_args(Rival) if self.rivals is None else self.rivals)
+        no_own = self.shortcut == "auto" and not measure.has_own(self.model, "shortcut")
+        return replace(self, shortcut="none" if no_own else self.shortcut, rivals=self.rivals or ())
 
     def _evaluate(self, steps: int) -> Evaluate:
         return Evaluate(
@@ -88,29 +115,37 @@ class BenchQuality:
             dtype=self.dtype,
         )
 
-    def _vanilla_rows(self, base: "Pipeline") -> "Iterator[Row]":
+    def _rows(self, base: "Pipeline") -> "list[Row]":
+        rows = [self._evaluate(steps).row(base) for steps in self.steps]
+        rows += self._accelerated_rows(base)
+        known = {row.fingerprint for row in rows}  # the model's own sampler may be among those asked for
+        rows += (row for row in self._head_rows(base) if row.fingerprint not in known)
+        return [*rows, *self._marval_rows(base)]
+
+    def _accelerated_rows(self, base: "Pipeline") -> "Iterator[Row]":
+        given = [] if self.shortcut == "none" else [{"shortcut": self.shortcut}]
+        given += [{"caching": rival} for rival in self.rivals or ()]
+        for accelerator in given:
+            for steps, full_steps in map(parse_budget, self.shortcut_budgets):
+                alone = replace(self._evaluate(steps), full_steps=full_steps, **accelerator)
+                compared = steps in self.steps and not measure.has_diffusion_head(base)
+                yield alone.row(base, reference=f"vanilla-{steps}" if compared else None)
+
+    def _head_rows(self, base: "Pipeline") -> "Iterator[Row]":
+        """The full model with fewer denoising steps."""
+        ancestral: list[tuple[int, ...]] = [(count,) for count in self.denoising_steps]
+        ancestral += map(parse_annealing, self.disa)
         for steps in self.steps:
-            yield measure.row_of(base, steps, series="vanilla", command=self._evaluate(steps).command())
+            alone = self._evaluate(steps)
+            for counts in ancestral:
+                yield replace(alone, denoising_steps=counts, sampler="ancestral").row(base)
+            for count in self.ddim_steps:
+                yield replace(alone, denoising_steps=(count,), sampler="ddim").row(base)
 
-    def _accelerated_rows(self, base: "Pipeline", budgets: list[tuple[int, int]]) -> "Iterator[Row]":
-        from swiftmask.api import accelerate
-
-        for series in (*(() if self.shortcut == "none" else ("shortcut",)), *self.rivals):
-            given = {"shortcut": self.shortcut} if series == "shortcut" else {"caching": series}
-            used = (
-                {"shortcut": measure.shortcut_of(self.model, self.shortcut)}
-                if series == "shortcut"
-                else given
-            )
-            for steps, full_steps in budgets:
-                alone = replace(self._evaluate(steps), full_steps=full_steps, **given)
-                yield measure.row_of(
-                    accelerate(base, full_steps=full_steps, **used),
-                    steps,
-                    series=series,
-                    command=alone.command(),
-                    reference=f"vanilla-{steps}" if steps in self.steps else None,
-                )
+    def _marval_rows(self, base: "Pipeline") -> "Iterator[Row]":
+        for student in self.marval:
+            for steps in self.marval_steps or self.steps:
+                yield replace(self._evaluate(steps), marval=student).row(base)
 
     def _publish(self, report: "QualityReport", name: str) -> None:
         from swiftmask.evaluate.frontier import save_frontier
@@ -127,11 +162,21 @@ class BenchQuality:
 
 def parse_budget(text: str) -> tuple[int, int]:
     """ "16:4" is 16 steps, 4 of them full. Errors: ValueError for anything else."""
-    steps, colon, full_steps = text.partition(":")
-    if not (colon and steps.isdecimal() and full_steps.isdecimal()):
-        raise ValueError(f"a budget is STEPS:FULL, such as 16:4, got {text!r}")
-    measure.check_budget(int(steps), int(full_steps))
-    return int(steps), int(full_steps)
+    steps, full_steps = _parse_pair(text, "a budget is STEPS:FULL, such as 16:4")
+    measure.check_budget(steps, full_steps)
+    return steps, full_steps
+
+
+def parse_annealing(text: str) -> tuple[int, int]:
+    """ "50:5" is 50 denoising steps at first and 5 at last. Errors: ValueError for anything else."""
+    return _parse_pair(text, "annealed denoising steps are FIRST:LAST, such as 50:5")
+
+
+def _parse_pair(text: str, expected: str) -> tuple[int, int]:
+    first, _, second = text.partition(":")
+    if not (first.isdecimal() and second.isdecimal()):
+        raise ValueError(f"{expected}, got {text!r}")
+    return int(first), int(second)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

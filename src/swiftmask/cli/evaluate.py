@@ -1,12 +1,16 @@
 """`swiftmask evaluate`: quality and cost of one way to draw."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from swiftmask.cli import measure
+
+if TYPE_CHECKING:
+    from swiftmask.evaluate.quality import Row
+    from swiftmask.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +22,12 @@ class Evaluate:
         steps: decode steps.
         shortcut: accelerate with this shortcut ("auto" is the model's own).
         caching: accelerate with a training-free rival instead.
+        marval: draw tokens with this MARVAL student, in one head call ("auto" is the model's own); goes with
+            a shortcut or a rival.
         full_steps: how many steps still run the backbone when accelerated.
+        denoising_steps: head calls per token of a diffusion head; two numbers anneal from the first to the
+            second (DiSA).
+        sampler: of a diffusion head.
         pictures: pictures for each evaluation seed.
         seeds: evaluation seeds.
         batch: pictures at a time.
@@ -32,7 +41,10 @@ class Evaluate:
     steps: int = 16
     shortcut: str | None = None
     caching: Literal["reuse", "extrapolation-1", "extrapolation-2"] | None = None
+    marval: str | None = None
     full_steps: int | None = None
+    denoising_steps: tuple[int, ...] = ()
+    sampler: Literal["ancestral", "ddim"] | None = None
     pictures: int = 700
     seeds: int = 3
     batch: int = 100
@@ -43,24 +55,18 @@ class Evaluate:
 
     def run(self) -> int:
         """Measure, print, write `OUT/evaluate-ROW.json`."""
-        from swiftmask.api import accelerate, load
+        from swiftmask.api import load
         from swiftmask.evaluate.quality import Sample
         from swiftmask.evaluate.summary import write_report
 
-        accelerated = self.shortcut is not None or self.caching is not None
-        if self.full_steps is not None and not accelerated:
+        if self.full_steps is not None and not self._accelerated:
             raise ValueError("--full-steps needs an accelerator: add --shortcut auto or --caching reuse")
         if self.full_steps is not None:
             measure.check_budget(self.steps, self.full_steps)
         sample = Sample(num_pictures=self.pictures, num_seeds=self.seeds, batch_size=self.batch)
         base = load(self.model, dtype=self.dtype, device=self.device)
         measure.require_scenes(base)
-        pipeline, series = base, "vanilla"
-        if accelerated:
-            shortcut = None if self.shortcut is None else measure.shortcut_of(self.model, self.shortcut)
-            pipeline = accelerate(base, shortcut=shortcut, caching=self.caching, full_steps=self.full_steps)
-            series = "shortcut" if self.caching is None else self.caching
-        row = measure.row_of(pipeline, self.steps, series=series, command=self.command())
+        row = self.row(base)
         store = measure.store_of(base, self.out / f"{base.name.replace('/', '--')}-evaluate.partial")
         report = measure.study([row], sample, store, model=base.name, command=self.command())
         write_report(report, self.out / f"evaluate-{row.name.replace(':', '-')}.json")
@@ -70,11 +76,54 @@ class Evaluate:
             measure.print_table(report)
         return 0
 
+    def row(self, base: "Pipeline", *, reference: str | None = None) -> "Row":
+        """This way to draw with the loaded model, as a row of a study."""
+        return measure.row_of(
+            self.pipeline(base),
+            self.steps,
+            series=self.series(),
+            command=self.command(),
+            reference=reference,
+        )
+
+    def pipeline(self, base: "Pipeline") -> "Pipeline":
+        """The loaded model with the chosen sampler, student and accelerator."""
+        from swiftmask.api import accelerate
+        from swiftmask.core.protocol import SamplingOptions
+
+        options = SamplingOptions(
+            denoising_steps=measure.denoising_steps(self.denoising_steps), sampler=self.sampler
+        )
+        pipeline = replace(base, sampling=options.over(base.sampling), _flops={})
+        if self.marval is not None:
+            pipeline = accelerate(pipeline, marval=measure.marval_of(self.model, self.marval))
+        if not self._accelerated:
+            return pipeline
+        shortcut = None if self.shortcut is None else measure.shortcut_of(self.model, self.shortcut)
+        return accelerate(pipeline, shortcut=shortcut, caching=self.caching, full_steps=self.full_steps)
+
+    def series(self) -> str:
+        """What rows that differ in step counts alone have in common."""
+        annealed = "disa" if len(self.denoising_steps) == 2 else ""
+        fixed = self.sampler or ("denoising" if self.denoising_steps else "")
+        student = (
+            "" if self.marval is None else measure.student_name(measure.marval_of(self.model, self.marval))
+        )
+        accelerator = self.caching or ("" if self.shortcut is None else "shortcut")
+        parts = [annealed or fixed, student, accelerator]
+        return "+".join(part for part in parts if part) or "vanilla"
+
+    @property
+    def _accelerated(self) -> bool:
+        return self.shortcut is not None or self.caching is not None
+
     def command(self) -> str:
         """What measures this row again."""
         words: list[object] = ["evaluate", self.model, "--steps", self.steps]
-        for flag, value in (("--shortcut", self.shortcut), ("--caching", self.caching)):
+        flags = (("--shortcut", self.shortcut), ("--caching", self.caching), ("--marval", self.marval))
+        for flag, value in (*flags, ("--sampler", self.sampler)):
             words += [] if value is None else [flag, value]
+        words += ["--denoising-steps", *self.denoising_steps] if self.denoising_steps else []
         words += [] if self.full_steps is None else ["--full-steps", self.full_steps]
         words += ["--pictures", self.pictures, "--seeds", self.seeds]
         words += ["--dtype", self.dtype, "--device", self.device]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from swiftmask.cli import measure
 from swiftmask.cli.progress import note, progress_bar
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class Generate:
     """Bundled name, folder or file of a shortcut; auto takes the model's own."""
     caching: Literal["reuse", "extrapolation-1", "extrapolation-2"] | None = None
     """A training-free rival instead."""
+    marval: str | None = None
+    """Bundled name or folder of a MARVAL student, which draws a token in one head call; auto takes the
+    model's own. Goes with --shortcut and --caching."""
     guidance: float | None = None
     """Guidance scale; 1 is off."""
     temperature: float | None = None
@@ -132,25 +136,18 @@ class Generate:
             guidance=self.guidance,
             temperature=self.temperature,
             choice_temperature=self.choice_temperature,
-            denoising_steps=self._denoising_steps(),
+            denoising_steps=measure.denoising_steps(self.denoising_steps),
             sampler=self.sampler,
         )
         steps = pipeline.steps if self.steps is None else self.steps
         pipeline = replace(pipeline, sampling=options.over(pipeline.sampling), steps=steps, _flops={})
+        if self.marval is not None:
+            student = f"{pipeline.name}-marval" if self.marval == "auto" else self.marval
+            pipeline = accelerate(pipeline, marval=student)
         if self.shortcut is None and self.caching is None:
             return pipeline
         shortcut = f"{pipeline.name}-shortcut" if self.shortcut == "auto" else self.shortcut
         return accelerate(pipeline, shortcut=shortcut, caching=self.caching, full_steps=self.full_steps)
-
-    def _denoising_steps(self) -> int | tuple[int, int] | None:
-        match self.denoising_steps:
-            case ():
-                return None
-            case (steps,):
-                return steps
-            case (first, last):
-                return first, last
-        raise ValueError(f"--denoising-steps takes one number or two, got {len(self.denoising_steps)}")
 
     def _check_kind(self, pipeline: "Pipeline") -> None:
         draws = pipeline.model.spec.draws
@@ -173,6 +170,7 @@ class Generate:
             "accelerator": None if pipeline.features_fn is None else pipeline.features_fn.name,
             "sampling": asdict(pipeline.sampling),
             "dtype": self.dtype or "float32",
+            **({} if self.marval is None else {"marval": self.marval}),
         }
 
     def _draw(

@@ -17,19 +17,59 @@ if TYPE_CHECKING:
     from swiftmask.evaluate.summary import Origin, QualityReport
     from swiftmask.pipeline import Pipeline
 
-SHORTCUT_SUFFIX = "-shortcut"
-
 
 def shortcut_of(model: str, shortcut: str) -> str:
     """Where the shortcut of a model is: `shortcut`, or for "auto" beside the model, `NAME-shortcut`."""
+    return _own(model, shortcut, "shortcut")
+
+
+def marval_of(model: str, marval: str) -> str:
+    """Where the MARVAL student of a model is: `marval`, or for "auto" beside the model, `NAME-marval`."""
+    return _own(model, marval, "marval")
+
+
+def _own(model: str, chosen: str, method: str) -> str:
+    if chosen != "auto":
+        return chosen
+    beside = _beside(model, method)
+    if beside is None:
+        name = Path(f"{model.rstrip('/')}-{method}").name
+        raise ValueError(f"{model} has no bundled {method}: pass --{method} PATH, or train {name}")
+    return beside
+
+
+def has_own(model: str, method: str) -> bool:
+    """Whether "auto" finds one."""
+    return _beside(model, method) is not None
+
+
+def _beside(model: str, method: str) -> str | None:
     from swiftmask.registry import bundled_names
 
-    if shortcut != "auto":
-        return shortcut
-    beside = Path(model.rstrip("/") + SHORTCUT_SUFFIX)
-    if beside.is_dir() or beside.name in bundled_names("method"):
-        return str(beside)
-    raise ValueError(f"{model} has no bundled shortcut: pass --shortcut PATH, or train {beside.name}")
+    beside = Path(f"{model.rstrip('/')}-{method}")
+    return str(beside) if beside.is_dir() or beside.name in bundled_names("method") else None
+
+
+def student_name(source: str) -> str:
+    """What rows of a student are called: its folder, or the run that left `RUN/model`."""
+    path = Path(source).resolve()
+    return path.parent.name if path.name == "model" else path.name
+
+
+def denoising_steps(given: Sequence[int]) -> int | tuple[int, int] | None:
+    """--denoising-steps as the sampling option: none, one number, or the two ends of an annealed decode."""
+    match tuple(given):
+        case ():
+            return None
+        case (steps,):
+            return steps
+        case (first, last):
+            return first, last
+    raise ValueError(f"--denoising-steps takes one number or two, got {len(given)}")
+
+
+def has_diffusion_head(pipeline: "Pipeline") -> bool:
+    return hasattr(pipeline.model, "denoise")
 
 
 def check_budget(steps: int, full_steps: int) -> None:
@@ -52,13 +92,17 @@ def require_scenes(pipeline: "Pipeline") -> None:
 def row_of(
     pipeline: "Pipeline", steps: int, *, series: str, command: str, reference: str | None = None
 ) -> "Row":
-    """A pipeline with a step count as a row of a study."""
+    """A pipeline with a step count as a row of a study.
+
+    Its name says series and steps, then, where they are chosen, denoising steps ("x") and full steps (":").
+    """
     from swiftmask.evaluate.quality import Row
 
     schedule = pipeline.schedule(steps)
     num_full = sum(step.full for step in schedule)
     return Row(
-        name=f"{series}-{steps}" if series == "vanilla" else f"{series}-{steps}:{num_full}",
+        name=f"{series}-{steps}{_chosen_denoising(pipeline)}"
+        + ("" if pipeline.features_fn is None else f":{num_full}"),
         series=series,
         steps=steps,
         full_steps=num_full,
@@ -70,6 +114,13 @@ def row_of(
         device=pipeline.model.device,
         reference=reference,
     )
+
+
+def _chosen_denoising(pipeline: "Pipeline") -> str:
+    chosen = pipeline.sampling.denoising_steps
+    if chosen is None:
+        return ""
+    return f"x{chosen}" if isinstance(chosen, int) else f"x{chosen[0]}-{chosen[1]}"
 
 
 def draw_with(pipeline: "Pipeline", steps: int) -> "Draw":
@@ -165,13 +216,13 @@ def print_table(report: "QualityReport") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from swiftmask.evaluate.summary import HEADINGS, caption, table
+    from swiftmask.evaluate.summary import caption, headings, table
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
     shown = Table(title=f"{report.model}: quality and cost", title_justify="left", box=box.SIMPLE_HEAD)
-    for index, heading in enumerate(HEADINGS):
+    for index, heading in enumerate(headings(report)):
         shown.add_column(heading, justify="right" if index else "left", no_wrap=not index)
     for cells in table(report):
         shown.add_row(*cells)

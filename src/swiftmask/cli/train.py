@@ -65,14 +65,14 @@ class Display:
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
         self._task = None
-        self._last = 0
+        self._last = (0, 0)  # step and number of steps: another part has others
         self._started: tuple[int, float] | None = None
 
     def __call__(self, progress: "Progress") -> None:
-        if self._task is None or progress.step < self._last:
+        if self._task is None or progress.step < self._last[0] or progress.num_steps != self._last[1]:
             self._task = self._bar.add_task("training", total=progress.num_steps, completed=progress.step)
             self._started = (progress.step, time.monotonic())
-        self._last = progress.step
+        self._last = (progress.step, progress.num_steps)
         metrics = " ".join(f"{name} {value:.4g}" for name, value in progress.metrics.items())
         self._bar.update(self._task, completed=progress.step, total=progress.num_steps, description=metrics)
         if self._bar.disable:

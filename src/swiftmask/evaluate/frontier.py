@@ -11,6 +11,8 @@ from swiftmask.evaluate.summary import QualityReport, RowSummary
 # Okabe and Ito's palette, with a marker each: told apart without colour, too.
 _STYLES = (("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#56B4E9", "v"), ("#E69F00", "P"))
 _VANILLA = ("#222222", "o")
+_UNNUMBERED = ("reuse", "extrapolation-1", "extrapolation-2")
+"""Measured where the shortcut is: one set of numbers will do."""
 
 
 def frontier_png(report: QualityReport) -> bytes:
@@ -40,9 +42,7 @@ def frontier_png(report: QualityReport) -> bytes:
         right.yaxis.set_major_formatter("{x:g}")
         right.yaxis.set_minor_formatter("{x:g}")
     left.legend(fontsize=9, frameon=False, loc="lower right")
-    figure.suptitle(
-        f"{report.model}: quality against cost (numbers: steps, or steps:full steps)", fontsize=11
-    )
+    figure.suptitle(f"{report.model}: quality against cost (numbers: {_numbers(report)})", fontsize=11)
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -90,12 +90,11 @@ def _draw_series(
         capsize=2.5,
         label=label,
     )
-    if name not in ("vanilla", "shortcut"):
+    if name in _UNNUMBERED:
         return
     for row, cost, spread in zip(rows, costs, spreads, strict=True):
-        text = str(row.steps) if name == "vanilla" else f"{row.steps}:{row.full_steps}"
         axes.annotate(
-            text,
+            row.name.removeprefix(f"{name}-"),
             (cost, spread.mean),
             xytext=(4, -11) if name == "vanilla" else (-3, 9),
             rotation=0 if name == "vanilla" else 60,
@@ -103,6 +102,13 @@ def _draw_series(
             fontsize=8,
             color=style[0],
         )
+
+
+def _numbers(report: QualityReport) -> str:
+    """What the numbers beside the points say."""
+    if any("x" in row.name.removeprefix(f"{row.series}-") for row in report.rows):
+        return "steps, or steps x denoising steps"
+    return "steps, or steps:full steps"
 
 
 def _rounded(value: float) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from swiftmask.evaluate.summary import HEADINGS, QualityReport, caption, table
+from swiftmask.evaluate.summary import QualityReport, caption, headings, table
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1e; --paper: #fff; --soft: #5a5a60;
@@ -70,7 +70,7 @@ def html_report(title: str, summary: str, report: QualityReport, pictures: Seque
 
 
 def _table(report: QualityReport) -> str:
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS)
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings(report))
     rows = "\n".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>" for cells in table(report)
     )

@@ -137,7 +137,7 @@ def at_cost(flops: float, curve: Sequence[tuple[float, float]]) -> float | None:
     return None
 
 
-HEADINGS = (
+_HEADINGS = (
     "row",
     "judge score ↑",
     "fd_scenes ↓",
@@ -148,24 +148,41 @@ HEADINGS = (
     "ms",
     "peak MB",
 )
+_HEAD_CALLS_AT = 1 + _HEADINGS.index("full calls")
+
+
+def headings(report: QualityReport) -> tuple[str, ...]:
+    """Of the columns of `table`; head calls have one where they are not one a step."""
+    if not _heads_differ(report):
+        return _HEADINGS
+    return (*_HEADINGS[:_HEAD_CALLS_AT], "head calls", *_HEADINGS[_HEAD_CALLS_AT:])
 
 
 def table(report: QualityReport) -> list[tuple[str, ...]]:
-    """The report's rows as text, under `HEADINGS`."""
-    return [
-        (
-            row.name,
-            row.score.text(3),
-            row.fd_scenes.text(3),
-            _equal_cost(row),
-            "" if row.agreement is None else f"{row.agreement.mean:.2f}",
-            str(row.calls["backbone"]),
-            f"{row.gflop_per_picture:.2f}",
-            f"{row.ms_per_picture:.1f}",
-            f"{row.peak_memory_bytes / 1e6:.0f}",
-        )
-        for row in report.rows
-    ]
+    """The report's rows as text, under `headings`."""
+    shown = [_cells(row) for row in report.rows]
+    if not _heads_differ(report):
+        return shown
+    pairs = zip(report.rows, shown, strict=True)
+    return [(*c[:_HEAD_CALLS_AT], str(row.calls["head"]), *c[_HEAD_CALLS_AT:]) for row, c in pairs]
+
+
+def _heads_differ(report: QualityReport) -> bool:
+    return any(row.calls.get("head", row.steps) != row.steps for row in report.rows)
+
+
+def _cells(row: RowSummary) -> tuple[str, ...]:
+    return (
+        row.name,
+        row.score.text(3),
+        row.fd_scenes.text(3),
+        _equal_cost(row),
+        "" if row.agreement is None else f"{row.agreement.mean:.2f}",
+        str(row.calls["backbone"]),
+        f"{row.gflop_per_picture:.2f}",
+        f"{row.ms_per_picture:.1f}",
+        f"{row.peak_memory_bytes / 1e6:.0f}",
+    )
 
 
 def caption(report: QualityReport) -> str:
@@ -183,7 +200,8 @@ def caption(report: QualityReport) -> str:
 
 def markdown(report: QualityReport) -> str:
     """The table with its caption, and the command of every row."""
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
+    names = headings(report)
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     lines += ["| " + " | ".join(cells) + " |" for cells in table(report)]
     commands = [f"* {row.name}: `{row.command}`" for row in report.rows]
     whole = f"All rows: `{report.command}`"

@@ -8,20 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.data.scenes import CLASS_NAMES, NUM_CLASSES
 from swiftmask.models.mar import MAR
-from swiftmask.models.mar.codec import KLCodec, Posterior
-from swiftmask.models.mar.generator import to_patches
 from swiftmask.models.mar.initialisation import initialise
 from swiftmask.models.mar.network import Network, NetworkConfig
 from swiftmask.models.mar.objective import MARTrainer, MaskedBatch, own_mask_rates, train_step
 from swiftmask.recipes import mar_scenes_codec
 from swiftmask.recipes.mar_scenes_codec import CodecRecipe
 from swiftmask.recipes.provenance import provenance
-from swiftmask.recipes.scenes_pictures import encoded_pictures
+from swiftmask.recipes.scenes_latents import SceneLatents
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig, step_seed
 
@@ -47,11 +44,16 @@ class MARRecipe:
     def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> Path:
         """Train everything, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`."""
         codec = self.codec.run(folder / "codec", on_log)
-        moments_XEHW, labels_X = self.moments(codec, folder / "latents")
+        latents = SceneLatents.cached(
+            codec,
+            folder / "latents",
+            num_pictures=self.num_pictures,
+            patch_size=self.network.patch_size,
+        )
         torch.manual_seed(self.training.seed)
         trained = train(
             MARTrainer(initialise(Network(self.network))),
-            lambda *place: self.batch(codec, moments_XEHW, labels_X, *place),
+            lambda *place: self.batch(latents, *place),
             train_step,
             self.training,
             folder / "network",
@@ -64,38 +66,16 @@ class MARRecipe:
         model.save_pretrained(folder / "model", provenance=facts, dtype=torch.float16)
         return folder / "model"
 
-    def moments(self, codec: KLCodec, folder: Path) -> tuple[Tensor, Tensor]:
-        """The codec's moments [num_pictures, 2C, H, W] (float16) and labels, drawn and encoded once."""
-
-        def encode(images_B3HW: Tensor) -> Tensor:
-            return codec.moments(codec.to_pixels_in(images_B3HW)).half()
-
-        return encoded_pictures(folder, self.num_pictures, codec.config.resolution, encode)
-
-    def batch(
-        self,
-        codec: KLCodec,
-        moments_XEHW: Tensor,
-        labels_X: Tensor,
-        step: int,
-        rank: int,
-        num_ranks: int,
-    ) -> MaskedBatch:
+    def batch(self, latents: SceneLatents, step: int, rank: int, num_ranks: int) -> MaskedBatch:
         """The masked batch of one step, a function of the step alone; a mask rate for each picture."""
         generator = torch.Generator().manual_seed(step_seed(self.training.seed, step, rank))
-        count = self.training.batch_size // num_ranks
-        picked_B = torch.randint(len(moments_XEHW), (count,), generator=generator)
-        posterior = Posterior.of(moments_XEHW[picked_B])
-        noise_BCHW = torch.randn(posterior.mean_BCHW.shape, generator=generator)
-        tokens_BLC = to_patches(posterior.sample(noise_BCHW) * codec.config.scale, self.network.patch_size)
-        rates_B = own_mask_rates(count, generator)
-        return MaskedBatch.draw(
-            tokens_BLC, labels_X[picked_B], rates_B, generator, num_copies=self.num_copies
-        )
+        tokens_BLC, labels_B = latents.draw(self.training.batch_size // num_ranks, generator)
+        rates_B = own_mask_rates(len(labels_B), generator)
+        return MaskedBatch.draw(tokens_BLC, labels_B, rates_B, generator, num_copies=self.num_copies)
 
 
 def recipe() -> MARRecipe:
-    """`swiftmask train mar-scenes`: codec, latents and network on two CPU cores."""
+    """`swiftmask train mar-scenes`: codec, latents and network on two CPU cores. Not run to its end yet."""
     codec = mar_scenes_codec.recipe()
     network = NetworkConfig(
         encoder_width=160,

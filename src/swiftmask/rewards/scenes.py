@@ -81,7 +81,7 @@ def load_reader(folder: str | Path, device: torch.device | str = "cpu") -> Netwo
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder / name} is missing: a reader is a folder with config.json and model.safetensors; "
-                "train one with `swiftmask train scenes-judge`"
+                "train one with `swiftmask train scenes-judge` or `scenes-reward`"
             )
     network = ReaderNetwork(ReaderConfig(**json.loads((folder / "config.json").read_text())))
     with safe_open(folder / "model.safetensors", framework="pt") as file:

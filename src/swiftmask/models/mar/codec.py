@@ -118,10 +118,14 @@ class KLCodec(nn.Module):
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Images `_B3HW` (float32, clamped to [0, 1]) of scaled latents."""
+        return self.decode_unclamped(latent_BCHW).clamp(0.0, 1.0)
+
+    def decode_unclamped(self, latent_BCHW: Tensor) -> Tensor:
+        """The same before clamping, so that gradients pass everywhere (reward tuning)."""
         images_B3HW = (self.decode_latent(latent_BCHW / self.config.scale).float() + 1.0) / 2.0
         if self.config.image_size is not None:
             images_B3HW = resize(images_B3HW, self.config.image_size)
-        return images_B3HW.clamp(0.0, 1.0)
+        return images_B3HW
 
     def to_pixels_in(self, images_B3HW: Tensor) -> Tensor:
         """What the encoder reads and a reconstruction is compared with: resized if asked, in [-1, 1]."""

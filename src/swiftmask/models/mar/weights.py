@@ -59,7 +59,7 @@ RELEASED_KL = KLConfig(
     z_channels=16,
 )
 _HEADS = {config.encoder_width: config.encoder_heads for config in RELEASED.values()}
-_WRAPPERS = ("model_ema", "model")
+_WRAPPERS = ("model_ema", "model", "state_dict")
 """Keys under which the files keep the weights, the ones to sample with first."""
 
 _KL_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")

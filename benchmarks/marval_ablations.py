@@ -1,0 +1,107 @@
+"""Short MARVAL runs that differ in one setting each, judged on the same pictures: one JSON table.
+
+    python benchmarks/marval_ablations.py --teacher runs/mar-scenes/model --updates 400 --out runs/ablations
+
+Each variant is the recipe mar-scenes-marval with the settings of `VARIANTS` changed, for a few hundred
+updates (half of them the auxiliary network's): enough to see what hurts, too few for the quality of the
+recipe itself. A killed run continues: trainings resume, finished rows are kept, `--variants` takes some.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from swiftmask.api import load
+from swiftmask.cli import measure
+from swiftmask.cli.evaluate import Evaluate
+from swiftmask.cli.overrides import override
+from swiftmask.evaluate.quality import Sample
+from swiftmask.evaluate.summary import QualityReport, write_text
+from swiftmask.recipes import mar_scenes_marval
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "recipe": (),
+    "head-only": ("part=head",),
+    "first-term-only": ("marval.second_weight=0",),
+    "guidance-1.0": ("marval.guidance=1.0",),
+    "guidance-2.0": ("marval.guidance=2.0",),
+    "timesteps-to-700": ("marval.last_timestep=700",),
+    "timesteps-from-300": ("marval.first_timestep=300",),
+    "all-timesteps": ("marval.first_timestep=0", "marval.last_timestep=999"),
+    "weight-noise-level": ("weight=noise-level",),
+    "narrow-masks": ("marval.mask.std=0.25", "marval.mask.lowest=0.7"),
+}
+"""What each changes; guidance 1.2, timesteps 20 to 980, flat weight and wide masks are the recipe's, narrow
+ones the teacher's."""
+
+
+def train(name: str, chosen: argparse.Namespace) -> Path:
+    """The student of one variant, trained or continued."""
+    settings = [f"training.num_steps={chosen.updates}", f"teacher={chosen.teacher}", f"latents={chosen.out}"]
+    recipe = override(mar_scenes_marval.recipe(), [*settings, *chosen.set, *VARIANTS[name]])
+    return recipe.run(chosen.out / name)
+
+
+def judge(students: Mapping[str, Path], chosen: argparse.Namespace, command: str) -> QualityReport:
+    """The teacher with its own sampler, and every student, on the same seeds."""
+    base = load(chosen.teacher)
+    measure.require_scenes(base)
+    sample = Sample(num_pictures=chosen.pictures, num_seeds=chosen.seeds, batch_size=chosen.batch)
+    alone = {
+        "model": str(chosen.teacher),
+        "steps": chosen.steps,
+        "pictures": chosen.pictures,
+        "seeds": chosen.seeds,
+    }
+    ways = [Evaluate(**alone), *(Evaluate(**alone, marval=str(folder)) for folder in students.values())]
+    store = measure.store_of(base, chosen.out / "measurements.partial")
+    return measure.study([way.row(base) for way in ways], sample, store, model=base.name, command=command)
+
+
+def table(report: QualityReport, students: Mapping[str, Path], chosen: argparse.Namespace) -> dict:
+    """The report with what each variant changed and where its training ended."""
+    rows = [asdict(row) for row in report.rows]
+    variants = [
+        {"variant": name, "settings": VARIANTS[name], "last_metrics": last_metrics(folder.parent), **row}
+        for (name, folder), row in zip(students.items(), rows[1:], strict=True)
+    ]
+    facts = {key: value for key, value in asdict(report).items() if key != "rows"}
+    label = f"short runs: {chosen.updates} updates each, half of them of the auxiliary network"
+    return {**facts, "label": label, "settings_of_all": chosen.set, "teacher": rows[0], "variants": variants}
+
+
+def last_metrics(run: Path) -> dict:
+    """The last line of a training's log."""
+    return json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--teacher", required=True, type=Path, help="model folder of a mar-scenes")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--updates", type=int, default=400, help="of each variant, both networks together")
+    parser.add_argument("--set", nargs="*", default=[], help="settings of all, as in training.batch_size=32")
+    parser.add_argument("--steps", type=int, default=16, help="decode steps")
+    parser.add_argument("--pictures", type=int, default=240)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--out", type=Path, default=Path("runs/marval-ablations"))
+    parser.add_argument("--json", type=Path, help="the table; default OUT/ablations.json")
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = _arguments()
+    students = {name: train(name, chosen) for name in chosen.variants}
+    report = judge(students, chosen, " ".join(["python", *sys.argv]))
+    content = table(report, students, chosen)
+    write_text(chosen.json or chosen.out / "ablations.json", json.dumps(content, indent=2) + "\n")
+    for name, row in zip(["teacher", *students], report.rows, strict=True):
+        print(f"{name:20s} judge {row.score.text(3)}  fd_scenes {row.fd_scenes.text(1)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The same seeds drawn by a MAR and by its students, one line each: a PNG.
+
+    python benchmarks/marval_sheet.py mar-scenes --marval auto mar-scenes-marval-rl --out sheet.png
+
+The first line is the teacher with its own sampler, then with the DDIM step counts asked for, then the
+students.
+"""
+
+import argparse
+from pathlib import Path
+
+from torch import Tensor
+
+from swiftmask.api import load
+from swiftmask.cli import measure
+from swiftmask.cli.evaluate import Evaluate
+from swiftmask.data.scenes import NUM_CLASSES
+from swiftmask.evaluate.sheets import side_by_side
+from swiftmask.pipeline import Pipeline
+
+
+def draw(pipeline: Pipeline, steps: int, count: int) -> Tensor:
+    """Pictures [B, 3, H, W] of classes spread over all, seeds from 0 on."""
+    labels = [(7 * index + 4) % NUM_CLASSES for index in range(count)]
+    result = pipeline.generate(labels, seeds=list(range(count)), steps=steps, output_type="pt")
+    assert isinstance(result.images, Tensor)
+    return result.images
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", help="bundled name or model folder of the teacher")
+    parser.add_argument("--marval", nargs="*", default=[], help="students, by name or folder")
+    parser.add_argument("--ddim-steps", type=int, nargs="*", default=[])
+    parser.add_argument("--steps", type=int, default=16, help="decode steps")
+    parser.add_argument("--pictures", type=int, default=10, help="in a line")
+    parser.add_argument("--scale", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = _arguments()
+    base = load(chosen.model)
+    measure.require_scenes(base)
+    teacher = Evaluate(model=chosen.model, steps=chosen.steps)
+    ways = [teacher]
+    ways += [
+        Evaluate(model=chosen.model, steps=chosen.steps, denoising_steps=(count,), sampler="ddim")
+        for count in chosen.ddim_steps
+    ]
+    ways += [Evaluate(model=chosen.model, steps=chosen.steps, marval=student) for student in chosen.marval]
+    lines = [draw(way.pipeline(base), chosen.steps, chosen.pictures) for way in ways]
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    chosen.out.write_bytes(side_by_side(lines, scale=chosen.scale))
+    for number, way in enumerate(ways, start=1):
+        print(f"line {number}: {way.series()}  ({way.command()})")
+
+
+if __name__ == "__main__":
+    main()
