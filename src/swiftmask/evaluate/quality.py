@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from swiftmask.data.scenes import NUM_CLASSES, class_scenes, render
-from swiftmask.evaluate.frechet import Moments, frechet_distance, moments
+from swiftmask.evaluate.distances import frechet_distance
 from swiftmask.evaluate.memory import peak_memory_bytes, reset_peak_memory
+from swiftmask.evaluate.statistics import FeatureStatistics, Moments
 from swiftmask.rewards.scenes import SceneReader, class_reward
 
 SEED_STRIDE = 1_000_003
@@ -25,7 +26,9 @@ REAL_SEED, OTHER_REAL_SEED = 1 << 38, 1 << 39
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Pictures [B, 3, H, W] in [0, 1], their tokens [B, L], and the seconds of the token decode."""
+    """Pictures [B, 3, H, W] in [0, 1], their tokens [B, L] or [B, L, C], and the seconds of the token
+    decode.
+    """
 
     images_B3HW: Tensor
     tokens_BL: Tensor
@@ -47,7 +50,8 @@ class Row:
         flops: operations of the token decode of one picture.
         command: what measures this row alone.
         fingerprint: of weights and schedule; a stored measurement counts only under the same one.
-        reference: the row whose tokens these should be (same seeds, same steps, full model), if any.
+        reference: the row whose tokens these should be (same seeds, same steps, full model), if any; real
+            tokens are never quite the same and have none.
     """
 
     name: str
@@ -131,7 +135,8 @@ class RealPictures:
         labels_X = torch.tensor(picture_labels(count))
         seeds_X = first + torch.tensor(picture_seeds(seed, count))
         parts = zip(labels_X.split(100), seeds_X.split(100), strict=True)
-        return moments(torch.cat([self.reader.features(render(class_scenes(*part))) for part in parts]))
+        features = [self.reader.features(render(class_scenes(*part))) for part in parts]
+        return FeatureStatistics.of(torch.cat(features)).moments()
 
 
 def measure(
@@ -143,7 +148,8 @@ def measure(
     reference_XL: np.ndarray | None = None,
     on_pictures: Callable[[int], None] = lambda count: None,
 ) -> tuple[Measurement, np.ndarray]:
-    """Draw and judge the row's pictures of one evaluation seed; also returns their tokens [X, L].
+    """Draw and judge the row's pictures of one evaluation seed; also returns their tokens [X, L] (or [X, L,
+    C]).
 
     Args:
         reference_XL: tokens of the reference row under the same seed.
@@ -159,7 +165,7 @@ def measure(
         images_B3HW = drawn.images_B3HW.float()
         features.append(real.reader.features(images_B3HW).cpu())
         scores.append(judge(images_B3HW, torch.tensor(labels[part])).cpu())
-        tokens.append(drawn.tokens_BL.cpu().to(torch.int32))
+        tokens.append(_kept(drawn.tokens_BL))
         times.append(1000 * drawn.seconds / len(drawn.tokens_BL))
         on_pictures(len(drawn.tokens_BL))
     memory = peak_memory_bytes(row.device)
@@ -172,10 +178,15 @@ def measure(
         num_pictures=sample.num_pictures,
         batch_size=sample.batch_size,
         score=torch.cat(scores).double().mean().item(),
-        fd_scenes=frechet_distance(moments(torch.cat(features)), moments_of_real),
+        fd_scenes=frechet_distance(FeatureStatistics.of(torch.cat(features)).moments(), moments_of_real),
         floor=floor,
         agreement=None if reference_XL is None else float((tokens_XL == reference_XL).mean()),
         ms_per_picture=median(times),
         peak_memory_bytes=memory,
     )
     return measurement, tokens_XL
+
+
+def _kept(tokens_BL: Tensor) -> Tensor:
+    """Tokens as they are stored: codes in 32 bits."""
+    return tokens_BL.cpu() if tokens_BL.is_floating_point() else tokens_BL.cpu().to(torch.int32)

@@ -1,0 +1,313 @@
+"""What turns pictures into features: a network the user names, known by the hash of its weights.
+
+A TorchScript file, a Hugging Face folder (DINOv2, CLIP) or the bundled judge of Scenes. Numbers from
+different features do not compare, so the extractor's name is part of every metric's name
+(`fd_dinov2-base`). The bare names FID, KID and IS belong to one file, the Inception network of 2015-12-05
+(Szegedy et al., arXiv 1512.00567) as NVIDIA's TorchScript detector, and are given to no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from swiftmask.core.files import first_line, some
+from swiftmask.rewards.clip_files import read_model as read_clip
+from swiftmask.rewards.clip_preprocessing import Preprocessing
+from swiftmask.rewards.scenes import WEIGHTS, NetworkReader, load_judge
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, PreTrainedModel
+
+CANONICAL_INCEPTION = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+"""SHA-256 of `inception-2015-12-05.pt`."""
+
+JUDGE = "scenes"
+"""Names the bundled judge; its Frechet distance is `fd_scenes`."""
+
+_CANONICAL_NAMES = {"fd": "FID", "kid": "KID", "is": "IS"}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which extractor.
+
+    Attributes:
+        sha256: of its weights.
+    """
+
+    name: str
+    sha256: str
+
+    @property
+    def canonical(self) -> bool:
+        """Whether these are the weights that published FID, KID and IS are made with."""
+        return self.sha256 == CANONICAL_INCEPTION
+
+    def metric(self, kind: str) -> str:
+        """The name of a metric ("fd", "kid", "is", "precision", ...) of its features."""
+        return _CANONICAL_NAMES.get(kind, kind) if self.canonical else f"{kind}_{self.name}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Description:
+    """What an extractor says about pictures.
+
+    Attributes:
+        features_BD: float32, on the CPU.
+        log_probabilities_BV: float32, of the classes of a classifier, on the CPU; None from a network that is
+            none.
+    """
+
+    features_BD: Tensor
+    log_probabilities_BV: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for values in (self.features_BD, self.log_probabilities_BV):
+            if values is not None and (values.ndim != 2 or len(values) != len(self.features_BD)):
+                raise ValueError(f"expected one row of features per picture, got {tuple(values.shape)}")
+
+
+class Extractor(Protocol):
+    """Describes pictures `images_B3HW` in [0, 1] of any one size."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+    def __call__(self, images_B3HW: Tensor) -> Description: ...
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeExtractor:
+    """The bundled judge of Scenes. It names no single class, so there is no Inception Score of it."""
+
+    identity: Identity
+    reader: NetworkReader
+
+    def __call__(self, images_B3HW: Tensor) -> Description:
+        return Description(_rows(self.reader.features(images_B3HW)))
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptExtractor:
+    """A TorchScript module: pictures [B, 3, H, W] in [0, 1] to features [B, D], alone or with logits."""
+
+    identity: Identity
+    module: torch.jit.ScriptModule
+    device: torch.device
+
+    @torch.inference_mode()
+    def __call__(self, images_B3HW: Tensor) -> Description:
+        found = self._run(images_B3HW.to(self.device))
+        if isinstance(found, Tensor):
+            return Description(_rows(found))
+        if isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found):
+            return Description(_rows(found[0]), _rows(found[1].double().log_softmax(dim=-1)))
+        raise ValueError(
+            f"extractor {self.identity.name} gives {type(found).__name__}: expected features [B, D], or "
+            "features and logits"
+        )
+
+    def _run(self, images_B3HW: Tensor) -> object:
+        try:
+            return self.module(images_B3HW)
+        except RuntimeError as error:
+            raise _refused(self.identity, images_B3HW, error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorExtractor:
+    """A TorchScript module with the calling convention of NVIDIA's detectors, as the canonical Inception.
+
+    Pictures go in as bytes and are resized inside. Without arguments it answers with class probabilities,
+    with `return_features` with the pooled features; `no_output_bias` is how the Inception Score is reported.
+    """
+
+    identity: Identity
+    module: torch.jit.ScriptModule
+    device: torch.device
+
+    @torch.inference_mode()
+    def __call__(self, images_B3HW: Tensor) -> Description:
+        bytes_B3HW = (images_B3HW * 255).round().clamp(0, 255).to(self.device, torch.uint8)
+        try:
+            features_BD: Tensor = self.module(bytes_B3HW, return_features=True)
+            probabilities_BV: Tensor = self.module(bytes_B3HW, no_output_bias=True)
+        except RuntimeError as error:
+            raise _refused(self.identity, images_B3HW, error) from error
+        return Description(_rows(features_BD), _rows(probabilities_BV.double().log()))
+
+
+@dataclass(frozen=True, slots=True)
+class VisionExtractor:
+    """A vision network of transformers with the preprocessing of its own folder.
+
+    Resized in floating point, where the processors of transformers round to bytes: at most 1/255 away.
+    """
+
+    identity: Identity
+    embed: Callable[[Tensor], Tensor]
+    preprocess: Preprocessing
+    device: torch.device
+
+    @torch.inference_mode()
+    def __call__(self, images_B3HW: Tensor) -> Description:
+        pixels_B3HW = self.preprocess(images_B3HW.to(self.device))
+        return Description(_rows(self.embed(pixels_B3HW)))
+
+
+def load_extractor(source: str | Path, device: torch.device | str = "cpu") -> Extractor:
+    """The extractor the user names.
+
+    Args:
+        source: "scenes" (the bundled judge), a TorchScript file, or a Hugging Face folder. The name of file
+            or folder becomes part of the metrics' names.
+
+    Errors: FileNotFoundError or ValueError naming what is missing, damaged, foreign or not installed.
+    """
+    if str(source) == JUDGE:
+        return _load_judge_extractor(torch.device(device))
+    path = Path(source).expanduser()
+    if path.is_file():
+        return load_script(path, device)
+    if path.is_dir():
+        return load_vision(path, device)
+    raise FileNotFoundError(
+        f"no such extractor: {source} (expected '{JUDGE}', a TorchScript file, or a Hugging Face folder: "
+        "`hf download ORG/NAME --local-dir FOLDER` gets one)"
+    )
+
+
+def load_script(path: Path, device: torch.device | str = "cpu") -> ScriptExtractor | DetectorExtractor:
+    """A TorchScript file; one whose `forward` takes `return_features` is called as a detector.
+
+    Errors: ValueError if it is no TorchScript or damaged.
+    """
+    try:
+        module = torch.jit.load(str(path), map_location=device).eval()
+        arguments = [argument.name for argument in module.forward.schema.arguments]
+    except (RuntimeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"extractor {path} is damaged or no TorchScript file ({first_line(error)}): save it with "
+            "torch.jit.script(module).save(...)"
+        ) from error
+    kind = DetectorExtractor if "return_features" in arguments else ScriptExtractor
+    return kind(Identity(_name(path.stem), files_sha256([path])), module, torch.device(device))
+
+
+def load_vision(folder: Path, device: torch.device | str = "cpu") -> VisionExtractor:
+    """A Hugging Face folder: CLIP's projected image embedding, or the pooled output of another network.
+
+    Errors: FileNotFoundError or ValueError naming the missing, damaged or foreign file.
+    """
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not weights:
+        raise FileNotFoundError(
+            f"no weights in {folder}: expected a Hugging Face folder with config.json, model.safetensors and "
+            "preprocessor_config.json"
+        )
+    device = torch.device(device)
+    preprocess = Preprocessing.read(folder)
+    embed = _clip_embedding if _family(folder) == "clip" else _pooled_embedding
+    identity = Identity(_name(folder.resolve().name), files_sha256(weights))
+    return VisionExtractor(identity, embed(folder, device), preprocess, device)
+
+
+def files_sha256(paths: Iterable[Path]) -> str:
+    """What `sha256sum` says of one file; of several, the SHA-256 of their hexadecimal ones in order."""
+    digests = [_file_sha256(path) for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _load_judge_extractor(device: torch.device) -> JudgeExtractor:
+    identity = Identity(JUDGE, files_sha256([WEIGHTS / "scenes-judge" / "model.safetensors"]))
+    return JudgeExtractor(identity, load_judge(device))
+
+
+def _clip_embedding(folder: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+    model: CLIPModel = read_clip(folder).float().eval().requires_grad_(False)
+    model.to(device)  # pyright: ignore[reportArgumentType]
+
+    def embed(pixels_B3HW: Tensor) -> Tensor:
+        return model.visual_projection(model.vision_model(pixel_values=pixels_B3HW).pooler_output)
+
+    return embed
+
+
+def _pooled_embedding(folder: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+    model = _read_network(folder).float().eval().requires_grad_(False)
+    model.to(device)  # pyright: ignore[reportArgumentType]
+
+    def embed(pixels_B3HW: Tensor) -> Tensor:
+        pooled_BD = getattr(model(pixel_values=pixels_B3HW), "pooler_output", None)
+        if pooled_BD is None:
+            raise ValueError(f"{type(model).__name__} of {folder} has no pooled output: use DINOv2 or CLIP")
+        return pooled_BD
+
+    return embed
+
+
+def _read_network(folder: Path) -> PreTrainedModel:
+    """`from_pretrained`, which fills what a file lacks with random numbers, and here may not."""
+    try:
+        from transformers import AutoModel
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(
+            f"{folder} needs transformers, which does not import here ({first_line(error)}): "
+            "pip install 'swiftmask[rewards]'"
+        ) from error
+    try:
+        loaded: Any = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    except Exception as error:  # safetensors, transformers and huggingface_hub each raise their own
+        raise ValueError(
+            f"{folder} does not load as a network of transformers ({type(error).__name__}: "
+            f"{first_line(error)})"
+        ) from error
+    model, found = loaded
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ValueError(f"the weights in {folder} lack {some(missing)}: download the folder again")
+    if "pixel_values" not in inspect.signature(model.forward).parameters:
+        raise ValueError(
+            f"{folder} holds {type(model).__name__}, which does not look at pictures: use DINOv2"
+        )
+    return model
+
+
+def _family(folder: Path) -> object:
+    try:
+        return json.loads((folder / "config.json").read_text())["model_type"]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no {folder / 'config.json'}: expected a Hugging Face folder") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged ({first_line(error)})") from error
+
+
+def _rows(values: Tensor) -> Tensor:
+    """One float32 row per picture on the CPU; pooled maps [B, D, 1, 1] lose their empty axes."""
+    return values.flatten(1).float().cpu()
+
+
+def _refused(identity: Identity, images_B3HW: Tensor, error: Exception) -> ValueError:
+    reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+    return ValueError(
+        f"extractor {identity.name} does not take pictures {tuple(images_B3HW.shape)} ({reason[0][:200]})"
+    )
+
+
+def _name(stem: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", stem)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

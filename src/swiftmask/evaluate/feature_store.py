@@ -1,0 +1,180 @@
+"""Features of a set of pictures on disk, described once: resumable, and shared by any number of processes.
+
+Every 256 pictures make one file. It depends on those pictures alone, so a killed run continues with the files
+that are missing, and processes that divide them find the same numbers as one process.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import reduce
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from swiftmask.core.files import read_tensors
+from swiftmask.evaluate.extractors import Description, Extractor, Identity
+from swiftmask.evaluate.pictures import Pictures
+from swiftmask.evaluate.statistics import FeatureStatistics, Moments
+
+CHUNK = 256
+"""Pictures per file of features."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureStore:
+    """Features of one set of pictures in a folder, a file a chunk; `describe` fills it."""
+
+    folder: Path
+    identity: Identity
+    fingerprint: str
+    count: int
+
+    @property
+    def num_chunks(self) -> int:
+        return -(-self.count // CHUNK)
+
+    def indices(self, chunk: int) -> range:
+        """Pictures of a chunk."""
+        return range(chunk * CHUNK, min((chunk + 1) * CHUNK, self.count))
+
+    def missing(self) -> list[int]:
+        """Chunks not described yet."""
+        return [chunk for chunk in range(self.num_chunks) if not self._path(chunk).exists()]
+
+    def begin(self) -> None:
+        """Claim the folder. Errors: ValueError if it holds features of other pictures or extractors."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path, wanted = self.folder / "features.json", self._settings()
+        if not path.exists():
+            _write_whole(path, lambda partial: partial.write_text(wanted))
+        elif path.read_text() != wanted:
+            raise ValueError(
+                f"{self.folder} holds features of other pictures, or of another extractor than "
+                f"{self.identity.name}: remove it, or choose another folder"
+            )
+
+    def write(self, chunk: int, description: Description) -> None:
+        """One chunk, whole or not at all."""
+        tensors = {"features": description.features_BD.contiguous()}
+        if description.log_probabilities_BV is not None:
+            tensors["log_probabilities"] = description.log_probabilities_BV.contiguous()
+        _write_whole(self._path(chunk), lambda partial: save_file(tensors, partial))
+
+    def chunks(self) -> Iterator[Description]:
+        """All chunks in order, one in memory at a time. Errors: ValueError if some are missing or damaged."""
+        if missing := self.missing():
+            raise ValueError(
+                f"{self.folder} lacks {len(missing)} of {self.num_chunks} parts: run again to finish it"
+            )
+        for chunk in range(self.num_chunks):
+            yield self._read(chunk)
+
+    def moments(self) -> Moments:
+        """Mean and covariance, accumulated chunk by chunk."""
+        parts = (FeatureStatistics.of(chunk.features_BD) for chunk in self.chunks())
+        return reduce(FeatureStatistics.merged, parts).moments(self.identity.sha256)
+
+    def features(self) -> Tensor:
+        """Features of all pictures, float32 [X, D]: 400 MB for 50,000 of Inception's."""
+        return torch.cat([chunk.features_BD for chunk in self.chunks()])
+
+    def log_probabilities(self) -> Tensor | None:
+        """Of all pictures, float32 [X, V]; None if the extractor is no classifier."""
+        rows = [chunk.log_probabilities_BV for chunk in self.chunks()]
+        return torch.cat([row for row in rows if row is not None]) if rows[0] is not None else None
+
+    def _read(self, chunk: int) -> Description:
+        path = self._path(chunk)
+        try:
+            tensors = read_tensors(path)
+            description = Description(tensors["features"], tensors.get("log_probabilities"))
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path} is damaged: remove it and run again") from error
+        if len(description.features_BD) != len(self.indices(chunk)):
+            raise ValueError(
+                f"{path} does not hold {len(self.indices(chunk))} pictures: remove it and run again"
+            )
+        return description
+
+    def _path(self, chunk: int) -> Path:
+        return self.folder / f"features-{chunk * CHUNK:08d}.safetensors"
+
+    def _settings(self) -> str:
+        settings = {"extractor": asdict(self.identity), "pictures": self.fingerprint, "count": self.count}
+        return json.dumps(settings | {"chunk": CHUNK}, indent=1) + "\n"
+
+
+def describe(
+    pictures: Pictures,
+    extractor: Extractor,
+    folder: str | Path,
+    *,
+    batch_size: int = 64,
+    rank: int = 0,
+    num_ranks: int = 1,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> FeatureStore:
+    """Describe the missing chunks of this process's share; what is done stays, whatever happens.
+
+    Args:
+        folder: of the features; finished parts in it are used again.
+        rank, num_ranks: this process describes chunks `rank`, `rank + num_ranks`, ...; all must have returned
+            before the store is read.
+        on_progress: called with pictures of this share done and in all, first with what was there already.
+
+    Errors: ValueError for a picture that cannot be read or is of another size, an extractor that refuses it,
+    or a folder of something else.
+    """
+    store = FeatureStore(Path(folder).expanduser(), extractor.identity, pictures.fingerprint, pictures.count)
+    store.begin()
+    share, missing = range(rank, store.num_chunks, num_ranks), set(store.missing())
+    total = sum(len(store.indices(chunk)) for chunk in share)
+    done = sum(len(store.indices(chunk)) for chunk in share if chunk not in missing)
+    on_progress(done, total)
+    for chunk in share:
+        if chunk in missing:
+            store.write(chunk, _described(pictures, extractor, store.indices(chunk), batch_size))
+            done += len(store.indices(chunk))
+            on_progress(done, total)
+    return store
+
+
+def _described(pictures: Pictures, extractor: Extractor, indices: range, batch_size: int) -> Description:
+    batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
+    parts = [extractor(_checked(pictures.images(batch))) for batch in batches]
+    rows = [part.log_probabilities_BV for part in parts if part.log_probabilities_BV is not None]
+    found = Description(torch.cat([part.features_BD for part in parts]), torch.cat(rows) if rows else None)
+    _require_numbers(found, indices)
+    return found
+
+
+def _checked(images_B3HW: Tensor) -> Tensor:
+    if images_B3HW.ndim != 4 or images_B3HW.shape[1] != 3 or not images_B3HW.is_floating_point():
+        raise ValueError(
+            "expected pictures [B, 3, H, W] with real values in [0, 1], got "
+            f"{tuple(images_B3HW.shape)} {images_B3HW.dtype}"
+        )
+    return images_B3HW
+
+
+def _require_numbers(found: Description, indices: range) -> None:
+    spoilt_B = ~found.features_BD.isfinite().all(dim=1)
+    if found.log_probabilities_BV is not None:
+        spoilt_B |= found.log_probabilities_BV.isnan().any(dim=1)
+    if spoilt_B.any():
+        first = indices[int(spoilt_B.long().argmax())]
+        raise ValueError(f"the features of picture {first} are NaN or infinite: check it and the extractor")
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Whole or not at all, also when two processes write the same file."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

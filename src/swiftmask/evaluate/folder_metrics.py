@@ -1,0 +1,206 @@
+"""Distribution metrics of a set of pictures from its features: FID and kin, each with what makes it readable.
+
+That is N, the spread, the settings, the hash of the extractor, and the same metric between two sets of real
+pictures. Names carry the extractor's name unless it is the canonical Inception (extractors.py).
+"""
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from swiftmask.evaluate.distances import frechet_distance, inception_score, kernel_distance, neighbourhoods
+from swiftmask.evaluate.extractors import Identity
+from swiftmask.evaluate.feature_store import FeatureStore
+from swiftmask.evaluate.statistics import FeatureStatistics, Moments
+
+Found = dict[str, tuple[float, float | None]]
+"""Value and spread by kind of metric."""
+
+_KINDS = ("fd", "is", "kid", "precision", "recall", "density", "coverage")
+_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricSettings:
+    """What the metrics are defined with; part of the result.
+
+    Attributes:
+        nearest: neighbour that bounds a neighbourhood (precision, recall, density, coverage).
+        kid_subsets, kid_subset_size: of the kernel distance; smaller where there are fewer pictures.
+        splits: of the Inception Score.
+        seed: of subsets and splits.
+    """
+
+    nearest: int = 3
+    kid_subsets: int = 100
+    kid_subset_size: int = 1000
+    splits: int = 10
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One number.
+
+    Attributes:
+        spread: standard deviation over subsets or splits, where the metric has them.
+        floor: the same of `FolderMetrics.floor_pictures` real pictures against the other real ones; None
+            without features of the reference.
+    """
+
+    name: str
+    value: float
+    spread: float | None = None
+    floor: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderMetrics:
+    """Metrics of one set of pictures, and what they mean.
+
+    Attributes:
+        extractor: its name and the SHA-256 of its weights.
+        reference_pictures: None where a file of statistics does not say.
+        floor_pictures: real pictures in the place of the generated ones; 0 if there is no floor.
+        left_out: metrics that this reference or extractor cannot give.
+    """
+
+    extractor: Identity
+    pictures: int
+    reference_pictures: int | None
+    floor_pictures: int
+    settings: MetricSettings
+    metrics: tuple[Metric, ...]
+    left_out: tuple[str, ...]
+
+
+def compare_with_pictures(
+    generated: FeatureStore, reference: FeatureStore, settings: MetricSettings
+) -> FolderMetrics:
+    """All metrics against real pictures, each beside its floor.
+
+    The floor puts real pictures in the place of the generated ones: as many, at most half of the reference,
+    drawn at random and compared with the rest. Most metrics here are biased by the number of pictures, so it
+    is comparable where the reference is much larger than the generated set, and too high where it is not.
+
+    Errors: ValueError for different extractors, or too few pictures for a metric.
+    """
+    if generated.identity.sha256 != reference.identity.sha256:
+        raise ValueError(
+            f"the pictures were described by {generated.identity.name}, the reference by "
+            f"{reference.identity.name} or other weights of it: describe both with one extractor"
+        )
+    identity, real = generated.identity, _Sample.of(reference)
+    found = _compared(_Sample.of(generated), real, identity, settings)
+    half = min(generated.count, reference.count // 2)
+    floor: Found = {}
+    if half >= _fewest(settings):
+        order_X = torch.randperm(reference.count, generator=_generator(settings))
+        first, second = real.at(order_X[:half]), real.at(order_X[half:])
+        floor = _compared(first, second, identity, settings)
+    return _result(generated, reference.count, half if floor else 0, settings, found, floor)
+
+
+def compare_with_moments(
+    generated: FeatureStore, reference: Moments, settings: MetricSettings
+) -> FolderMetrics:
+    """What mean and covariance of a reference allow: the Frechet distance, and the Inception Score beside it.
+
+    Errors: ValueError if the reference is of another extractor, or for fewer pictures than splits.
+    """
+    distance = frechet_distance(generated.moments(), reference)
+    found: Found = {"fd": (distance, None), **_scored(generated.log_probabilities(), settings)}
+    return _result(generated, reference.count, 0, settings, found, {})
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Features of pictures in memory."""
+
+    features_XD: Tensor
+    log_probabilities_XV: Tensor | None
+
+    @classmethod
+    def of(cls, store: FeatureStore) -> Self:
+        return cls(store.features(), store.log_probabilities())
+
+    def at(self, indices_X: Tensor) -> Self:
+        classes = self.log_probabilities_XV
+        return type(self)(self.features_XD[indices_X], None if classes is None else classes[indices_X])
+
+    def moments(self) -> Moments:
+        parts = (FeatureStatistics.of(part_BD) for part_BD in self.features_XD.split(_ROWS))
+        return reduce(FeatureStatistics.merged, parts).moments()
+
+
+def _compared(ours: _Sample, real: _Sample, identity: Identity, settings: MetricSettings) -> Found:
+    fewest = min(len(ours.features_XD), len(real.features_XD))
+    if fewest < _fewest(settings):
+        raise ValueError(
+            f"these metrics need at least {_fewest(settings)} pictures on either side, got {fewest}: give "
+            "more, or choose nearer neighbours and fewer splits"
+        )
+    scale = 1.0 if identity.canonical else _root_mean_square(real.features_XD)
+    kernel = kernel_distance(
+        ours.features_XD / scale,
+        real.features_XD / scale,
+        _generator(settings),
+        num_subsets=settings.kid_subsets,
+        subset_size=min(settings.kid_subset_size, fewest),
+    )
+    overlap = neighbourhoods(ours.features_XD, real.features_XD, nearest=settings.nearest)
+    found: Found = {"fd": (frechet_distance(ours.moments(), real.moments()), None), "kid": kernel}
+    found |= _scored(ours.log_probabilities_XV, settings)
+    return found | {kind: (value, None) for kind, value in overlap._asdict().items()}
+
+
+def _scored(log_probabilities_XV: Tensor | None, settings: MetricSettings) -> Found:
+    if log_probabilities_XV is None:
+        return {}
+    score = inception_score(log_probabilities_XV, _generator(settings), num_splits=settings.splits)
+    return {"is": score}
+
+
+def _result(
+    generated: FeatureStore,
+    reference_pictures: int | None,
+    floor_pictures: int,
+    settings: MetricSettings,
+    found: Found,
+    floor: Found,
+) -> FolderMetrics:
+    metrics = tuple(
+        Metric(
+            name=generated.identity.metric(kind),
+            value=found[kind][0],
+            spread=found[kind][1],
+            floor=floor[kind][0] if kind in floor else None,
+        )
+        for kind in _KINDS
+        if kind in found
+    )
+    return FolderMetrics(
+        extractor=generated.identity,
+        pictures=generated.count,
+        reference_pictures=reference_pictures,
+        floor_pictures=floor_pictures,
+        settings=settings,
+        metrics=metrics,
+        left_out=tuple(generated.identity.metric(kind) for kind in _KINDS if kind not in found),
+    )
+
+
+def _root_mean_square(features_XD: Tensor) -> float:
+    """Brings features of any network to the size the cubic kernel is made for; raw ones make it explode."""
+    return features_XD.square().mean(dtype=torch.float64).sqrt().item() or 1.0
+
+
+def _fewest(settings: MetricSettings) -> int:
+    return max(settings.nearest + 1, settings.splits)
+
+
+def _generator(settings: MetricSettings) -> torch.Generator:
+    return torch.Generator().manual_seed(settings.seed)
