@@ -1,17 +1,23 @@
 """`load` and `accelerate`: from a name, a path or a repository to a pipeline, and to a faster one."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from swiftmask.core.protocol import DenoisingModel, FeatureFn
-from swiftmask.methods.caching import ExtrapolatedFeatures, ReuseFeatures
+from swiftmask.methods.caching import (
+    ExtrapolatedFeatures,
+    MLCacheFeatures,
+    ReuseFeatures,
+    refreshed_first,
+)
 from swiftmask.methods.marval import Student, read_student
-from swiftmask.methods.shortcut import Shortcut, ShortcutFeatures, read_shortcut
+from swiftmask.methods.shortcut import AnyShortcut, ShortcutFeatures, read_shortcut
 from swiftmask.pipeline import Pipeline
 from swiftmask.registry import (
     bundled_folder,
@@ -21,7 +27,15 @@ from swiftmask.registry import (
     suggestion,
 )
 
-CACHINGS = ("reuse", "extrapolation-1", "extrapolation-2")
+CACHINGS: dict[str, Callable[[Any], FeatureFn]] = {
+    "reuse": ReuseFeatures,
+    "extrapolation-1": partial(ExtrapolatedFeatures, order=1),
+    "extrapolation-2": partial(ExtrapolatedFeatures, order=2),
+    "ml-cache": MLCacheFeatures,
+    "ml-cache-refreshed": partial(MLCacheFeatures, rule=refreshed_first),
+}
+"""Training-free feature functions by name; the last two need a model that can recompute single columns."""
+
 _RELEASED_SUFFIXES = (".pth", ".pt", ".ckpt")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -66,13 +80,13 @@ def load(
             f"unknown model {text!r}{suggestion(text, known)} "
             "(or give a folder, a file or a Hugging Face repo id)"
         )
-    return _moved(_from_folder(folder, name), wanted_device, wanted_dtype)
+    return _from_folder(folder, name, wanted_device, wanted_dtype)
 
 
 def accelerate(
     pipeline: Pipeline,
     *,
-    shortcut: Shortcut | str | Path | None = None,
+    shortcut: AnyShortcut | str | Path | None = None,
     caching: str | None = None,
     marval: Student | str | Path | None = None,
     full_steps: int | Sequence[int] | None = None,
@@ -82,8 +96,8 @@ def accelerate(
 
     Args:
         shortcut: replaces most backbone calls: a network, a bundled name, a folder or a released file.
-        caching: instead of a shortcut, a training-free rival: "reuse", "extrapolation-1" or
-            "extrapolation-2".
+        caching: instead of a shortcut, a training-free rival: "reuse", "extrapolation-1", "extrapolation-2",
+            and for Lumina-DiMOO "ml-cache" or "ml-cache-refreshed".
         marval: replaces MAR's diffusion head by one call: a student, a bundled name or a folder.
         full_steps: how many steps still run the backbone, or which (step 0 among them). Default: what the
             shortcut's config says, else half of the pipeline's steps.
@@ -100,7 +114,7 @@ def accelerate(
     default_full = max(1, pipeline.steps // 2)
     if caching is not None:
         features_fn = _caching(pipeline, caching)
-    elif isinstance(shortcut, Shortcut):
+    elif isinstance(shortcut, AnyShortcut):
         features_fn = _shortcut(pipeline, shortcut)
     else:
         assert shortcut is not None
@@ -119,15 +133,22 @@ def dtype_named(name: str) -> torch.dtype:
     return names[name]
 
 
-def _from_folder(folder: Path, name: str) -> Pipeline:
+def _from_folder(folder: Path, name: str, device: torch.device | None, dtype: torch.dtype | None) -> Pipeline:
     if not (folder / "config.json").is_file():
-        return _upstream(folder)
+        return _moved(_upstream(folder), device, dtype)
     config = read_config(folder)
+    if config.get("model_type") == "llada":
+        # 8 billion weights: read straight into the wanted precision, never into float32 first.
+        model = generator_class("lumina_dimoo").from_released(
+            folder, dtype=dtype or torch.bfloat16, device=device or torch.device("cpu")
+        )
+        return Pipeline(model, name=name)
     if "model" not in config:
         what = f"a {config['method']}" if "method" in config else "no model"
         mend = "pass it to accelerate(model, ...)" if "method" in config else "expected a model folder"
         raise ValueError(f"{folder} holds {what}: {mend}")
-    return Pipeline(generator_class(str(config["model"])).from_pretrained(folder), name=name)
+    pipeline = Pipeline(generator_class(str(config["model"])).from_pretrained(folder), name=name)
+    return _moved(pipeline, device, dtype)
 
 
 def _released(path: Path, codec: str | Path | None) -> Pipeline:
@@ -146,6 +167,8 @@ def _released(path: Path, codec: str | Path | None) -> Pipeline:
 
 
 def _upstream(folder: Path) -> Pipeline:
+    if (folder / "model_index.json").is_file():
+        return Pipeline(generator_class("meissonic").from_released(folder), name=folder.resolve().name)
     transformers = sorted(folder.rglob("MaskGIT_ImageNet_*.pth"))
     codecs = sorted(path for path in folder.rglob("last.ckpt") if path.parent.name == "VQGAN")
     if not transformers or not codecs:
@@ -205,7 +228,7 @@ def _find_method(source: str | Path, what: str) -> Path:
     raise ValueError(f"unknown {what} {str(source)!r}{suggestion(str(source), known)}")
 
 
-def _shortcut(pipeline: Pipeline, shortcut: Shortcut) -> FeatureFn:
+def _shortcut(pipeline: Pipeline, shortcut: AnyShortcut) -> FeatureFn:
     shortcut = shortcut.to(device=pipeline.model.device, dtype=_model_dtype(pipeline)).eval()
     return ShortcutFeatures(pipeline.model, shortcut)
 
@@ -213,9 +236,7 @@ def _shortcut(pipeline: Pipeline, shortcut: Shortcut) -> FeatureFn:
 def _caching(pipeline: Pipeline, caching: str) -> FeatureFn:
     if caching not in CACHINGS:
         raise ValueError(f"unknown caching {caching!r}{suggestion(caching, CACHINGS)}")
-    if caching == "reuse":
-        return ReuseFeatures(pipeline.model)
-    return ExtrapolatedFeatures(pipeline.model, order=int(caching[-1]))
+    return CACHINGS[caching](pipeline.model)
 
 
 def _recommended_full_steps(path: Path) -> int | None:

@@ -22,8 +22,8 @@ class Convert:
     """The tokenizer, VQGAN/last.ckpt."""
     base: str | None = None
     """For a shortcut: the model it was trained for."""
-    num_heads: int = 16
-    """Attention heads, which no file tells."""
+    num_heads: int | None = None
+    """Attention heads, which no file tells (default: those of the released file)."""
     codebook_size: int = 1024
     """Codes of the tokenizer, which no file tells."""
     resolution: int = 256
@@ -60,9 +60,9 @@ class Convert:
         model = MaskGIT.from_released(
             self.source,
             codec_path,
-            num_heads=self.num_heads,
             codebook_size=self.codebook_size,
             resolution=self.resolution,
+            **({} if self.num_heads is None else {"num_heads": self.num_heads}),
         )
         facts = {"converted_from": [self.source.name, codec_path.name]}
         model.save_pretrained(self.out, provenance=facts, dtype=dtype_named(self.dtype))

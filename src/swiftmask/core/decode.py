@@ -10,7 +10,14 @@ from collections.abc import Callable
 
 import torch
 
-from swiftmask.core.protocol import Condition, FeatureFn, MaskedGenerator, Noise, UnmaskRule
+from swiftmask.core.protocol import (
+    Condition,
+    FeatureFn,
+    MaskedGenerator,
+    Noise,
+    PlannedCondition,
+    UnmaskRule,
+)
 from swiftmask.core.types import Canvas, Decision, Features, Record, Schedule, Step, Trajectory
 
 
@@ -67,9 +74,11 @@ def decode(
 
 
 def prepare_condition(model: MaskedGenerator, condition: Condition, schedule: Schedule) -> Condition:
-    """Adds the null branch when any step of the schedule is guided, so that both run in one forward
-    throughout.
+    """Tells the condition the schedule where it asks for it, and adds the null branch when any step is
+    guided, so that both run in one forward throughout.
     """
+    if isinstance(condition, PlannedCondition):
+        condition = condition.along(schedule)
     return model.with_null(condition) if any(step.guidance != 1.0 for step in schedule) else condition
 
 

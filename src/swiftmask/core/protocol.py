@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from swiftmask.core.types import Canvas, Decision, Features, Record, Step
+from swiftmask.core.types import Canvas, Decision, Features, Record, Schedule, Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +75,15 @@ class Condition(Protocol):
 
     def __len__(self) -> int:
         """Number of images (not of rows)."""
+        ...
+
+
+@runtime_checkable
+class PlannedCondition(Condition, Protocol):
+    """The condition of a backbone that is told how many decode steps are left (Meissonic)."""
+
+    def along(self, schedule: Schedule) -> Self:
+        """The same condition in a decode of this schedule."""
         ...
 
 

@@ -19,9 +19,6 @@ from torch import Tensor
 RELATIVE_TOLERANCE = 1e-5
 """Largest error of a float tensor, as a share of the reference's largest value."""
 
-_LATER: tuple[str, ...] = ()
-"""Kinds whose models are not here yet, by the beginning of their names."""
-
 MANIFESTS = "manifests"
 
 
@@ -65,7 +62,7 @@ class Report:
     """What came of one case."""
 
     name: str
-    status: Literal["passed", "failed", "not yet"]
+    status: Literal["passed", "failed"]
     checks: list[Check] = field(default_factory=list)
     message: str = ""
 
@@ -73,8 +70,7 @@ class Report:
 def verify_folder(folder: str | Path, *, only: str | None = None) -> list[Report]:
     """Every case of the folder, or those whose names begin with `only` (with or without "manifests/").
 
-    A case that cannot be read or run fails with a message; the others still run. Kinds whose models are not
-    here are "not yet", or fail if `only` selected them.
+    A case that cannot be read or run fails with a message; the others still run.
 
     Errors: FileNotFoundError if there is no such folder; ValueError if it has no cases, or none is selected.
     """
@@ -91,7 +87,7 @@ def verify_folder(folder: str | Path, *, only: str | None = None) -> list[Report
     ]
     if not chosen:
         raise ValueError(f"no case begins with {only!r}: there is {', '.join(names)}")
-    return [_report(folder, name, selected=only is not None) for name in chosen]
+    return [_report(folder, name) for name in chosen]
 
 
 def case_names(folder: Path) -> list[str]:
@@ -167,13 +163,7 @@ def _compared(name: str, ours: Tensor, theirs: Tensor) -> Check:
     return Check(name, error, tolerance, error <= tolerance)  # NaN is never within it
 
 
-def _report(folder: Path, name: str, *, selected: bool) -> Report:
-    if _short(name).startswith(_LATER):
-        return (
-            Report(name, "failed", message="not yet: its model is not here")
-            if selected
-            else Report(name, "not yet")
-        )
+def _report(folder: Path, name: str) -> Report:
     try:
         content = _read_content(folder, name)
         kind = MANIFESTS if name.startswith(f"{MANIFESTS}/") else kind_of(name, content)
