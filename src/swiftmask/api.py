@@ -62,7 +62,7 @@ def load(
     Errors: FileNotFoundError or ValueError saying what was found and what would work.
     """
     wanted_dtype = dtype_named(dtype) if isinstance(dtype, str) else dtype
-    wanted_device = _device(device)
+    wanted_device = device_named(device)
     text, path = str(source), Path(source).expanduser()
     if text in bundled_names():
         folder, name = bundled_folder(text), text
@@ -264,7 +264,8 @@ def _moved(pipeline: Pipeline, device: torch.device | None, dtype: torch.dtype |
     return pipeline if device is None and dtype is None else pipeline.to(device, dtype)
 
 
-def _device(device: torch.device | str | None) -> torch.device | None:
+def device_named(device: torch.device | str | None) -> torch.device | None:
+    """Errors: ValueError for a device that does not exist here."""
     if device is None:
         return None
     try:

@@ -35,6 +35,7 @@ COMMANDS = {
     "convert": Command("convert", "Convert", "Turn released weights into a model or shortcut folder."),
     "verify": Command("verify", "Verify", "Compare our models with recorded numbers of the references."),
     "demo": Command("demo", "Demo", "Draw full and accelerated pictures side by side, with a report."),
+    "serve-reward": Command("serve_reward", "ServeReward", "Answer a reward's scores over HTTP."),
     "models": Command("models", "Models", "List the models, accelerators and readers there are."),
 }
 

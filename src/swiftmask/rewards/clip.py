@@ -59,12 +59,13 @@ class ClipSimilarity:
 
         Errors: ValueError for pictures of another form, or not as many prompts as pictures.
         """
-        _check(images_B3HW, prompts)
-        self._follow(images_B3HW.device)
-        text_BD = self._embed_prompts(prompts)
-        return (self._embed_images(images_B3HW) * text_BD).sum(dim=-1)
+        check_pictures(images_B3HW, prompts)
+        image_BD = self.embed_images(images_B3HW)  # first: texts are embedded where the pictures are
+        return (image_BD * self._embed_prompts(prompts)).sum(dim=-1)
 
-    def _embed_images(self, images_B3HW: Tensor) -> Tensor:
+    def embed_images(self, images_B3HW: Tensor) -> Tensor:
+        """Unit vectors [B, D] of pictures in [0, 1]; the weights follow them to their device."""
+        self._follow(images_B3HW.device)
         pixels_B3HW = self._preprocess(images_B3HW).to(self.model.dtype)
         pooled_BD = self.model.vision_model(pixel_values=pixels_B3HW).pooler_output
         return _unit(self.model.visual_projection(pooled_BD))
@@ -151,12 +152,12 @@ def _load(source: str | Path, processor: str | Path | None, dtype: torch.dtype) 
     processor_folder = find_folder(processor or _PROCESSORS.get(str(source), source), PROCESSOR_FILES)
     tokenizer, preprocessing = read_tokenizer(processor_folder), Preprocessing.read(processor_folder)
     model = read_model(find_model(source))
-    _check_fit(model, tokenizer, preprocessing, f"{source} and {processor_folder}")
+    check_fit(model, tokenizer, preprocessing, f"{source} and {processor_folder}")
     model = model.to(dtype)  # pyright: ignore[reportArgumentType]
     return ClipSimilarity(model, tokenizer, preprocessing)
 
 
-def _check_fit(model: CLIPModel, tokenizer: CLIPTokenizer, preprocessing: Preprocessing, what: str) -> None:
+def check_fit(model: CLIPModel, tokenizer: CLIPTokenizer, preprocessing: Preprocessing, what: str) -> None:
     size, vocabulary = model.vision_model.config.image_size, model.text_model.config.vocab_size
     if preprocessing.crop != (size, size):
         raise ValueError(
@@ -170,7 +171,7 @@ def _check_fit(model: CLIPModel, tokenizer: CLIPTokenizer, preprocessing: Prepro
         )
 
 
-def _check(images_B3HW: Tensor, prompts: Sequence[str]) -> None:
+def check_pictures(images_B3HW: Tensor, prompts: Sequence[str]) -> None:
     if images_B3HW.ndim != 4 or images_B3HW.shape[1] != 3 or not images_B3HW.is_floating_point():
         raise ValueError(
             "expected pictures [B, 3, H, W] with real values in [0, 1], got "

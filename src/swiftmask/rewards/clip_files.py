@@ -97,8 +97,8 @@ def clip_classes() -> tuple[type[CLIPConfig], type[CLIPModel], type[CLIPTokenize
         from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
     except (ImportError, RuntimeError) as error:
         raise ValueError(
-            f"PickScore and CLIP score need transformers, which does not import here ({first_line(error)}): "
-            "pip install 'swiftmask[rewards]'"
+            "PickScore, CLIP score, HPSv2.1 and the aesthetic predictor need transformers, which does not "
+            f"import here ({first_line(error)}): pip install 'swiftmask[rewards]'"
         ) from error
     return CLIPConfig, CLIPModel, CLIPTokenizer
 

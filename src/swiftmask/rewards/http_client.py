@@ -1,0 +1,174 @@
+"""A reward that another process computes, asked over HTTP.
+
+Packages of rewards pin versions that conflict with each other and with ours (ImageReward needs an old
+transformers); a server of its own keeps each apart. The protocol is two requests:
+
+    GET  /health  ->  {"status": "ok", "reward": NAME}
+    POST /score   {"images": [PNG in base64, ...], "prompts": [...]}  ->  {"scores": [number or null, ...]}
+
+An error is any other status with `{"error": one line}`. Null: the reward does not apply to that picture.
+Pictures travel as 8-bit PNGs, so no gradient flows back.
+"""
+
+import base64
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from io import BytesIO
+from typing import cast
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, Request, build_opener
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from swiftmask.core.files import first_line
+from swiftmask.rewards.clip import check_pictures
+
+_PASSING = (408, 425, 429, 500, 502, 503, 504)
+"""What a busy or restarting server answers; every other refusal would only be repeated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpReward:
+    """Scores of a reward server.
+
+    Attributes:
+        url: such as http://127.0.0.1:8765, without the path of a request.
+        batch_size: pictures a request; servers limit it.
+        timeout_s: seconds that one request may be silent.
+        num_attempts: how often a request is sent before giving up.
+        first_wait_s: seconds before the second attempt; each further wait is twice as long.
+    """
+
+    url: str
+    batch_size: int = 8
+    timeout_s: float = 120.0
+    num_attempts: int = 5
+    first_wait_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not _is_address(self.url):
+            raise ValueError(f"expected a reward server such as http://127.0.0.1:8765, got {self.url!r}")
+        if self.batch_size < 1 or self.num_attempts < 1 or self.timeout_s <= 0 or self.first_wait_s < 0:
+            raise ValueError(
+                "expected batch_size and num_attempts of at least 1, timeout_s above 0 and first_wait_s not "
+                f"below 0, got {self}"
+            )
+
+    def __call__(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
+        """`scores_B`, float32, on the device of the pictures, without gradient; NaN where it does not apply.
+
+        Args:
+            images_B3HW: in [0, 1]; rounded to bytes.
+            prompts: one per picture.
+
+        Errors: ValueError if the server refuses or answers nonsense; ConnectionError if no attempt got an
+        answer.
+        """
+        check_pictures(images_B3HW, prompts)
+        scores: list[float] = []
+        for start in range(0, len(prompts), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            scores += self._score(images_B3HW[batch], prompts[batch])
+        return torch.tensor(scores, dtype=torch.float32, device=images_B3HW.device)
+
+    def health(self) -> str:
+        """Name of the reward that the server has. Errors: as `__call__`."""
+        answer = self._ask("/health", None)
+        if not isinstance(answer, dict) or not isinstance(answer.get("reward"), str):
+            raise ValueError(f"{self.url} is no reward server: /health answered {_short(answer)}")
+        return answer["reward"]
+
+    def _score(self, images_B3HW: Tensor, prompts: Sequence[str]) -> list[float]:
+        pictures = [base64.b64encode(png).decode() for png in to_pngs(images_B3HW)]
+        body = json.dumps({"images": pictures, "prompts": list(prompts)}).encode()
+        answer = self._ask("/score", body)
+        scores = answer.get("scores") if isinstance(answer, dict) else None
+        if not isinstance(scores, list) or len(scores) != len(prompts) or not all(map(_is_score, scores)):
+            raise ValueError(f"{self.url} must answer {len(prompts)} finite scores, got {_short(answer)}")
+        return [math.nan if score is None else float(score) for score in cast(list[float | None], scores)]
+
+    def _ask(self, path: str, body: bytes | None) -> object:
+        """The answer, after as many attempts as it takes and is allowed."""
+        request = Request(self.url.rstrip("/") + path, body, {"Content-Type": "application/json"})
+        failures: list[_PassingError] = []
+        while len(failures) < self.num_attempts:
+            if failures:
+                time.sleep(self.first_wait_s * 2 ** (len(failures) - 1))
+            try:
+                return _exchange(request, self.timeout_s)
+            except _PassingError as error:
+                failures.append(error)
+        raise ConnectionError(
+            f"no answer from the reward server {self.url} in {self.num_attempts} attempts (last: "
+            f"{failures[-1]}): is it running (swiftmask serve-reward)?"
+        ) from failures[-1]
+
+
+class _PassingError(Exception):
+    """What may be over a moment later."""
+
+
+def to_pngs(images_B3HW: Tensor) -> list[bytes]:
+    """Pictures in [0, 1] as 8-bit PNG files, lightly compressed."""
+    bytes_BHW3 = (images_B3HW.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()
+    return [_to_png(Image.fromarray(image_HW3.contiguous().numpy())) for image_HW3 in bytes_BHW3]
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def _to_png(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _exchange(request: Request, timeout_s: float) -> object:
+    """One request. Errors: `_PassingError` if another attempt may help, else ValueError."""
+    try:
+        # Reward servers stand in one's own network; the proxy of the environment leads out of it.
+        with build_opener(ProxyHandler({})).open(request, timeout=timeout_s) as response:
+            content = response.read()
+    except HTTPError as error:
+        said = f"{error.code} {_complaint(error)}"
+        if error.code in _PASSING:
+            raise _PassingError(said) from error
+        raise ValueError(f"the reward server refuses {request.full_url}: {said}") from error
+    except (OSError, HTTPException) as error:
+        raise _PassingError(first_line(error)) from error
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{request.full_url} answered no JSON: {_short(content)}") from error
+
+
+def _complaint(error: HTTPError) -> str:
+    """The server's line, or what the status means."""
+    try:
+        content = json.loads(error.read())
+    except (OSError, HTTPException, ValueError, RecursionError):
+        content = None
+    said = content.get("error") if isinstance(content, dict) else None
+    return " ".join(said.split()) if isinstance(said, str) else error.reason
+
+
+def _is_score(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value is None or number
+
+
+def _short(answer: object) -> str:
+    return repr(answer)[:200]
