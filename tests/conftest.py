@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from swiftmask.core.protocol import SamplingOptions
+from swiftmask.core.vq_codec import VQConfig, build_vq_codec
 from swiftmask.methods.shortcut import Shortcut, ShortcutConfig, write_shortcut
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
-from swiftmask.models.lumina_dimoo.codec import VQCodec, VQConfig
 from swiftmask.models.lumina_dimoo.layout import Vocabulary
 from swiftmask.models.lumina_dimoo.network import Backbone
 from swiftmask.models.lumina_dimoo.prompts import WordPrompts
@@ -23,7 +23,6 @@ from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
 from swiftmask.models.meissonic import Meissonic
-from swiftmask.models.meissonic import codec as meissonic_codec
 from swiftmask.models.meissonic import weights as meissonic_weights
 from swiftmask.models.meissonic.network import Transformer as MeissonicTransformer
 from swiftmask.models.meissonic.text import TextConfig, build_text_encoder, word_tokenizer
@@ -114,7 +113,7 @@ def golden_dimoo() -> LuminaDiMOO:
     state = golden_state("dimoo_llada")
     backbone = Backbone(infer_backbone_config(state, sizes))
     backbone.load_state_dict(state)
-    codec = VQCodec(
+    codec = build_vq_codec(
         VQConfig(
             block_out_channels=(8, 8),
             layers_per_block=1,
@@ -158,7 +157,7 @@ def golden_meissonic() -> Meissonic:
         max_position_embeddings=8,
         eos_token_id=0,
     )
-    codec = meissonic_codec.VQConfig(
+    codec = VQConfig(
         block_out_channels=(8, 8),
         layers_per_block=1,
         latent_channels=4,
@@ -168,7 +167,7 @@ def golden_meissonic() -> Meissonic:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = build_text_encoder(text, word_tokenizer(words, length=8))
-        model = Meissonic(transformer, encoder, meissonic_codec.build_codec(codec), size=(8, 8))
+        model = Meissonic(transformer, encoder, build_vq_codec(codec), size=(8, 8))
     return model.requires_grad_(False)
 
 

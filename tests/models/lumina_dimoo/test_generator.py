@@ -1,5 +1,7 @@
 """Lumina-DiMOO in the decode loop: batches, guidance, sizes, start canvases and samplers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +11,8 @@ from swiftmask.core.decode import decode as run
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.rng import SeededNoise
 from swiftmask.core.types import Canvas
+from swiftmask.core.vq_codec import VQCodec
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
-from swiftmask.models.lumina_dimoo.codec import VQCodec, VQConfig
 from swiftmask.models.lumina_dimoo.layout import Vocabulary
 from swiftmask.pipeline import Pipeline
 
@@ -114,7 +116,7 @@ def test_codec_and_vocabulary_must_fit(golden_dimoo: LuminaDiMOO) -> None:
     parts = (golden_dimoo.backbone, golden_dimoo.codec, golden_dimoo.prompts)
     with pytest.raises(ValueError, match="need a vocabulary of 134548, the backbone knows 96"):
         LuminaDiMOO(*parts, vocabulary=Vocabulary(), grid=(4, 4))
-    codec = VQCodec(VQConfig(block_out_channels=(4, 4), num_vq_embeddings=9, norm_num_groups=2))
+    codec = VQCodec(replace(parts[1].config, num_vq_embeddings=9), parts[1].vq)
     with pytest.raises(ValueError, match="24 picture codes, the codec 9"):
         LuminaDiMOO(parts[0], codec, parts[2], vocabulary=golden_dimoo.layout.vocabulary, grid=(4, 4))
     with pytest.raises(ValueError, match="sampler must be exact or bf16_compat, got 'fast'"):

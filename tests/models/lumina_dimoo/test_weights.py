@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from swiftmask.core.vq_codec import VQConfig, build_vq_codec
 from swiftmask.models.lumina_dimoo import LuminaDiMOO, memory
-from swiftmask.models.lumina_dimoo.codec import VQCodec, VQConfig
 from swiftmask.models.lumina_dimoo.network import Backbone, BackboneConfig
 from swiftmask.models.lumina_dimoo.weights import RELEASED
 
@@ -43,11 +43,8 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     (folder / "config.json").write_text(json.dumps(SETTINGS))
     (folder / "vqvae").mkdir()
-    codec = VQCodec(CODEC)
-    save_file(
-        {key.removeprefix("vq."): value for key, value in codec.state_dict().items()},
-        folder / "vqvae" / "diffusion_pytorch_model.safetensors",
-    )
+    codec = build_vq_codec(CODEC)
+    save_file(codec.vq.state_dict(), folder / "vqvae" / "diffusion_pytorch_model.safetensors")
     (folder / "vqvae" / "config.json").write_text(json.dumps(dict(codec.vq.config), default=list))
     words = dict(zip(TEXT.split(), NULL, strict=True)) | {"<unknown>": 0}
     core = Tokenizer(models.WordLevel(words, unk_token="<unknown>"))

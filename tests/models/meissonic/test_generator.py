@@ -14,8 +14,8 @@ from swiftmask.core.rng import SeededNoise
 from swiftmask.core.schedule import meissonic_schedule
 from swiftmask.core.types import Canvas, Record, Trajectory
 from swiftmask.core.unmask import by_confidence
+from swiftmask.core.vq_codec import VQCodec
 from swiftmask.models.meissonic import Meissonic, Prompt
-from swiftmask.models.meissonic.codec import VQCodec
 
 GUIDED = SamplingOptions(guidance=3.0)
 L = 16

@@ -1,13 +1,11 @@
 """Prompts and their embedding: what is refused, and what is encoded how often."""
 
 import copy
-import sys
 
 import pytest
 import torch
 
 from swiftmask.models.meissonic import Meissonic, Prompt, with_negative
-from swiftmask.models.meissonic.libraries import library
 from swiftmask.models.meissonic.prompts import as_prompts
 from swiftmask.models.meissonic.text import read_tokenizer
 
@@ -94,12 +92,6 @@ def test_tokenizer_files(model: Meissonic, tmp_path) -> None:
     (tmp_path / "a" / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match=r"the tokenizer in .* is damaged .*: copy it again"):
         read_tokenizer(tmp_path / "a", length=8)
-
-
-def test_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ValueError, match=r"meissonic needs diffusers, .* pip install diffusers"):
-        library("diffusers")
 
 
 def test_every_text_is_encoded_once(model: Meissonic) -> None:

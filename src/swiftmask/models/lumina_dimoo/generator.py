@@ -20,7 +20,7 @@ from swiftmask.core.protocol import Noise, SamplingOptions, Spec, TokenDistribut
 from swiftmask.core.schedule import dimoo_schedule
 from swiftmask.core.tokens import CategoricalTokens, gather_rows, guide
 from swiftmask.core.types import Canvas, Step
-from swiftmask.models.lumina_dimoo.codec import VQCodec
+from swiftmask.core.vq_codec import VQCodec
 from swiftmask.models.lumina_dimoo.layout import Layout, PromptCondition, Vocabulary, grid_of
 from swiftmask.models.lumina_dimoo.network import Backbone, LayerCache
 from swiftmask.models.lumina_dimoo.prompts import Prompts
@@ -213,8 +213,7 @@ class LuminaDiMOO(nn.Module):
 
         Errors: ValueError unless they have the size that this model draws.
         """
-        patch = self.codec.config.patch
-        expected = tuple(patch * side for side in self.layout.grid)
+        expected = tuple(self.codec.config.downscale * side for side in self.layout.grid)
         if images_B3HW.shape[-2:] != expected:
             raise ValueError(
                 f"expected pictures of {expected[0]}x{expected[1]}, got "

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from swiftmask.core.files import first_line
-from swiftmask.models.lumina_dimoo.extras import require
+from swiftmask.core.optional import library
 
 _SYSTEM = "<system>Generate an image according to the text prompt.</system>"
 _TEMPLATE = _SYSTEM + "<user>{}</user>"
@@ -109,9 +109,9 @@ class TokenizerPrompts:
     @classmethod
     def from_folder(cls, folder: str | Path) -> Self:
         """From the released folder, without running code that lies in it."""
-        tokenizers = require("transformers", "the tokenizer of Lumina-DiMOO")
+        transformers = library("transformers", "the tokenizer of Lumina-DiMOO")
         try:
-            tokenizer = tokenizers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+            tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the tokenizers library raises Exception itself
             raise ValueError(
                 f"no readable tokenizer in {folder} ({type(error).__name__}: {first_line(error)}): expected "

@@ -8,7 +8,7 @@ the embedding is, whatever the config says.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from swiftmask.core.files import (
     require_keys,
     write_folder,
 )
-from swiftmask.models.lumina_dimoo.codec import VQCodec, VQConfig
+from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec, load_vq_codec
 from swiftmask.models.lumina_dimoo.layout import Vocabulary
 from swiftmask.models.lumina_dimoo.memory import check_fits
 from swiftmask.models.lumina_dimoo.network import Backbone, BackboneConfig
@@ -131,20 +131,9 @@ def read_released(
 
 def read_released_codec(folder: str | Path) -> VQCodec:
     """The codec of diffusers' layout, in float32 on the CPU."""
-    folder = Path(folder)
-    settings = _read_json(folder / "config.json")
-    path = folder / "diffusion_pytorch_model.safetensors"
-    try:
-        config = _vq_config(settings)
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder / 'config.json'} is no config of a VQModel ({first_line(error)})"
-        ) from error
-    with torch.device("meta"):
-        codec = VQCodec(config).eval()
-    state = {f"vq.{key}": value.float() for key, value in read_tensors(path).items()}
-    load_strict(codec, state, source=str(path))
-    return codec
+    path, file = Path(folder) / "config.json", Path(folder) / "diffusion_pytorch_model.safetensors"
+    config = VQConfig.from_settings(_read_json(path), source=str(path))
+    return load_vq_codec(config, read_tensors(file), source=str(file))
 
 
 def write_model(
@@ -172,14 +161,14 @@ def read_model(folder: str | Path) -> Parts:
     try:
         vocabulary = Vocabulary(**settings.pop("vocabulary"))
         backbone_config = BackboneConfig(**settings.pop("backbone"))
-        codec_config = _vq_config(settings.pop("codec"))
+        codec_config = VQConfig.from_settings(settings.pop("codec"), source=str(path))
         height, width = settings.pop("grid")
         prompts = read_prompts(folder, settings.pop("prompts"))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no config of a lumina_dimoo model ({first_line(error)})") from error
     state = read_tensors(folder / "model.safetensors")
     with torch.device("meta"):
-        backbone, codec_module = Backbone(backbone_config), VQCodec(codec_config)
+        backbone, codec_module = Backbone(backbone_config), build_vq_codec(codec_config)
     for prefix, module in (("backbone.", backbone), ("codec.", codec_module)):
         part = {key.removeprefix(prefix): v.float() for key, v in state.items() if key.startswith(prefix)}
         load_strict(module.eval(), part, source=f"{folder / 'model.safetensors'} ({prefix}*)")
@@ -233,13 +222,6 @@ def _opened(path: Path):
         raise ValueError(
             f"{path} is truncated or no safetensors file ({first_line(error)}): download it again"
         ) from error
-
-
-def _vq_config(settings: Mapping[str, Any]) -> VQConfig:
-    """Sizes from diffusers' config or from ours. Errors: KeyError for a missing one."""
-    sizes: dict[str, Any] = {size.name: settings[size.name] for size in fields(VQConfig)}
-    sizes["block_out_channels"] = tuple(sizes["block_out_channels"])
-    return VQConfig(**sizes)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from swiftmask.core.schedule import meissonic_schedule
 from swiftmask.core.tokens import CategoricalTokens, gather_rows, guide
 from swiftmask.core.types import Canvas, Schedule, Step
 from swiftmask.core.unmask import by_confidence
-from swiftmask.models.meissonic.codec import VQCodec
+from swiftmask.core.vq_codec import VQCodec
 from swiftmask.models.meissonic.network import NUM_MICRO, Conditioning, Transformer
 from swiftmask.models.meissonic.prompts import Prompt, as_prompts
 from swiftmask.models.meissonic.rotary import Rotary, angles_of, places_of, rotary_at

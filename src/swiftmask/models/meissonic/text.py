@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from swiftmask.core.files import first_line
-from swiftmask.models.meissonic.libraries import library
+from swiftmask.core.optional import library
 
 _START, _END, _UNKNOWN = "<start>", "<end>", "<unknown>"
+_ENCODER, _TOKENIZER = "the text encoder of Meissonic", "the tokenizer of Meissonic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,7 @@ class TextEncoder(nn.Module):
 
 def build_text_encoder(config: TextConfig, tokenizer: Tokenizer) -> TextEncoder:
     """An encoder of these sizes with random weights. Errors: ValueError if transformers is not installed."""
-    transformers = library("transformers")
+    transformers = library("transformers", _ENCODER)
     # The ids of start and padding are the tokenizer's business; left alone, they would be CLIP's own.
     sizes = transformers.CLIPTextConfig(**asdict(config), bos_token_id=None, pad_token_id=None)
     clip = transformers.CLIPTextModelWithProjection(sizes)
@@ -140,7 +141,7 @@ def read_tokenizer(folder: str | Path, *, length: int) -> Tokenizer:
         raise FileNotFoundError(
             f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt"
         )
-    transformers = library("transformers")
+    transformers = library("transformers", _TOKENIZER)
     try:
         backend = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises Exception itself
@@ -159,8 +160,8 @@ def word_tokenizer(words: Sequence[str], *, length: int) -> Tokenizer:
     Ids: padding and end 0, start 1, unknown 2, then the words in their order; its encoder's `eos_token_id` is
     0.
     """
-    library("transformers")
-    tokenizers = library("tokenizers")
+    transformers = library("transformers", _TOKENIZER)
+    tokenizers = library("tokenizers", _TOKENIZER)
     vocabulary = {word: place for place, word in enumerate((_END, _START, _UNKNOWN, *words))}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=_UNKNOWN))
     backend.normalizer = tokenizers.normalizers.Lowercase()
@@ -168,7 +169,7 @@ def word_tokenizer(words: Sequence[str], *, length: int) -> Tokenizer:
     backend.post_processor = tokenizers.processors.TemplateProcessing(
         single=f"{_START} $A {_END}", special_tokens=[(_START, 1), (_END, 0)]
     )
-    fast = library("transformers").PreTrainedTokenizerFast(
+    fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=_START,
         eos_token=_END,

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from swiftmask.core.files import (
     State,
@@ -28,8 +27,8 @@ from swiftmask.core.files import (
     require_keys,
     write_folder,
 )
-from swiftmask.models.meissonic.codec import VQCodec, VQConfig, build_codec
-from swiftmask.models.meissonic.libraries import library
+from swiftmask.core.optional import library
+from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec, load_vq_codec
 from swiftmask.models.meissonic.network import Transformer, TransformerConfig
 from swiftmask.models.meissonic.text import (
     TextConfig,
@@ -203,13 +202,13 @@ def _networks(parts: Parts) -> dict[str, torch.nn.Module]:
 def _empty(transformer: TransformerConfig, text: TextConfig, codec: VQConfig, tokenizer: Tokenizer) -> Parts:
     """The networks with their weights on the meta device."""
     with torch.device("meta"):
-        built = Transformer(transformer).eval(), build_codec(codec)
+        built = Transformer(transformer).eval(), build_vq_codec(codec)
     return Parts(built[0], _empty_text_encoder(text, tokenizer), built[1])
 
 
 def _empty_text_encoder(config: TextConfig, tokenizer: Tokenizer) -> TextEncoder:
     # Its counting positions are in no file: they must not be left on the meta device with the weights.
-    with library("accelerate").init_empty_weights():
+    with library("accelerate", "the text encoder of Meissonic").init_empty_weights():
         return build_text_encoder(config, tokenizer)
 
 
@@ -251,22 +250,10 @@ def _infer_text_config(state: State, content: Mapping[str, Any], *, source: str)
 
 
 def _read_codec(folder: Path) -> VQCodec:
-    content = _read_json(folder / "config.json")
-    known = {field.name for field in fields(VQConfig)}
-    sizes = {key: value for key, value in content.items() if key in known}
-    try:
-        sizes["block_out_channels"] = tuple(sizes["block_out_channels"])
-        config = VQConfig(**sizes)
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder / 'config.json'} is no config of a VQModel ({first_line(error)})"
-        ) from error
+    path = folder / "config.json"
+    config = VQConfig.from_settings(_read_json(path), source=str(path))
     file = _first_file(folder, _WEIGHTS)
-    with torch.device("meta"):
-        codec = build_codec(config)
-    state: dict[str, Tensor] = {key: value.float() for key, value in read_tensors(file).items()}
-    load_strict(codec.vq, state, source=str(file))
-    return codec
+    return load_vq_codec(config, read_tensors(file), source=str(file))
 
 
 def _check_scheduler(path: Path, config: TransformerConfig) -> None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,10 @@ from swiftmask.core.protocol import FeatureFn
 from swiftmask.core.rng import ReplayNoise
 from swiftmask.core.schedule import uniform_full_steps, with_full_steps
 from swiftmask.core.types import Step
+from swiftmask.core.vq_codec import VQCodec, VQConfig
 from swiftmask.methods.caching import MLCacheFeatures, ml_cache_full_steps
 from swiftmask.methods.shortcut import ShortcutFeatures
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
-from swiftmask.models.lumina_dimoo.codec import VQCodec, VQConfig
 from swiftmask.models.lumina_dimoo.layout import Vocabulary
 from swiftmask.verify.cases import Case, Check, compare, exactly, read_case, sibling_names
 from swiftmask.verify.kinds import dimoo_llada, dimoo_shortcut
@@ -42,14 +42,6 @@ class _RecordedPrompts:
 
     def save(self, folder: Path) -> None:
         raise ValueError("a recorded prompt is no tokenizer")
-
-
-class _NoCodec(nn.Module):
-    """Stands for the codec, which token decodes do not run."""
-
-    def __init__(self, config: VQConfig) -> None:
-        super().__init__()
-        self.config = config
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +154,7 @@ def _model(case: Case) -> LuminaDiMOO:
     null_ids = tuple(given["uncond_prefix"][0].tolist())
     model = LuminaDiMOO(
         backbone,
-        cast(VQCodec, _NoCodec(VQConfig(num_vq_embeddings=sizes["codebook_size"]))),
+        _no_codec(sizes["codebook_size"]),
         _RecordedPrompts(tuple(ids[: start - 2]), null_ids),
         vocabulary=vocabulary,
         grid=(side, side),
@@ -172,6 +164,14 @@ def _model(case: Case) -> LuminaDiMOO:
     if ours[0].tolist() != ids:
         raise ValueError(f"{case.name}: in.prompt is not laid out as a {side}x{side} picture after a prompt")
     return model
+
+
+def _no_codec(codebook_size: int) -> VQCodec:
+    """One that holds nothing: token decodes do not run it."""
+    config = VQConfig(
+        block_out_channels=(1,), layers_per_block=1, latent_channels=1, num_vq_embeddings=codebook_size
+    )
+    return VQCodec(config, nn.Module())
 
 
 def _sibling(case: Case, kind: str) -> Case:

@@ -14,8 +14,8 @@ from swiftmask.core.protocol import MaskedGenerator
 from swiftmask.core.rng import ReplayNoise
 from swiftmask.core.schedule import meissonic_schedule
 from swiftmask.core.unmask import by_confidence
+from swiftmask.core.vq_codec import VQCodec, VQConfig
 from swiftmask.models.meissonic import Meissonic, Prompt
-from swiftmask.models.meissonic.codec import VQCodec, VQConfig
 from swiftmask.models.meissonic.network import Transformer
 from swiftmask.models.meissonic.text import TextConfig, TextEmbedding, TextEncoder, Tokenizer
 from swiftmask.verify.cases import Case, Check, compare, read_case, sibling_names

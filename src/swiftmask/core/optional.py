@@ -1,0 +1,25 @@
+"""Libraries that only some models need, imported when one of their parts is first built.
+
+The networks themselves, their training and their verification run without them.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+from swiftmask.core.files import first_line
+
+
+def library(name: str, purpose: str) -> ModuleType:
+    """A library by name.
+
+    Args:
+        purpose: what needs it, the subject of the error's sentence.
+
+    Errors: ValueError saying what needs it, why it does not import, and how to install it.
+    """
+    try:
+        return import_module(name)
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(
+            f"{purpose} needs {name}, which does not import here ({first_line(error)}): pip install {name}"
+        ) from error
