@@ -125,7 +125,8 @@ def test_no_vague_file_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["generate", "--help"], ["verify", "--help"], ["train", "--help"]]
+    "arguments",
+    [["--help"], ["generate", "--help"], ["verify", "--help"], ["train", "--help"], ["compare", "--help"]],
 )
 def test_help_imports_no_torch(arguments: list[str]) -> None:
     code = (

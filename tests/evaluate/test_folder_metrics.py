@@ -65,6 +65,12 @@ def save(folder: Path, count: int, *, size: tuple[int, int] = (6, 6)) -> Path:
     return folder
 
 
+def test_the_overview_of_generate_is_no_picture(tmp_path: Path) -> None:
+    folder = save(tmp_path, 3)
+    Image.new("RGB", (18, 6)).save(folder / "grid.png")
+    assert folder_pictures(folder).count == 3
+
+
 def test_a_killed_run_continues(tmp_path: Path) -> None:
     whole = describe(pictures(), Means(), tmp_path / "whole", batch_size=2)
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "generate": Command("generate", "Generate", "Draw pictures, with or without an accelerator."),
     "train": Command("train", "Train", "Train what a recipe describes, or continue."),
     "evaluate": Command("evaluate", "Evaluate", "Measure the quality of a model's pictures."),
+    "compare": Command("compare", "Compare", "Compare a folder of pictures with real ones: FID and kin."),
     "bench quality": Command(
         "bench", "BenchQuality", "Quality against cost, over step counts and accelerators."
     ),

@@ -78,6 +78,8 @@ class Generate:
     """Print the summary as JSON."""
 
     def run(self) -> int:
+        from swiftmask.evaluate.pictures import OVERVIEW
+
         jobs = self._jobs()
         pipeline = self._pipeline()
         settings = self._settings(pipeline)
@@ -90,7 +92,7 @@ class Generate:
             note(f"{replaced} pictures in {self.out} were drawn with other settings and are overwritten")
         costs = self._draw(pipeline, missing, stamps)
         files = [self.out / _file_name(job) for job in jobs]
-        _write(self.out / "grid.png", lambda path: _grid(files).save(path, format="PNG"))
+        _write(self.out / OVERVIEW, lambda path: _grid(files).save(path, format="PNG"))
         summary = {
             "settings": settings,
             "drawn": len(missing),

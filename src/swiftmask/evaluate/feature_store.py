@@ -73,10 +73,14 @@ class FeatureStore:
         for chunk in range(self.num_chunks):
             yield self._read(chunk)
 
-    def moments(self) -> Moments:
-        """Mean and covariance, accumulated chunk by chunk."""
+    def statistics(self) -> FeatureStatistics:
+        """Accumulated chunk by chunk."""
         parts = (FeatureStatistics.of(chunk.features_BD) for chunk in self.chunks())
-        return reduce(FeatureStatistics.merged, parts).moments(self.identity.sha256)
+        return reduce(FeatureStatistics.merged, parts)
+
+    def moments(self) -> Moments:
+        """Mean and covariance."""
+        return self.statistics().moments(self.identity.sha256)
 
     def features(self) -> Tensor:
         """Features of all pictures, float32 [X, D]: 400 MB for 50,000 of Inception's."""

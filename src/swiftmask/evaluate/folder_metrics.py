@@ -97,7 +97,7 @@ def compare_with_pictures(
     found = _compared(_Sample.of(generated), real, identity, settings)
     half = min(generated.count, reference.count // 2)
     floor: Found = {}
-    if half >= _fewest(settings):
+    if half >= fewest_pictures(settings):
         order_X = torch.randperm(reference.count, generator=_generator(settings))
         first, second = real.at(order_X[:half]), real.at(order_X[half:])
         floor = _compared(first, second, identity, settings)
@@ -138,10 +138,10 @@ class _Sample:
 
 def _compared(ours: _Sample, real: _Sample, identity: Identity, settings: MetricSettings) -> Found:
     fewest = min(len(ours.features_XD), len(real.features_XD))
-    if fewest < _fewest(settings):
+    if fewest < (needed := fewest_pictures(settings)):
         raise ValueError(
-            f"these metrics need at least {_fewest(settings)} pictures on either side, got {fewest}: give "
-            "more, or choose nearer neighbours and fewer splits"
+            f"these metrics need at least {needed} pictures on either side, got {fewest}: give more, or "
+            "choose nearer neighbours and fewer splits"
         )
     scale = 1.0 if identity.canonical else _root_mean_square(real.features_XD)
     kernel = kernel_distance(
@@ -198,7 +198,8 @@ def _root_mean_square(features_XD: Tensor) -> float:
     return features_XD.square().mean(dtype=torch.float64).sqrt().item() or 1.0
 
 
-def _fewest(settings: MetricSettings) -> int:
+def fewest_pictures(settings: MetricSettings) -> int:
+    """What either side needs for neighbours and splits."""
     return max(settings.nearest + 1, settings.splits)
 
 

@@ -16,6 +16,9 @@ from swiftmask.core.files import first_line
 from swiftmask.data.images import ImageFolder
 from swiftmask.data.images.folder import SUFFIXES
 
+OVERVIEW = "grid.png"
+"""What `swiftmask generate` calls the sheet of all its pictures."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
@@ -38,8 +41,8 @@ class Pictures:
 def folder_pictures(root: str | Path) -> Pictures:
     """Generated pictures: every image file below `root`, all of one size, in the order of their names.
 
-    They are never resized, which would hide a mistake and change every metric. Names that start with a dot
-    are passed over.
+    They are never resized, which would hide a mistake and change every metric. Names that start with a dot,
+    and the overview that `swiftmask generate` writes, are passed over.
 
     Errors: FileNotFoundError; ValueError for fewer than two. Reading raises ValueError naming a file that is
     damaged or of another size than the first.
@@ -91,6 +94,7 @@ def _listed(root: Path) -> tuple[str, ...]:
         raise FileNotFoundError(f"no such image folder: {root}")
     below = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
     shown = (path for path in below if not any(part.startswith(".") for part in path.parts))
+    shown = (path for path in shown if path.name != OVERVIEW)
     files = tuple(sorted(path.as_posix() for path in shown))
     if len(files) < 2:
         raise ValueError(f"{root} has {len(files)} images ({' '.join(SUFFIXES)}): expected at least 2")

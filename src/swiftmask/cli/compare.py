@@ -1,0 +1,320 @@
+"""`swiftmask compare`: distribution metrics (FID and kin) of a folder of pictures."""
+
+import os
+import platform
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from rich.progress import Progress, TaskID
+from tyro.conf import Positional
+
+from swiftmask.cli import measure
+from swiftmask.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    import torch
+
+    from swiftmask.evaluate.extractors import Extractor, Identity
+    from swiftmask.evaluate.feature_store import FeatureStore
+    from swiftmask.evaluate.folder_metrics import FolderMetrics
+    from swiftmask.evaluate.pictures import Pictures
+    from swiftmask.evaluate.statistics import Moments
+
+_PACKAGES = ("swiftmask", "torch", "numpy", "pillow", "transformers")
+"""What decides the numbers."""
+
+_DIGITS = 12
+"""Of a hash, where a person reads it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compare:
+    """How far a folder of pictures is from real ones: FID and kin, each beside its floor (docs/metrics.md).
+
+    A killed run continues where it was. torchrun --nproc-per-node N -m swiftmask compare ... shares the work.
+    """
+
+    pictures: Positional[Path]
+    """Folder of generated pictures, all of one size."""
+    reference: Path
+    """Folder of real pictures, or a file of their statistics: .safetensors (--save-statistics), or .npz with
+    mu and sigma."""
+    extractor: str
+    """Whose features: "scenes" (the bundled judge), a TorchScript file, or a Hugging Face folder."""
+    crop: int | None = None
+    """Crop real pictures to squares of this side, as ADM does (default: take them as they are)."""
+    nearest: int = 3
+    """Neighbour that bounds a neighbourhood (precision, recall, density, coverage)."""
+    splits: int = 10
+    """Of the Inception Score."""
+    batch: int = 64
+    """Pictures at a time."""
+    device: str = "cpu"
+    """Where to run ("cpu", "cuda"; of several processes, each takes its own GPU)."""
+    out: Path = Path("report/features")
+    """Folder of the features, which later runs use again."""
+    save_statistics: Path | None = None
+    """Also keep the statistics of the real pictures in this .safetensors file, as a later --reference."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> int:
+        """Describe what is not described yet, compare, print."""
+        self._check_options()
+        from swiftmask.evaluate.extractors import load_extractor
+        from swiftmask.evaluate.pictures import folder_pictures
+
+        generated = folder_pictures(self.pictures)
+        reference = self._reference(generated)
+        processes = Processes.here()
+        extractor = load_extractor(self.extractor, processes.device(self.device))
+        try:
+            ours, real = self._described(generated, reference, extractor, processes)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command continues where it was") from None
+        processes.wait()
+        if processes.rank == 0:
+            self._save_statistics(real)
+            self._print(self._compared(ours, real))
+        return 0
+
+    def command(self) -> str:
+        """What measures the same again."""
+        words: list[object] = ["compare", self.pictures, "--reference", self.reference]
+        words += ["--extractor", self.extractor]
+        words += [] if self.crop is None else ["--crop", self.crop]
+        words += ["--nearest", self.nearest, "--splits", self.splits]
+        return measure.command_line(*words, "--batch", self.batch, "--device", self.device, "--out", self.out)
+
+    def _check_options(self) -> None:
+        """Errors: ValueError or FileNotFoundError for what is wrong before any picture is read."""
+        for name in ("crop", "nearest", "splits", "batch"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"--out {self.out} is a file: name a folder")
+        reference = self.reference.expanduser()
+        if not reference.exists():
+            raise FileNotFoundError(
+                f"no such reference: {reference} (expected a folder of real pictures, or a .npz or "
+                ".safetensors file of their statistics)"
+            )
+        for option, value in (("--crop", self.crop), ("--save-statistics", self.save_statistics)):
+            if value is not None and not reference.is_dir():
+                raise ValueError(f"{option} goes with a folder of real pictures, and {reference} is a file")
+        if self.save_statistics is not None and self.save_statistics.suffix != ".safetensors":
+            raise ValueError(f"--save-statistics {self.save_statistics}: name a .safetensors file")
+
+    def _reference(self, generated: "Pictures") -> "Pictures | Moments":
+        from swiftmask.evaluate.pictures import cropped_pictures, folder_pictures
+        from swiftmask.evaluate.statistics import read_moments
+
+        path = self.reference.expanduser()
+        if not path.is_dir():
+            return read_moments(path)
+        real = folder_pictures(path) if self.crop is None else cropped_pictures(path, self.crop)
+        self._check_numbers(generated, real)
+        _check_sizes(generated, real)
+        return real
+
+    def _check_numbers(self, generated: "Pictures", real: "Pictures") -> None:
+        """Said before hours of work rather than after them."""
+        from swiftmask.evaluate.folder_metrics import MetricSettings, fewest_pictures
+
+        fewest = fewest_pictures(MetricSettings(nearest=self.nearest, splits=self.splits))
+        for folder, found in ((self.pictures, generated.count), (self.reference, real.count)):
+            if found < fewest:
+                raise ValueError(
+                    f"--nearest {self.nearest} and --splits {self.splits} need at least {fewest} pictures on "
+                    f"either side, and {folder} has {found}: give more, or lower the options"
+                )
+
+    def _check_extractor(self, reference: "Moments", identity: "Identity") -> None:
+        if reference.extractor not in (None, identity.sha256):
+            raise ValueError(
+                f"{self.reference} was made with other weights (sha256 {reference.extractor[:_DIGITS]}) than "
+                f"--extractor {self.extractor} ({identity.sha256[:_DIGITS]}): name its extractor, or give "
+                "the folder of real pictures"
+            )
+
+    def _described(
+        self,
+        generated: "Pictures",
+        reference: "Pictures | Moments",
+        extractor: "Extractor",
+        processes: "Processes",
+    ) -> "tuple[FeatureStore, FeatureStore | Moments]":
+        """This process's share of what is missing; complete when all processes have done theirs."""
+        from swiftmask.evaluate.feature_store import describe
+        from swiftmask.evaluate.statistics import Moments
+
+        def store(pictures: "Pictures", folder: Path, what: str, bar: Progress) -> "FeatureStore":
+            return describe(
+                pictures,
+                extractor,
+                self._features_folder(pictures, folder, extractor.identity),
+                batch_size=self.batch,
+                rank=processes.rank,
+                num_ranks=processes.count,
+                on_progress=shown(bar, what),
+            )
+
+        if isinstance(reference, Moments):
+            self._check_extractor(reference, extractor.identity)
+        with progress_bar() if processes.rank == 0 else Progress(disable=True) as bar:
+            ours = store(generated, self.pictures, "pictures", bar)
+            if isinstance(reference, Moments):
+                return ours, reference
+            return ours, store(reference, self.reference, "reference", bar)
+
+    def _features_folder(self, pictures: "Pictures", source: Path, identity: "Identity") -> Path:
+        """Named by what it holds: changed pictures never meet old features, and every comparison with a
+        reference uses the same ones.
+        """
+        own = f"{source.expanduser().resolve().name}-{pictures.fingerprint[:_DIGITS]}"
+        return self.out / f"{identity.name}-{identity.sha256[:_DIGITS]}" / own
+
+    def _save_statistics(self, real: "FeatureStore | Moments") -> None:
+        from swiftmask.evaluate.feature_store import FeatureStore
+
+        if self.save_statistics is None:
+            return
+        assert isinstance(real, FeatureStore)
+        real.statistics().save(self.save_statistics.expanduser(), extractor=real.identity.sha256)
+
+    def _compared(self, ours: "FeatureStore", real: "FeatureStore | Moments") -> "FolderMetrics":
+        from swiftmask.evaluate.folder_metrics import (
+            MetricSettings,
+            compare_with_moments,
+            compare_with_pictures,
+        )
+        from swiftmask.evaluate.statistics import Moments
+
+        settings = MetricSettings(nearest=self.nearest, splits=self.splits)
+        with progress_bar() as bar:
+            bar.add_task("metrics", total=None)
+            if isinstance(real, Moments):
+                return compare_with_moments(ours, real, settings)
+            return compare_with_pictures(ours, real, settings)
+
+    def _print(self, result: "FolderMetrics") -> None:
+        from swiftmask.recipes.provenance import commit, machine
+
+        origin = {
+            "command": self.command(),
+            "commit": commit(),
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            "machine": machine(),
+        }
+        if self.json:
+            compared = {"folder": str(self.pictures), "reference": str(self.reference)}
+            measure.print_json(compared | asdict(result) | origin | {"versions": _versions()})
+        else:
+            _print_table(result, origin)
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """Those that torchrun started, seen from this one; or this one alone."""
+
+    rank: int
+    count: int
+
+    @classmethod
+    def here(cls) -> Self:
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+    def device(self, name: str) -> "torch.device":
+        """Where this process computes: "cuda" of several is one GPU each.
+
+        Errors: ValueError for a device that is not there.
+        """
+        import torch
+
+        from swiftmask.api import device_named
+
+        device = device_named(name)
+        assert device is not None
+        if self.count == 1 or device != torch.device("cuda"):
+            return device
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank)))
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        if self.count == 1:
+            return
+        from accelerate import PartialState
+
+        # Nothing but this barrier goes between the processes, so gloo does on any device. Shares take unequal
+        # time, and torchrun ends the others when one fails: half an hour, the default, is no sign of trouble.
+        PartialState(cpu=True, timeout=timedelta(days=1)).wait_for_everyone()
+
+
+def shown(bar: Progress, what: str) -> Callable[[int, int], None]:
+    """`on_progress(done, total)` as a task of the bar. It begins with what was there already, which would
+    otherwise count as speed.
+    """
+    tasks: list[TaskID] = []
+
+    def on_progress(done: int, total: int) -> None:
+        if not tasks:
+            tasks.append(bar.add_task(what, total=total, completed=done))
+        bar.update(tasks[0], completed=done)
+
+    return on_progress
+
+
+def _check_sizes(generated: "Pictures", real: "Pictures") -> None:
+    """Extractors take any size, so nothing else would notice."""
+    ours, theirs = (pictures.images([0]).shape[-2:] for pictures in (generated, real))
+    if ours != theirs:
+        raise ValueError(
+            f"the pictures are {ours[1]}x{ours[0]}, the real ones {theirs[1]}x{theirs[0]}: metrics need one "
+            "size; --crop SIDE crops the real ones to squares"
+        )
+
+
+def _versions() -> dict[str, str]:
+    """Of Python and what decides the numbers, as far as installed."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
+
+
+def _print_table(result: "FolderMetrics", origin: dict[str, str]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", box=box.SIMPLE_HEAD)
+    for heading in ("value", "spread", "floor"):
+        table.add_column(heading, justify="right")
+    for metric in result.metrics:
+        numbers = (metric.value, metric.spread, metric.floor)
+        table.add_row(metric.name, *("" if number is None else f"{number:.5g}" for number in numbers))
+    console = Console()
+    console.print(table)
+    for line in (*_caption(result), "{commit}, {date}, {machine}".format(**origin), origin["command"]):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _caption(result: "FolderMetrics") -> list[str]:
+    """What a reader must know beside the table."""
+    known = result.reference_pictures
+    floor = "no floor, which needs enough pictures of the reference"
+    if result.floor_pictures and known is not None:
+        floor = f"floor: {result.floor_pictures} real ones against the other {known - result.floor_pictures}"
+    lines = [
+        f"N = {result.pictures} pictures against {'an unknown number' if known is None else known}; {floor}",
+        f"extractor {result.extractor.name}, sha256 {result.extractor.sha256[:_DIGITS]}",
+    ]
+    if result.left_out:
+        lines.append(f"not given by this reference or extractor: {', '.join(result.left_out)}")
+    return lines

@@ -1,0 +1,302 @@
+"""`swiftmask compare`: numbers of a folder of pictures, found again, shared, and refused in one line."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from swiftmask.cli import main
+from swiftmask.cli.compare import Processes, shown
+from swiftmask.evaluate.extractors import files_sha256, load_extractor
+from swiftmask.evaluate.feature_store import describe
+from swiftmask.evaluate.folder_metrics import MetricSettings, compare_with_pictures
+from swiftmask.evaluate.pictures import folder_pictures
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
+KINDS = ("fd", "is", "kid", "precision", "recall", "density", "coverage")
+
+
+class Means(nn.Module):
+    """Means of the colours as features, and of two halves as logits."""
+
+    def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        return images_B3HW.mean(dim=(2, 3)), 9 * images_B3HW.mean(dim=(1, 2))[:, :2]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with generated pictures (`ours`), real ones (`real`, `large`) and an extractor, `means.pt`."""
+    root = tmp_path_factory.mktemp("sets")
+    save(root / "ours", 12, darker=2)
+    save(root / "real", 26)
+    save(root / "large", 12, size=(13, 17))
+    for name, network in (("means", Means()), ("other", nn.AvgPool2d(6))):
+        torch.jit.script(network).save(str(root / f"{name}.pt"))  # pyright: ignore[reportAttributeAccessIssue]
+    return root
+
+
+@pytest.fixture
+def here(sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `sets` as the working directory."""
+    monkeypatch.chdir(shutil.copytree(sets, tmp_path / "here"))
+    return Path.cwd()
+
+
+def save(folder: Path, count: int, *, size: tuple[int, int] = (6, 6), darker: int = 1) -> None:
+    folder.mkdir()
+    for index in range(count):
+        pixels = np.random.default_rng(index).integers(0, 256, (*size, 3)) // darker
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index:03d}.png")
+
+
+def succeeded(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", *(str(argument) for argument in arguments)])
+    said = capsys.readouterr()
+    assert stop.value.code == 0, said.err
+    return said.out
+
+
+def compared(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    return json.loads(succeeded(capsys, *arguments, "--json"))
+
+
+def by_name(found: dict[str, Any]) -> dict[str, float]:
+    return {metric["name"]: metric["value"] for metric in found["metrics"]}
+
+
+AGAINST_REAL = ("ours", "--reference", "real", "--extractor", "means.pt")
+
+
+def test_against_a_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = compared(capsys, *AGAINST_REAL, "--nearest", 2, "--splits", 4)
+    extractor = load_extractor("means.pt")
+    ours, real = (
+        describe(folder_pictures(name), extractor, here / f"own-{name}") for name in ("ours", "real")
+    )
+    expected = compare_with_pictures(ours, real, MetricSettings(nearest=2, splits=4))
+    assert by_name(found) == {metric.name: metric.value for metric in expected.metrics}
+    assert [metric["floor"] for metric in found["metrics"]] == [m.floor for m in expected.metrics]
+    assert list(by_name(found)) == [f"{kind}_means" for kind in KINDS]
+    assert (found["pictures"], found["reference_pictures"], found["floor_pictures"]) == (12, 26, 12)
+    assert found["extractor"] == {"name": "means", "sha256": files_sha256([here / "means.pt"])}
+    assert (found["settings"]["nearest"], found["settings"]["splits"]) == (2, 4)
+    assert found["versions"]["torch"] in found["machine"]
+    assert len(found["date"]) == 10
+    assert found["commit"]
+
+
+def test_its_command_finds_it_again_and_describes_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--crop", 6, "--batch", 5, "--out", "my features")
+    first = compared(capsys, "ours", "--reference", "large", "--extractor", "means.pt", *options)
+    parts = {path: path.stat().st_mtime_ns for path in (here / "my features").rglob("*.safetensors")}
+    program, command, *arguments = shlex.split(first["command"])
+    assert (program, command) == ("swiftmask", "compare")
+    assert compared(capsys, *arguments) == first
+    assert {path: path.stat().st_mtime_ns for path in parts} == parts
+
+
+def test_the_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = succeeded(capsys, *AGAINST_REAL)
+    found = compared(capsys, *AGAINST_REAL)
+    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.strip()}
+    for metric in found["metrics"]:
+        numbers = (metric["value"], metric["spread"], metric["floor"])
+        assert rows[metric["name"]] == [f"{number:.5g}" for number in numbers if number is not None]
+    lines = said.splitlines()
+    assert "N = 12 pictures against 26; floor: 12 real ones against the other 14" in lines
+    assert f"extractor means, sha256 {found['extractor']['sha256'][:12]}" in lines
+    assert found["command"] in lines
+
+
+def test_saved_statistics_are_a_reference(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = compared(capsys, *AGAINST_REAL, "--save-statistics", "kept/real.safetensors")
+    arguments = ("ours", "--extractor", "means.pt", "--reference")
+    again = compared(capsys, *arguments, "kept/real.safetensors")
+    assert by_name(again) == {
+        name: pytest.approx(by_name(found)[name], rel=1e-6) for name in ("fd_means", "is_means")
+    }
+    assert again["left_out"] == [f"{kind}_means" for kind in KINDS[2:]]
+    assert again["reference_pictures"] == 26
+    assert "not given by this reference or extractor: kid_means" in succeeded(
+        capsys, *arguments, "kept/real.safetensors"
+    )
+
+
+def test_statistics_of_others_are_a_reference(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    features_XD = load_extractor("means.pt")(folder_pictures("real").images(range(26))).features_BD.numpy()
+    np.savez("adm.npz", mu=features_XD.mean(axis=0), sigma=np.cov(features_XD.T))
+    found = compared(capsys, "ours", "--reference", "adm.npz", "--extractor", "means.pt")
+    whole = compared(capsys, *AGAINST_REAL)
+    assert by_name(found)["fd_means"] == pytest.approx(by_name(whole)["fd_means"], rel=1e-4)
+    assert found["reference_pictures"] is None
+    assert "N = 12 pictures against an unknown number; no floor" in succeeded(
+        capsys, "ours", "--reference", "adm.npz", "--extractor", "means.pt"
+    )
+
+
+def test_a_reference_is_described_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whichever pictures are compared with it; changed ones are described anew, without a complaint."""
+    compared(capsys, *AGAINST_REAL)
+    (part,) = (here / "report/features").glob("means-*/real-*/*.safetensors")
+    described = part.stat().st_mtime_ns
+    (here / "ours/000.png").unlink()
+    assert compared(capsys, *AGAINST_REAL)["pictures"] == 11
+    assert part.stat().st_mtime_ns == described
+    assert len(list((here / "report/features").glob("means-*/*"))) == 3
+
+
+def test_the_bundled_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It names no class, so there is no Inception Score."""
+    save(tmp_path / "same", 10, size=(64, 64))
+    folder, out = tmp_path / "same", tmp_path / "out"
+    found = compared(capsys, folder, "--reference", folder, "--extractor", "scenes", "--out", out)
+    assert by_name(found)["fd_scenes"] == pytest.approx(0.0, abs=1e-3)
+    assert by_name(found)["precision_scenes"] == by_name(found)["recall_scenes"] == 1.0
+    assert found["left_out"] == ["is_scenes"]
+
+
+def damaged(here: Path) -> None:
+    path = here / "ours/004.png"
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def odd_one_out(here: Path) -> None:
+    Image.new("RGB", (9, 6)).save(here / "ours/004.png")
+
+
+def few(here: Path) -> None:
+    for path in sorted((here / "ours").iterdir())[5:]:
+        path.unlink()
+
+
+def one(here: Path) -> None:
+    for path in sorted((here / "ours").iterdir())[1:]:
+        path.unlink()
+
+
+def file(here: Path) -> None:
+    (here / "file").write_text("nothing")
+
+
+def foreign_statistics(here: Path) -> None:
+    extractor = ("--extractor", "other.pt", "--save-statistics", "f.safetensors")
+    with pytest.raises(SystemExit):
+        main(["compare", "ours", "--reference", "real", *extractor])
+
+
+def untouched(here: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "complaint"),
+    [
+        (damaged, "", "cannot read image ours/004.png"),
+        (odd_one_out, "", "004.png is 9x6, the first picture 6x6"),
+        (few, "", "--nearest 3 and --splits 10 need at least 10 pictures on either side, and ours has 5"),
+        (one, "", "ours has 1 images"),
+        (untouched, "--extractor scene", "no such extractor: scene (expected 'scenes'"),
+        (untouched, "--extractor ours/000.png", "ours/000.png is damaged or no TorchScript"),
+        (untouched, "--device toaster", "unknown device 'toaster'"),
+        (untouched, "--pictures nowhere", "no such image folder: nowhere"),
+        (untouched, "--reference nowhere", "no such reference: nowhere (expected a folder of real pictures"),
+        (untouched, "--reference means.pt", "means.pt is truncated or no safetensors file"),
+        (untouched, "--reference large", "are 6x6, the real ones 17x13: metrics need one size; --crop"),
+        (untouched, "--batch 0", "--batch must be at least 1, got 0"),
+        (untouched, "--crop 0", "--crop must be at least 1, got 0"),
+        (untouched, "--save-statistics s.npz", "--save-statistics s.npz: name a .safetensors file"),
+        (foreign_statistics, "--reference f.safetensors", "f.safetensors was made with other weights"),
+        (foreign_statistics, "--reference f.safetensors --crop 6", "--crop goes with a folder of real"),
+        (file, "--out file", "--out file is a file: name a folder"),
+        (file, "--out file/x", "not a directory"),
+    ],
+)
+def test_mistakes_are_one_line(
+    spoil: Callable[[Path], None],
+    arguments: str,
+    complaint: str,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spoil(here)
+    capsys.readouterr()
+    options = {"--pictures": "ours", "--reference": "real", "--extractor": "means.pt"}
+    words = shlex.split(arguments)
+    options |= dict(zip(words[::2], words[1::2], strict=True))
+    pictures = options.pop("--pictures")
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", pictures, *(word for option in options.items() for word in option)])
+    said = capsys.readouterr()
+    assert stop.value.code == 2, said.err
+    assert complaint in said.err
+    assert said.out == ""
+    assert len(said.err.strip().splitlines()) == 1, said.err
+
+
+def test_interrupted(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("swiftmask.evaluate.feature_store.describe", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", *AGAINST_REAL])
+    assert stop.value.code == 130
+    assert "the same command continues" in capsys.readouterr().err
+
+
+def test_the_time_left_is_of_what_is_left() -> None:
+    """Pictures found described are no speed."""
+    bar = Progress(disable=True)
+    on_progress = shown(bar, "pictures")
+    on_progress(500, 1000)
+    (task,) = bar.tasks
+    assert (task.description, task.completed, task.total) == ("pictures", 500, 1000)
+    assert task.speed is None
+    on_progress(756, 1000)
+    assert task.completed == 756
+
+
+def test_each_of_several_processes_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    processes = Processes.here()
+    assert processes == Processes(rank=5, count=8)
+    assert processes.device("cuda") == torch.device("cuda", 1)
+    assert processes.device("cuda:0") == torch.device("cuda", 0)
+    assert processes.device("cpu") == torch.device("cpu")
+    assert Processes(rank=0, count=1).device("cuda") == torch.device("cuda")
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(here / "ours")
+    save(here / "ours", 300, darker=2)
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = subprocess.run(
+        [*launcher, "-m", "swiftmask", "compare", *AGAINST_REAL, "--out", "shared", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    shared, alone = json.loads(done.stdout), compared(capsys, *AGAINST_REAL)
+    assert shared["metrics"] == alone["metrics"]
+    assert shared["pictures"] == 300
