@@ -40,7 +40,7 @@ class Demo:
     model: str = "maskgit-scenes"
     shortcut: str = "auto"
     steps: int = 16
-    full_steps: int = 4
+    full_steps: int = 6
     pictures: int = 192
     shown: int = 8
     device: str = "cpu"

@@ -31,7 +31,7 @@ class ShortcutRecipe:
     training: TrainingConfig
     teacher: str = str(WEIGHTS / "maskgit-scenes")
     base_name: str = "maskgit-scenes"
-    full_steps: int = 4
+    full_steps: int = 6
     name: str = "maskgit-scenes-shortcut"
 
     def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> Path:

@@ -63,7 +63,9 @@ def gradients(value: Tensor, model) -> list[Tensor]:
 
 
 def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
-    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(ours, theirs, strict=True))
+    """Within 1e-5 of the largest entry: rounding depends on the number of threads."""
+    pairs = zip(ours, theirs, strict=True)
+    return all(torch.allclose(a, b, rtol=0, atol=1e-5 * float(b.abs().max())) for a, b in pairs)
 
 
 def test_likelihoods_are_those_of_the_decode(base, drawn, replay):
