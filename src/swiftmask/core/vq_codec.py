@@ -79,7 +79,8 @@ class VQCodec(nn.Module):
         latent_BCHW = _run(self.vq.quant_conv, _run(self.vq.encoder, images_B3HW))
         latent_BHWC = latent_BCHW.permute(0, 2, 3, 1).float()
         codebook_VC = self.vq.quantize.embedding.weight.float()
-        return (codebook_VC.square().sum(1) - 2.0 * latent_BHWC @ codebook_VC.T).argmin(-1)
+        with torch.autocast(latent_BHWC.device.type, enabled=False):  # bfloat16 would confuse near codes
+            return (codebook_VC.square().sum(1) - 2.0 * latent_BHWC @ codebook_VC.T).argmin(-1)
 
 
 def build_vq_codec(config: VQConfig) -> VQCodec:

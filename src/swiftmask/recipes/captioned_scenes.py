@@ -1,0 +1,145 @@
+"""Captioned pictures of Scenes as recipes need them: what they show, the words of their captions, batches for
+a codec, and a cache of what a codec made of them.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from swiftmask.data.scenes import (
+    COLOURS,
+    NUM_CLASSES,
+    PATTERNS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Scenes,
+    captions,
+    class_scenes,
+    concat_scenes,
+    render,
+    sample_scenes,
+)
+from swiftmask.recipes.scenes_pictures import DATA_SEED, SHARD, mosaics
+from swiftmask.training.setup import TrainingConfig, step_seed
+
+WORDS = ("a", "and", "on", "background", ",", *SHAPES, *COLOURS, *SIZES, *PATTERNS) + tuple(
+    dict.fromkeys(" ".join(RELATIONS).split())
+)
+"""Every word of a caption, and the comma."""
+
+CAPTION_LENGTH = 24
+"""Tokens a caption is padded to; the longest has 21, start and end among them."""
+
+PROMPT_SEED = DATA_SEED + (1 << 43)
+"""Captions that are drawn but not learned from (Speed-RL) have seeds from here on."""
+
+_CACHE_SEED = DATA_SEED + (1 << 42)
+_ENCODED_TOGETHER = 250
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Which scenes there are: a mixture of two kinds, dealt out evenly over the seeds.
+
+    Attributes:
+        simple_percent: how many of a hundred show what class pictures do: one upright object of two exact
+            radii on a lattice, before a plain background. The others have one to three objects anywhere,
+            tilted, on patterns. The simple ones are what two cores learn in an hour (docs/log.md).
+
+    Errors: ValueError for less than none or more than all.
+    """
+
+    simple_percent: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.simple_percent <= 100:
+            raise ValueError(f"simple_percent must lie in 0..100, got {self.simple_percent}")
+
+    def scenes(self, seeds_B: Tensor) -> Scenes:
+        """What the pictures of these seeds show."""
+        labels_B = seeds_B % NUM_CLASSES
+        # Steps of 37 mix neighbours, and over 4,800 seeds each class gets every residue once.
+        simple_B = (seeds_B + seeds_B // NUM_CLASSES) * 37 % 100 < self.simple_percent
+        parts = [class_scenes(labels_B[simple_B], seeds_B[simple_B]), sample_scenes(seeds_B[~simple_B])]
+        return concat_scenes(parts)[simple_B.long().argsort(descending=True, stable=True).argsort()]
+
+    def captions(self, seeds_B: Tensor) -> list[str]:
+        """Their full captions."""
+        return captions(self.scenes(seeds_B))
+
+
+def codec_pictures(
+    world: World, training: TrainingConfig, resolution: int, step: int, rank: int, num_ranks: int
+) -> Tensor:
+    """Pictures [B, 3, resolution, resolution] in [0, 1] of one training step; the first half are mosaics, for
+    the same reason as those of classes (scenes_pictures.py).
+    """
+    size = training.batch_size // num_ranks
+    first = step_seed(training.seed, step, rank) % DATA_SEED
+    images_B3HW = render(world.scenes(DATA_SEED + first + torch.arange(size)), resolution)
+    return torch.cat([mosaics(images_B3HW[: size // 2]), images_B3HW[size // 2 :]])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CaptionedCodes:
+    """Training pictures as codes, with their captions: int16 `codes_XHW` and ids `captions_XT`."""
+
+    codes_XHW: Tensor
+    captions_XT: Tensor
+
+    @classmethod
+    def cached(
+        cls,
+        folder: Path,
+        world: World,
+        num_pictures: int,
+        resolution: int,
+        *,
+        encode: Callable[[Tensor], Tensor],
+        tokenize: Callable[[Sequence[str]], Tensor],
+    ) -> Self:
+        """Those in `folder`, after drawing and encoding the ones that are not there yet.
+
+        Args:
+            folder: of this world, codec and tokenizer alone.
+            encode: pictures [B, 3, resolution, resolution] in [0, 1] to codes [B, H, W].
+            tokenize: captions to ids [B, T].
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        shards = []
+        for first in range(0, num_pictures, SHARD):
+            count = min(SHARD, num_pictures - first)
+            path = folder / f"pictures_{first:07d}_{count}.safetensors"
+            if not path.exists():
+                scenes = world.scenes(_CACHE_SEED + first + torch.arange(count))
+                codes_XHW = _encoded(scenes, resolution, encode)
+                _write(path, {"codes": codes_XHW, "captions": tokenize(captions(scenes))})
+            shards.append(load_file(path))
+        return cls(torch.cat([s["codes"] for s in shards]), torch.cat([s["captions"] for s in shards]))
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Codes [B, H, W] and caption ids [B, T] (int64) of pictures picked at random."""
+        picked_B = torch.randint(len(self.codes_XHW), (count,), generator=generator)
+        return self.codes_XHW[picked_B].long(), self.captions_XT[picked_B].long()
+
+
+@torch.no_grad()
+def _encoded(scenes: Scenes, resolution: int, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    parts = [
+        encode(render(scenes[start : start + _ENCODED_TOGETHER], resolution))
+        for start in range(0, len(scenes), _ENCODED_TOGETHER)
+    ]
+    return torch.cat(parts)
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    partial = path.with_suffix(".partial")
+    save_file({name: value.to(torch.int16) for name, value in tensors.items()}, partial)
+    os.replace(partial, path)

@@ -1,0 +1,139 @@
+"""What the Speed-RL recipes on Scenes share: settings for about 16 steps made 5, two judges, and the run.
+
+The training reader of Scenes is the reward; the held-out judge scores every round beside it with weight zero,
+so that a reward that is gamed shows in the log while the run goes on.
+"""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from swiftmask.core.protocol import MaskedGenerator
+from swiftmask.methods.speed_rl import (
+    Judge,
+    Judges,
+    Prompts,
+    Rounds,
+    SpeedConfig,
+    SpeedRLConfig,
+    SpeedRLTrainer,
+    TuningConfig,
+    merged,
+    train_step,
+)
+from swiftmask.methods.speed_rl.judges import Reward
+from swiftmask.recipes.marval_distillation import OnLog, fingerprint, training_device
+from swiftmask.registry import WEIGHTS
+from swiftmask.rewards.scenes import SceneReader, load_reader
+from swiftmask.training.loop import train
+from swiftmask.training.setup import TrainingConfig
+
+STEPS = 5
+"""Decode steps a policy is tuned for: a third of 16."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readers:
+    """Folders of the two networks that read pictures.
+
+    Attributes:
+        reward: what is trained against.
+        judge: what is only watched.
+    """
+
+    reward: str = str(WEIGHTS / "scenes-reward")
+    judge: str = str(WEIGHTS / "scenes-judge")
+
+    def judges(self, scoring: Callable[[SceneReader], Reward]) -> Judges:
+        """Both on the device of the training.
+
+        Args:
+            scoring: from a reader to a score of pictures.
+        """
+        device = training_device()
+        reward, judge = (scoring(load_reader(folder, device)) for folder in (self.reward, self.judge))
+        return Judges([Judge("scenes-reward", reward), Judge("scenes-judge", judge, weight=0.0)])
+
+
+def few_steps(*, targets: str) -> SpeedRLConfig:
+    """Settings for about 16 steps made 5: groups of eight pictures at 4 to 8 steps, whole parameters trained.
+
+    The wanted number stands among its neighbours because pictures of one group must differ in their steps for
+    a speed reward to say anything; more steps than that would only cost time.
+
+    Args:
+        targets: names of the parameters that are trained.
+    """
+    return SpeedRLConfig(
+        tuning=TuningConfig(method="full", targets=targets),
+        num_generations=8,
+        generation_batch_size=64,
+        step_policy="stratified:4,5,6,8",
+        speed=SpeedConfig(fastest=4, reference=STEPS, slowest=8),
+    )
+
+
+def first_guesses(config: SpeedRLConfig) -> TrainingConfig:
+    """Optimisation of a small model, all of whose weights are trained; nothing here has been swept."""
+    return TrainingConfig(
+        num_steps=300 * config.updates_per_round,
+        batch_size=config.generation_batch_size // config.steps_per_generation,
+        learning_rate=5e-5,
+        betas=(0.9, 0.99),
+        warmup_steps=10,
+        ema_decay=0.98,
+        precision="no",
+        save_every=10,
+        log_every=1,
+    )
+
+
+def require_base(folder: str | Path, *, trained_by: str) -> Path:
+    """The folder, if a model is in it.
+
+    Args:
+        trained_by: the recipe that makes it, for the complaint.
+
+    Errors: FileNotFoundError.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"no base model in {folder}: train it (swiftmask train {trained_by}) and give its folder, as in "
+            f"base=runs/{trained_by}/model"
+        )
+    return folder
+
+
+def tune(
+    base: MaskedGenerator,
+    prompts: Prompts,
+    judges: Judges,
+    config: SpeedRLConfig,
+    training: TrainingConfig,
+    folder: Path,
+    *,
+    name: str,
+    on_log: OnLog | None,
+) -> MaskedGenerator:
+    """Train, or continue, in `folder`; returns the averaged policy as a model of the base's kind, whole.
+
+    Args:
+        base: on the device of the training; frozen.
+        name: from `run_name`.
+    """
+    trainer = SpeedRLTrainer(base, config)
+    rounds = Rounds(trainer, prompts, judges, training)
+    torch.manual_seed(training.seed)
+    trained = train(trainer, rounds.batch, train_step, training, folder, name=name, on_log=on_log)
+    return merged(trained.policy.model)
+
+
+def run_name(name: str, base: torch.nn.Module, *settings: object) -> str:
+    """What a checkpoint is checked against beside the optimisation: the base's weights, and the settings of
+    rewards, prompts and objective.
+    """
+    return f"{name}-{fingerprint(base)}-{zlib.crc32(repr(settings).encode()):08x}"

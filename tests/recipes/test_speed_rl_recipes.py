@@ -1,0 +1,185 @@
+"""The Speed-RL recipes at toy size: whole runs to folders that load, and what they are made of."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import swiftmask
+from swiftmask.core.vq_codec import VQConfig, build_vq_codec
+from swiftmask.data.scenes import CLASS_NAMES, NUM_CLASSES, class_scenes, parse_captions, render
+from swiftmask.methods.speed_rl import SpeedConfig, SpeedRLConfig
+from swiftmask.models.maskgit import MaskGIT
+from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
+from swiftmask.models.maskgit.network import Transformer, TransformerConfig
+from swiftmask.models.meissonic import Meissonic
+from swiftmask.models.meissonic.network import Transformer as MeissonicTransformer
+from swiftmask.models.meissonic.text import build_text_encoder, word_tokenizer
+from swiftmask.recipes import maskgit_scenes_speed_rl, meissonic_scenes, meissonic_scenes_speed_rl
+from swiftmask.recipes.captioned_scenes import CAPTION_LENGTH, WORDS
+from swiftmask.recipes.maskgit_scenes_speed_rl import MaskGITSpeedRLRecipe, classes_scored_by
+from swiftmask.recipes.meissonic_scenes_speed_rl import MeissonicSpeedRLRecipe
+from swiftmask.recipes.speed_rl_scenes import STEPS, Readers, first_guesses
+from swiftmask.rewards.scenes import caption_reward, load_reward
+from swiftmask.training.loop import Progress
+
+Recipe = MaskGITSpeedRLRecipe | MeissonicSpeedRLRecipe
+
+
+@pytest.fixture(scope="module")
+def maskgit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained MaskGIT of Scenes classes, on 4x4 tokens."""
+    torch.manual_seed(0)
+    sizes = TransformerConfig(
+        width=16, depth=1, num_heads=2, mlp_width=16, codebook_size=16, num_classes=NUM_CLASSES, grid=4
+    )
+    codec = VQGANConfig(
+        ch=4, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), resolution=8, z_channels=4,
+        n_embed=16, embed_dim=4, num_groups=2,
+    )  # fmt: skip
+    model = MaskGIT(Transformer(sizes), VQGAN(codec), class_names=CLASS_NAMES)
+    folder = tmp_path_factory.mktemp("maskgit")
+    model.save_pretrained(folder, provenance={})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def meissonic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained Meissonic with the words of captions, on 4x4 tokens."""
+    torch.manual_seed(0)
+    real = meissonic_scenes.recipe()
+    sizes = replace(
+        real.transformer, num_heads=2, head_width=8, num_double_blocks=1, num_single_blocks=1, text_width=8,
+        codebook_size=16, vocabulary_size=17, rotary_axes=(4, 2, 2),
+    )  # fmt: skip
+    text = replace(real.text, hidden_size=8, intermediate_size=8, projection_dim=16, num_hidden_layers=2)
+    codec = VQConfig(
+        block_out_channels=(4, 4), layers_per_block=1, latent_channels=4, num_vq_embeddings=16,
+        norm_num_groups=2,
+    )  # fmt: skip
+    encoder = build_text_encoder(text, word_tokenizer(WORDS, length=CAPTION_LENGTH))
+    model = Meissonic(MeissonicTransformer(sizes), encoder, build_vq_codec(codec), size=(8, 8))
+    folder = tmp_path_factory.mktemp("meissonic")
+    model.save_pretrained(folder, provenance={})
+    return folder
+
+
+def smaller(config: SpeedRLConfig) -> SpeedRLConfig:
+    """Two pictures of each of two prompts, at two and three steps."""
+    return replace(
+        config,
+        num_generations=2,
+        generation_batch_size=4,
+        step_policy="stratified:2,3",
+        speed=SpeedConfig(fastest=2, reference=2, slowest=3),
+        activations="kept",
+    )
+
+
+def shortened(recipe: Recipe, base: Path) -> Recipe:
+    config = smaller(recipe.speed_rl)
+    training = replace(first_guesses(config), num_steps=2, learning_rate=1e-2, warmup_steps=1)
+    return replace(recipe, speed_rl=config, training=training, base=str(base))
+
+
+@pytest.fixture(scope="module")
+def recipes(maskgit_folder: Path, meissonic_folder: Path) -> dict[str, Recipe]:
+    return {
+        "maskgit": shortened(maskgit_scenes_speed_rl.recipe(), maskgit_folder),
+        "meissonic": shortened(replace(meissonic_scenes_speed_rl.recipe(), num_captions=8), meissonic_folder),
+    }
+
+
+def draw(folder: Path) -> Tensor:
+    pipeline = swiftmask.load(folder)
+    if pipeline.model.spec.draws == "class":
+        images = pipeline.generate(["red circle"], steps=2, output_type="pt").images
+    else:
+        prompts = ["a small red circle on a plain blue background"]
+        images = pipeline.generate(prompts=prompts, steps=2, output_type="pt").images
+    assert isinstance(images, Tensor)
+    return images
+
+
+@pytest.mark.parametrize("name", ["maskgit", "meissonic"])
+def test_a_toy_run_tunes_the_transformer_alone_and_refuses_other_settings(
+    recipes: dict[str, Recipe], name: str, tmp_path: Path
+) -> None:
+    recipe, seen = recipes[name], set[str]()
+    folder = recipe.run(tmp_path, lambda progress: seen.update(progress.metrics))
+    assert {"rewards/scenes-reward/mean", "rewards/scenes-judge/mean", "reward_by_steps/2", "kl"} <= seen
+    assert draw(folder).shape == (1, 3, 8, 8)
+    before, after = (load_file(f / "model.safetensors") for f in (Path(recipe.base), folder))
+    assert before.keys() == after.keys()
+    changed = {key for key in before if not torch.equal(before[key].half(), after[key])}
+    assert changed
+    assert all(key.startswith("transformer.") for key in changed)
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert (provenance["steps"], provenance["speed_rl"]["num_generations"]) == (STEPS, 2)
+    with pytest.raises(ValueError, match="other settings"):
+        replace(recipe, speed_rl=replace(recipe.speed_rl, beta=0.5)).run(tmp_path)
+
+
+def test_a_killed_run_continues_to_the_same_model(recipes: dict[str, Recipe], tmp_path: Path) -> None:
+    whole = recipes["maskgit"].run(tmp_path / "whole")
+    recipe = recipes["maskgit"]
+    often = replace(recipe, training=replace(recipe.training, save_every=1))
+
+    def kill(progress: Progress) -> None:
+        if progress.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        often.run(tmp_path / "killed", kill)
+    resumed = often.run(tmp_path / "killed")
+    states = [load_file(folder / "model.safetensors") for folder in (whole, resumed)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("module", [maskgit_scenes_speed_rl, meissonic_scenes_speed_rl])
+def test_without_its_base_a_recipe_says_how_to_get_one(module, tmp_path: Path) -> None:
+    recipe = replace(module.recipe(), base=str(tmp_path / "nowhere"))
+    name = recipe.name.removesuffix("-speed-rl")
+    with pytest.raises(FileNotFoundError, match=f"swiftmask train {name}.* base=runs/{name}/model"):
+        recipe.run(tmp_path)
+
+
+@pytest.mark.parametrize("module", [maskgit_scenes_speed_rl, meissonic_scenes_speed_rl])
+def test_the_wanted_number_of_steps_is_trained_and_rewarded(module) -> None:
+    recipe: Recipe = module.recipe()
+    counts = [int(count) for count in recipe.speed_rl.step_policy.split(":")[1].split(",")]
+    speed = recipe.speed_rl.speed
+    assert STEPS in counts
+    assert (speed.fastest, speed.reference, speed.slowest) == (min(counts), STEPS, max(counts))
+    assert recipe.training.batch_size == recipe.speed_rl.generation_batch_size
+
+
+def test_the_judge_is_held_out_and_another_than_the_reward() -> None:
+    readers = Readers()
+    judges = readers.judges(caption_reward)
+    assert dict(zip(judges.names, judges.weights_M.tolist(), strict=True)) == {
+        "scenes-reward": 1.0,
+        "scenes-judge": 0.0,
+    }
+    assert readers.reward != readers.judge
+
+
+def test_prompts_are_different_captions_that_judges_can_read() -> None:
+    recipe = replace(meissonic_scenes_speed_rl.recipe(), num_captions=300)
+    texts = [str(text) for text in recipe.prompts().what]
+    assert 100 < len(set(texts)) == len(texts) <= 300
+    assert len(parse_captions(texts)) == len(texts)
+
+
+@pytest.mark.parametrize("wrong", [0, 9])
+def test_classes_are_scored_by_their_facts(wrong: int) -> None:
+    score: Callable[..., Tensor] = classes_scored_by(load_reward())
+    labels_B = torch.tensor([0, 13, 29])
+    images_B3HW = render(class_scenes(labels_B, torch.arange(3)))
+    scores_B = score(images_B3HW, ((labels_B + wrong) % NUM_CLASSES).tolist())
+    assert (scores_B == 1).all() if wrong == 0 else (scores_B < 0.5).all()
