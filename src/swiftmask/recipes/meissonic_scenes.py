@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.vq_codec import VQCodec
@@ -70,17 +69,15 @@ class MeissonicRecipe:
         codec = self.tokenizer.run(folder / "tokenizer", on_log)
         words = word_tokenizer(WORDS, length=self.text.max_position_embeddings)
         pictures, null_T = self.pictures(codec, words, folder), words([""])[0]
-        # On a CPU the fused attention's backward takes several times as long as matmuls (docs/log.md).
-        with sdpa_kernel(SDPBackend.MATH):
-            trained = train(
-                TransformerTrainer(*self.start(codec, words)),
-                lambda *place: self.batch(pictures, null_T, *place),
-                train_step,
-                self.training,
-                folder / "transformer",
-                name=f"{self.name}-{self.data_name(codec)}-steps{self.max_steps}",
-                on_log=on_log,
-            )
+        trained = train(
+            TransformerTrainer(*self.start(codec, words)),
+            lambda *place: self.batch(pictures, null_T, *place),
+            train_step,
+            self.training,
+            folder / "transformer",
+            name=f"{self.name}-{self.data_name(codec)}-steps{self.max_steps}",
+            on_log=on_log,
+        )
         model = Meissonic(
             trained.transformer, trained.text_encoder, codec, size=self.size, sampling=self.sampling
         )

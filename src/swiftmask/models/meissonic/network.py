@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swiftmask.core.attention import attend
 from swiftmask.models.meissonic.rotary import Rotary
 
 NUM_MICRO = 5
@@ -402,7 +403,7 @@ def _heads(x_XTD: Tensor, num_heads: int) -> Tensor:
 
 def _attend(q_XNTH: Tensor, k_XNTH: Tensor, v_XNTH: Tensor, rotary: Rotary) -> Tensor:
     """Attention of every row to every row: padding of the prompt included, as trained."""
-    out_XNTH = F.scaled_dot_product_attention(rotary.turn(q_XNTH), rotary.turn(k_XNTH), v_XNTH)
+    out_XNTH = attend(rotary.turn(q_XNTH), rotary.turn(k_XNTH), v_XNTH)
     return out_XNTH.transpose(1, 2).flatten(2)
 
 
