@@ -22,16 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swiftmask.core.attention import attend
+from swiftmask.models.meissonic.blocks import EPS, DoubleBlock, SingleBlock
 from swiftmask.models.meissonic.rotary import Rotary
 
 NUM_MICRO = 5
 """Micro-conditions: width, height, top and left of the crop, aesthetic score."""
 
 _SINUSOIDS = 256
-_EPS = 1e-6
-_MLP_RATIO = 4
-_LARGEST_HALF = 65504.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +114,7 @@ class _TokenEmbedding(nn.Module):
     def __init__(self, vocabulary_size: int, width: int) -> None:
         super().__init__()
         self.embeddings = nn.Embedding(vocabulary_size, width)
-        self.layer_norm = nn.RMSNorm(width, eps=_EPS)
+        self.layer_norm = nn.RMSNorm(width, eps=EPS)
         self.conv = nn.Conv2d(width, width, 1, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -129,7 +126,7 @@ class _Resample(nn.Module):
 
     def __init__(self, width: int, conv: nn.Module) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=_EPS)
+        self.norm = nn.RMSNorm(width, eps=EPS)
         self.conv = conv
 
     def forward(self, x_BHWD: Tensor) -> Tensor:
@@ -158,127 +155,8 @@ class _Head(nn.Module):
     def __init__(self, width: int, codebook_size: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(width, width, 1, bias=False)
-        self.layer_norm = nn.RMSNorm(width, eps=_EPS)
+        self.layer_norm = nn.RMSNorm(width, eps=EPS)
         self.conv2 = nn.Conv2d(width, codebook_size, 1, bias=False)
-
-
-class _Modulation(nn.Module):
-    """Shifts, scales and gates [X, 1, D] of a block."""
-
-    def __init__(self, width: int, count: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, count * width)
-        self.count = count
-
-    def forward(self, active_XD: Tensor) -> tuple[Tensor, ...]:
-        return self.linear(active_XD)[:, None].chunk(self.count, dim=-1)
-
-
-class _Expand(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(width, _MLP_RATIO * width)
-
-    def forward(self, x_XTD: Tensor) -> Tensor:
-        return F.gelu(self.proj(x_XTD), approximate="tanh")
-
-
-class _FeedForward(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        # The identity stands where upstream keeps a dropout of zero: names count its place.
-        self.net = nn.Sequential(_Expand(width), nn.Identity(), nn.Linear(_MLP_RATIO * width, width))
-
-    def forward(self, x_XTD: Tensor) -> Tensor:
-        return self.net(x_XTD)
-
-
-class _JointAttention(nn.Module):
-    """Text and image project on their own (`add_*` is text) and attend as one sequence, text first."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        width, head = config.width, config.head_width
-        self.num_heads = config.num_heads
-        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
-        self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(width, width) for _ in range(3))
-        self.norm_q, self.norm_k = (nn.RMSNorm(head, eps=_EPS) for _ in range(2))
-        self.norm_added_q, self.norm_added_k = (nn.RMSNorm(head, eps=_EPS) for _ in range(2))
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
-        self.to_add_out = nn.Linear(width, width)
-
-    def forward(self, text_XTD: Tensor, image_XTD: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        num_text, heads = text_XTD.shape[1], self.num_heads
-        q_XNTH, k_XNTH, v_XNTH = (
-            torch.cat([of_text, of_image], dim=2)
-            for of_text, of_image in (
-                (
-                    self.norm_added_q(_heads(self.add_q_proj(text_XTD), heads)),
-                    self.norm_q(_heads(self.to_q(image_XTD), heads)),
-                ),
-                (
-                    self.norm_added_k(_heads(self.add_k_proj(text_XTD), heads)),
-                    self.norm_k(_heads(self.to_k(image_XTD), heads)),
-                ),
-                (_heads(self.add_v_proj(text_XTD), heads), _heads(self.to_v(image_XTD), heads)),
-            )
-        )
-        out_XTD = _attend(q_XNTH, k_XNTH, v_XNTH, rotary)
-        return self.to_add_out(out_XTD[:, :num_text]), self.to_out[0](out_XTD[:, num_text:])
-
-
-class _SelfAttention(nn.Module):
-    """Attention without an output projection."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        width, head = config.width, config.head_width
-        self.num_heads = config.num_heads
-        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
-        self.norm_q, self.norm_k = (nn.RMSNorm(head, eps=_EPS) for _ in range(2))
-
-    def forward(self, x_XTD: Tensor, rotary: Rotary) -> Tensor:
-        q_XNTH = self.norm_q(_heads(self.to_q(x_XTD), self.num_heads))
-        k_XNTH = self.norm_k(_heads(self.to_k(x_XTD), self.num_heads))
-        return _attend(q_XNTH, k_XNTH, _heads(self.to_v(x_XTD), self.num_heads), rotary)
-
-
-class _DoubleBlock(nn.Module):
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.norm1 = _Modulation(config.width, 6)
-        self.norm1_context = _Modulation(config.width, 6)
-        self.attn = _JointAttention(config)
-        self.ff = _FeedForward(config.width)
-        self.ff_context = _FeedForward(config.width)
-
-    def forward(
-        self, text_XTD: Tensor, image_XTD: Tensor, active_XD: Tensor, rotary: Rotary
-    ) -> tuple[Tensor, Tensor]:
-        shift, scale, gate, *image_mlp = self.norm1(active_XD)
-        text_shift, text_scale, text_gate, *text_mlp = self.norm1_context(active_XD)
-        text_out_XTD, image_out_XTD = self.attn(
-            _modulated(text_XTD, text_shift, text_scale), _modulated(image_XTD, shift, scale), rotary
-        )
-        text_XTD = _fed_forward(text_XTD + text_gate * text_out_XTD, self.ff_context, text_mlp)
-        return _within_half(text_XTD), _fed_forward(image_XTD + gate * image_out_XTD, self.ff, image_mlp)
-
-
-class _SingleBlock(nn.Module):
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        width = config.width
-        self.norm = _Modulation(width, 3)
-        self.proj_mlp = nn.Linear(width, _MLP_RATIO * width)
-        self.proj_out = nn.Linear((1 + _MLP_RATIO) * width, width)
-        self.attn = _SelfAttention(config)
-
-    def forward(self, x_XTD: Tensor, active_XD: Tensor, rotary: Rotary) -> Tensor:
-        shift, scale, gate = self.norm(active_XD)
-        normed_XTD = _modulated(x_XTD, shift, scale)
-        expanded = F.gelu(self.proj_mlp(normed_XTD), approximate="tanh")
-        both = torch.cat([self.attn(normed_XTD, rotary), expanded], dim=-1)
-        return _within_half(x_XTD + gate * self.proj_out(both))
 
 
 class Transformer(nn.Module):
@@ -290,18 +168,20 @@ class Transformer(nn.Module):
         width = config.width
         self.time_text_embed = _TimeText(width)
         self.context_embedder = nn.Linear(config.text_width, width)
-        self.encoder_proj_layer_norm = nn.RMSNorm(width, eps=_EPS)
+        self.encoder_proj_layer_norm = nn.RMSNorm(width, eps=EPS)
         self.cond_embed = _PairMLP(width + NUM_MICRO * _SINUSOIDS, width, bias=False)
         self.embed = _TokenEmbedding(config.vocabulary_size, width)
         if config.downsample:
             self.down_block, self.up_block = _Down(width), _Up(width)
-        self.project_to_hidden_norm = nn.RMSNorm(width, eps=_EPS)
+        self.project_to_hidden_norm = nn.RMSNorm(width, eps=EPS)
         self.project_to_hidden = nn.Linear(width, width, bias=False)
-        self.transformer_blocks = nn.ModuleList(_DoubleBlock(config) for _ in range(config.num_double_blocks))
-        self.single_transformer_blocks = nn.ModuleList(
-            _SingleBlock(config) for _ in range(config.num_single_blocks)
+        self.transformer_blocks = nn.ModuleList(
+            DoubleBlock(config.width, config.num_heads) for _ in range(config.num_double_blocks)
         )
-        self.project_from_hidden_norm = nn.RMSNorm(width, eps=_EPS)
+        self.single_transformer_blocks = nn.ModuleList(
+            SingleBlock(config.width, config.num_heads) for _ in range(config.num_single_blocks)
+        )
+        self.project_from_hidden_norm = nn.RMSNorm(width, eps=EPS)
         self.project_from_hidden = nn.Linear(width, width, bias=False)
         self.mlm_layer = _Head(width, config.codebook_size)
 
@@ -386,27 +266,3 @@ def _sinusoids(values_X: Tensor) -> Tensor:
     wide = torch.float32 if device.type == "mps" else torch.float64
     angles = values_X[..., None].float() * exponents.to(wide).exp().float()
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-def _modulated(x_XTD: Tensor, shift_X1D: Tensor, scale_X1D: Tensor) -> Tensor:
-    return F.layer_norm(x_XTD, x_XTD.shape[-1:], eps=_EPS) * (1 + scale_X1D) + shift_X1D
-
-
-def _fed_forward(x_XTD: Tensor, mlp: _FeedForward, modulation: list[Tensor]) -> Tensor:
-    shift_X1D, scale_X1D, gate_X1D = modulation
-    return x_XTD + gate_X1D * mlp(_modulated(x_XTD, shift_X1D, scale_X1D))
-
-
-def _heads(x_XTD: Tensor, num_heads: int) -> Tensor:
-    return x_XTD.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-
-
-def _attend(q_XNTH: Tensor, k_XNTH: Tensor, v_XNTH: Tensor, rotary: Rotary) -> Tensor:
-    """Attention of every row to every row: padding of the prompt included, as trained."""
-    out_XNTH = attend(rotary.turn(q_XNTH), rotary.turn(k_XNTH), v_XNTH)
-    return out_XNTH.transpose(1, 2).flatten(2)
-
-
-def _within_half(x_XTD: Tensor) -> Tensor:
-    """In float16 a stream that grows too large is held at the largest number instead of infinity."""
-    return x_XTD.clamp(-_LARGEST_HALF, _LARGEST_HALF) if x_XTD.dtype == torch.float16 else x_XTD
