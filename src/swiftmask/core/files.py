@@ -96,6 +96,25 @@ def write_folder(
         os.replace(folder / f"{name}.partial", folder / name)
 
 
+def state_of(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The weights of several networks as one state, each key after its part's name."""
+    return {
+        f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()
+    }
+
+
+def load_parts(path: Path, parts: Mapping[str, nn.Module]) -> None:
+    """Into `parts`, in float32 and eval mode, what was written of `state_of(parts)`.
+
+    Errors: as `read_tensors` and `load_strict`.
+    """
+    state = read_tensors(path)
+    for name, part in parts.items():
+        start = f"{name}."
+        own = {key.removeprefix(start): v.float() for key, v in state.items() if key.startswith(start)}
+        load_strict(part.eval(), own, source=f"{path} ({start}*)")
+
+
 def require_keys(state: State, keys: Sequence[str], source: str, what: str) -> None:
     """Errors: ValueError saying that `source` is not `what`, if a key is missing."""
     missing = [key for key in keys if key not in state]

@@ -38,6 +38,12 @@ class Canvas:
     masked_BL: Tensor
     num_masked: int
 
+    @classmethod
+    def blank(cls, tokens_BL: Tensor) -> Self:
+        """All masked; `tokens_BL` holds what a model writes at masked positions."""
+        masked_BL = torch.ones(tokens_BL.shape[:2], dtype=torch.bool, device=tokens_BL.device)
+        return cls(tokens_BL, masked_BL, tokens_BL.shape[1])
+
     def write(self, positions_BN: Tensor, tokens_BN: Tensor) -> Self:
         """The canvas after deciding `positions_BN` [B, N] with `tokens_BN` [B, N] or [B, N, C]."""
         index = positions_BN if tokens_BN.ndim == 2 else positions_BN[..., None].expand_as(tokens_BN)

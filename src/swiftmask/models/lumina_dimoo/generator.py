@@ -225,7 +225,7 @@ class LuminaDiMOO(nn.Module):
         spec = self.spec
         shape = (batch, spec.num_tokens)
         tokens_BL = torch.full(shape, spec.mask_id, dtype=torch.int64, device=self.device)
-        return Canvas(tokens_BL, torch.ones(shape, dtype=torch.bool, device=self.device), spec.num_tokens)
+        return Canvas.blank(tokens_BL)
 
     def schedule(self, num_steps: int, *, num_masked: int, options: SamplingOptions) -> list[Step]:
         """Lumina-DiMOO's schedule with the model's defaults where `options` says nothing."""

@@ -20,9 +20,11 @@ from swiftmask.core.files import (
     State,
     count_modules,
     first_line,
+    load_parts,
     load_strict,
     read_tensors,
     require_keys,
+    state_of,
     write_folder,
 )
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec, load_vq_codec
@@ -147,8 +149,7 @@ def write_model(
 ) -> None:
     """Write the folder that `read_model` reads, each file whole or not at all."""
     sizes = {"backbone": asdict(backbone.config), "codec": asdict(codec.config)}
-    state = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
-    state |= {f"codec.{key}": value for key, value in codec.state_dict().items()}
+    state = state_of({"backbone": backbone, "codec": codec})
     config = {"model": "lumina_dimoo", **settings, **sizes}
     write_folder(folder, state, config=config, provenance=provenance, dtype=dtype)
 
@@ -166,12 +167,9 @@ def read_model(folder: str | Path) -> Parts:
         prompts = read_prompts(folder, settings.pop("prompts"))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no config of a lumina_dimoo model ({first_line(error)})") from error
-    state = read_tensors(folder / "model.safetensors")
     with torch.device("meta"):
         backbone, codec_module = Backbone(backbone_config), build_vq_codec(codec_config)
-    for prefix, module in (("backbone.", backbone), ("codec.", codec_module)):
-        part = {key.removeprefix(prefix): v.float() for key, v in state.items() if key.startswith(prefix)}
-        load_strict(module.eval(), part, source=f"{folder / 'model.safetensors'} ({prefix}*)")
+    load_parts(folder / "model.safetensors", {"backbone": backbone, "codec": codec_module})
     return Parts(backbone, codec_module, prompts, vocabulary, (height, width), settings)
 
 

@@ -191,9 +191,8 @@ class MAR(nn.Module):
         return to_patches(self.codec.encode(images_B3HW), self.network.config.patch_size)
 
     def blank(self, batch: int) -> Canvas:
-        shape = (batch, self.spec.num_tokens)
-        tokens_BLC = torch.zeros(*shape, self.network.config.channels, device=self.device)
-        return Canvas(tokens_BLC, torch.ones(shape, dtype=torch.bool, device=self.device), shape[1])
+        shape = (batch, self.spec.num_tokens, self.network.config.channels)
+        return Canvas.blank(torch.zeros(shape, device=self.device))
 
     def schedule(self, num_steps: int, *, num_masked: int, options: SamplingOptions) -> list[Step]:
         """MAR's schedule with the model's defaults where `options` says nothing.

@@ -20,9 +20,11 @@ from swiftmask.core.files import (
     State,
     count_modules,
     first_line,
+    load_parts,
     load_strict,
     read_tensors,
     require_keys,
+    state_of,
     write_folder,
 )
 from swiftmask.models.mar.codec import RELEASED_SCALE, KLCodec, KLConfig
@@ -193,8 +195,7 @@ def write_model(
 ) -> None:
     """Write the folder that `read_model` reads, each file whole or not at all."""
     sizes = {"network": asdict(network.config), "codec": asdict(codec.config)}
-    state = {f"network.{key}": value for key, value in network.state_dict().items()}
-    state |= {f"codec.{key}": value for key, value in codec.state_dict().items()}
+    state = state_of({"network": network, "codec": codec})
     write_folder(
         folder, state, config={"model": "mar", **settings, **sizes}, provenance=provenance, dtype=dtype
     )
@@ -204,12 +205,9 @@ def read_model(folder: str | Path) -> tuple[Network, KLCodec, dict[str, object]]
     """Both networks (float32, on the CPU, in eval mode) and the other settings of a folder's config."""
     folder = Path(folder)
     network_config, codec_config, settings = _read_config(folder / "config.json")
-    state = read_tensors(folder / "model.safetensors")
     with torch.device("meta"):
         network, codec = Network(network_config), KLCodec(codec_config)
-    for prefix, module in (("network.", network), ("codec.", codec)):
-        part = {key.removeprefix(prefix): v.float() for key, v in state.items() if key.startswith(prefix)}
-        load_strict(module.eval(), part, source=f"{folder / 'model.safetensors'} ({prefix}*)")
+    load_parts(folder / "model.safetensors", {"network": network, "codec": codec})
     return network, codec, settings
 
 

@@ -169,7 +169,7 @@ class MaskGIT(nn.Module):
     def blank(self, batch: int) -> Canvas:
         shape = (batch, self.spec.num_tokens)
         tokens_BL = torch.full(shape, self.spec.mask_id, dtype=torch.int64, device=self.device)
-        return Canvas(tokens_BL, torch.ones(shape, dtype=torch.bool, device=self.device), shape[1])
+        return Canvas.blank(tokens_BL)
 
     def schedule(self, num_steps: int, *, num_masked: int, options: SamplingOptions) -> list[Step]:
         """valeoai's schedule with the model's defaults where `options` says nothing."""

@@ -19,9 +19,11 @@ from swiftmask.core.files import (
     State,
     count_modules,
     first_line,
+    load_parts,
     load_strict,
     read_tensors,
     require_keys,
+    state_of,
     write_folder,
 )
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
@@ -149,8 +151,7 @@ def write_model(
 ) -> None:
     """Write the folder that `read_model` reads, each file whole or not at all."""
     sizes = {"transformer": asdict(transformer.config), "codec": asdict(codec.config)}
-    state = {f"transformer.{key}": value for key, value in transformer.state_dict().items()}
-    state |= {f"codec.{key}": value for key, value in codec.state_dict().items()}
+    state = state_of({"transformer": transformer, "codec": codec})
     config = {"model": "maskgit", **settings, **sizes}
     write_folder(folder, state, config=config, provenance=provenance, dtype=dtype)
 
@@ -159,12 +160,9 @@ def read_model(folder: str | Path) -> tuple[Transformer, VQGAN, dict[str, object
     """Both networks (float32, on the CPU, in eval mode) and the other settings of a folder's config."""
     folder = Path(folder)
     transformer_config, codec_config, settings = _read_config(folder / "config.json")
-    state = read_upstream(folder / "model.safetensors")
     with torch.device("meta"):
         transformer, codec = Transformer(transformer_config), VQGAN(codec_config)
-    for prefix, module in (("transformer.", transformer), ("codec.", codec)):
-        part = {key.removeprefix(prefix): v.float() for key, v in state.items() if key.startswith(prefix)}
-        load_strict(module.eval(), part, source=f"{folder / 'model.safetensors'} ({prefix}*)")
+    load_parts(folder / "model.safetensors", {"transformer": transformer, "codec": codec})
     return transformer, codec, settings
 
 

@@ -25,6 +25,7 @@ from swiftmask.core.files import (
     load_strict,
     read_tensors,
     require_keys,
+    state_of,
     write_folder,
 )
 from swiftmask.core.optional import library
@@ -166,11 +167,7 @@ def write_model(
     parts.text_encoder.tokenizer.save(folder / TOKENIZER)
     networks = _networks(parts)
     sizes = {name: asdict(part.config) for name, part in zip(Parts._fields, parts, strict=True)}
-    state = {
-        f"{name}.{key}": value
-        for name, network in networks.items()
-        for key, value in network.state_dict().items()
-    }
+    state = state_of(networks)
     write_folder(
         folder, state, config={"model": "meissonic", **settings, **sizes}, provenance=provenance, dtype=dtype
     )
