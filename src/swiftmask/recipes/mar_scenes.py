@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from swiftmask.core.protocol import SamplingOptions
-from swiftmask.data.scenes import CLASS_NAMES, NUM_CLASSES
+from swiftmask.data.scenes import CLASS_NAMES, NUM_CLASSES, class_attributes
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar.initialisation import initialise
 from swiftmask.models.mar.network import Network, NetworkConfig
@@ -51,8 +51,9 @@ class MARRecipe:
             patch_size=self.network.patch_size,
         )
         torch.manual_seed(self.training.seed)
+        network = initialise(Network(self.network), class_attributes(torch.arange(NUM_CLASSES)))
         trained = train(
-            MARTrainer(initialise(Network(self.network))),
+            MARTrainer(network),
             lambda *place: self.batch(latents, *place),
             train_step,
             self.training,

@@ -9,6 +9,7 @@ beforehand (what it saves: docs/log.md).
 import torch
 from torch import Tensor, nn
 
+from swiftmask.core.attributes import attribute_sums
 from swiftmask.core.positions import grid_waves
 from swiftmask.models.maskgit.network import Transformer
 
@@ -26,8 +27,7 @@ def initialise(transformer: Transformer, codebook_KC: Tensor, attributes_NA: Ten
 
     Args:
         codebook_KC: the tokenizer's codebook, in the order of the codes.
-        attributes_NA: integers, A for each class, such as its shape and its colour: what a class has in
-            common with others is then learned from all of them.
+        attributes_NA: integers, A for each class, such as its shape and its colour.
     """
     for name, parameter in transformer.named_parameters():
         if parameter.ndim == 2 and name not in ("tok_emb.weight", "bias"):
@@ -37,13 +37,11 @@ def initialise(transformer: Transformer, codebook_KC: Tensor, attributes_NA: Ten
     centred_KC = codebook_KC - codebook_KC.mean(0)
     projection_CD = torch.randn(codebook_KC.shape[1], config.width)
     transformer.tok_emb.weight[: config.codebook_size] = _spread(centred_KC @ projection_CD)
-    class_ND = torch.zeros(config.num_classes, config.width)
-    for attribute_N in attributes_NA.unbind(1):
-        class_ND += torch.randn(int(attribute_N.max()) + 1, config.width)[attribute_N]
     first = config.first_class_id
-    transformer.tok_emb.weight[first : first + config.num_classes] = _spread(class_ND, _CLASS_DEVIATION)
+    class_ND = transformer.tok_emb.weight[first : first + config.num_classes]
+    class_ND.copy_(_CLASS_DEVIATION * attribute_sums(attributes_NA, config.width))
     return transformer
 
 
-def _spread(embedding_XD: Tensor, deviation: float = _DEVIATION) -> Tensor:
-    return embedding_XD * (deviation / embedding_XD.std())
+def _spread(embedding_XD: Tensor) -> Tensor:
+    return embedding_XD * (_DEVIATION / embedding_XD.std())
