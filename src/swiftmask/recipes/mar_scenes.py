@@ -1,4 +1,7 @@
-"""mar-scenes: a small class-conditional MAR on 12x12 continuous tokens, with its codec.
+"""mar-scenes: a small class-conditional MAR on 6x6 continuous tokens, with its codec.
+
+A token is a patch of 2x2 latents: on a CPU four times as many pictures pass through the network as with 12x12
+tokens, and 16 channels give the diffusion head more to do.
 
 Three stages, each resumable: the codec (its own recipe), a cache of encoded pictures, the network.
 """
@@ -21,6 +24,9 @@ from swiftmask.recipes.provenance import provenance
 from swiftmask.recipes.scenes_latents import SceneLatents
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig, step_seed
+
+
+_PATCH_SIZE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,17 +91,18 @@ def recipe() -> MARRecipe:
         decoder_width=160,
         decoder_depth=4,
         decoder_heads=5,
-        channels=codec.codec.z_channels,
-        grid=codec.codec.grid,
+        channels=codec.codec.z_channels * _PATCH_SIZE**2,
+        grid=codec.codec.grid // _PATCH_SIZE,
+        patch_size=_PATCH_SIZE,
         num_classes=NUM_CLASSES,
-        head_width=160,
+        head_width=192,
         head_depth=3,
         buffer_size=8,
         dropout=0.0,
     )
     training = TrainingConfig(
         num_steps=4000,
-        batch_size=64,
+        batch_size=96,
         learning_rate=2e-3,
         muon_learning_rate=4e-3,
         warmup_steps=100,
