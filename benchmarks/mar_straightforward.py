@@ -1,12 +1,15 @@
-"""How much faster MAR's sampler is than the straightforward one, on the same random weights.
+"""What a decode step of MAR costs with the straightforward sampler, with ours, and with a MARVAL student.
 
-    python benchmarks/mar_straightforward.py --batch 1 16 --dtype float32 bfloat16 --json out.json
+    python benchmarks/mar_straightforward.py mar-b --batch 1 16 --dtype float32 bfloat16 --json out.json
+    python benchmarks/mar_straightforward.py mar-scenes --ar-steps 16 --steps 2 6 10 14
 
 `StraightforwardTokens` does at every denoising step what the method's text says: embeds the timestep and the
 condition, computes each block's modulation on its own, looks the coefficients up in float64 tables, and under
-guidance carries two whole chains of tokens, the second for nothing. Both samplers, and the backbone, are
-timed in turn in one run at a few steps spread over a decode; medians. The straightforward one draws its noise
-with `torch.randn`, ours from the streams of the package.
+guidance carries two whole chains of tokens, the second for nothing. Both samplers, the student's one call,
+and the backbone with and without its second branch, are timed in turn in one run at a few steps spread over a
+decode; medians. The straightforward sampler draws its noise with `torch.randn`, the others from the streams
+of the package. Speed does not depend on weights: models of released sizes have random ones, and the student
+is an untrained copy of the model.
 """
 
 import argparse
@@ -21,11 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swiftmask.api import load
 from swiftmask.core.protocol import Noise, SamplingOptions
 from swiftmask.core.rng import SeededNoise
 from swiftmask.core.tokens import gather_rows, guide
 from swiftmask.core.types import Canvas, Step
 from swiftmask.evaluate.speed import Task, time_in_turn
+from swiftmask.methods.marval import Student, make_student, network_parameters
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar.codec import KLCodec, KLConfig
 from swiftmask.models.mar.diffusion import Process, respaced, respaced_timesteps
@@ -34,7 +39,7 @@ from swiftmask.models.mar.network import Network
 from swiftmask.models.mar.weights import RELEASED, random_network
 from swiftmask.recipes.provenance import commit, machine
 
-AR_STEPS, GUIDANCE = 64, 2.9
+GUIDANCE = 2.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +131,22 @@ class Row:
     """Milliseconds of a batch, medians added over the timed decode steps.
 
     Attributes:
-        head_ratio: of the samplers alone; `step_ratio` counts the backbone on both sides.
+        head_ratio: straightforward sampler to ours, without the backbone; `step_ratio` counts it in both.
+        student_ratio: our step to the student's, both with their backbones; `student_ratio_straightforward`
+            that of the straightforward step.
     """
 
     batch: int
     dtype: str
     ours_ms: float
     straightforward_ms: float
-    head_ratio: float
     backbone_ms: float
+    student_ms: float
+    student_backbone_ms: float
+    head_ratio: float
     step_ratio: float
+    student_ratio: float
+    student_ratio_straightforward: float
 
 
 def measure(
@@ -144,9 +155,10 @@ def measure(
     """Time decode steps `timed` of `num_steps`, guided."""
     options = SamplingOptions(guidance=GUIDANCE, denoising_steps=num_denoising)
     schedule = model.schedule(num_steps, num_masked=model.spec.num_tokens, options=options)
+    student = make_student(model, network_parameters(model))
     tasks: dict[str, Task] = {}
     for index in timed:
-        for name, task in step_tasks(model, schedule[index], batch).items():
+        for name, task in step_tasks(model, student, schedule[index], batch).items():
             tasks[f"{name} {index}"] = task
     timings = time_in_turn(tasks, model.device, repeats=repeats, warmup=1)
 
@@ -154,20 +166,27 @@ def measure(
         return sum(timings[f"{name} {index}"].median_ms for index in timed)
 
     ours, straightforward, backbone = total("ours"), total("straightforward"), total("backbone")
+    student_head, student_backbone = total("student"), total("student backbone")
+    student_step = student_head + student_backbone
     return Row(
         batch=batch,
         dtype=str(model.network.fake_latent.dtype).removeprefix("torch."),
         ours_ms=ours,
         straightforward_ms=straightforward,
-        head_ratio=straightforward / ours,
         backbone_ms=backbone,
+        student_ms=student_head,
+        student_backbone_ms=student_backbone,
+        head_ratio=straightforward / ours,
         step_ratio=(straightforward + backbone) / (ours + backbone),
+        student_ratio=(ours + backbone) / student_step,
+        student_ratio_straightforward=(straightforward + backbone) / student_step,
     )
 
 
-def step_tasks(model: MAR, step: Step, batch: int) -> dict[str, Task]:
-    """The two samplers on the features of one decode step, and the backbone that makes them."""
-    condition = model.with_null(model.encode([0] * batch))
+def step_tasks(model: MAR, student: Student, step: Step, batch: int) -> dict[str, Task]:
+    """The heads on the features of one decode step, and the backbones that make them."""
+    condition = model.encode([0] * batch)
+    guided = model.with_null(condition)
     order_BL = torch.rand(batch, model.spec.num_tokens, device=model.device).argsort(dim=1)
     blank = model.blank(batch)
     canvas = Canvas(
@@ -175,15 +194,28 @@ def step_tasks(model: MAR, step: Step, batch: int) -> dict[str, Task]:
     )
     positions_BN = canvas.masked_positions()[:, : step.num_decided]
     with torch.inference_mode():
-        features_GBLD = model.features(canvas, condition)
-    context_GBND = gather_rows(features_GBLD, positions_BN)
-    plain = StraightforwardTokens(model.network.head, context_GBND, positions_BN, step.guidance)
+        features_GBLD = model.features(canvas, guided)
+    plain = StraightforwardTokens(
+        model.network.head, gather_rows(features_GBLD, positions_BN), positions_BN, step.guidance
+    )
     seeded = SeededNoise(range(batch), model.spec.num_tokens, model.device)
     return {
         "ours": lambda: model.tokens(features_GBLD, positions_BN, step.guidance).sample(seeded, step),
         "straightforward": lambda: plain.sample(TorchNoise(), step),
-        "backbone": lambda: model.features(canvas, condition),
+        "backbone": lambda: model.features(canvas, guided),
+        "student": lambda: student.tokens(features_GBLD[:1], positions_BN, 1.0).sample(seeded, step),
+        "student backbone": lambda: student.features(canvas, condition),
     }
+
+
+def model_of(name: str) -> MAR:
+    """Random weights in a released size, or a bundled model or folder."""
+    if name in RELEASED:
+        return with_unused_codec(random_network(name))
+    model = load(name).model
+    if not isinstance(model, MAR):
+        raise SystemExit(f"{name} is no MAR")
+    return model
 
 
 def with_unused_codec(network: Network) -> MAR:
@@ -203,11 +235,12 @@ def with_unused_codec(network: Network) -> MAR:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", choices=list(RELEASED), default="mar-b")
+    parser.add_argument("model", nargs="?", default="mar-b", help=f"{', '.join(RELEASED)}, or a folder")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], nargs="+", default=["float32"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--steps", type=int, nargs="+", default=[8, 24, 40, 56], help=f"of {AR_STEPS}")
+    parser.add_argument("--ar-steps", type=int, default=64, help="decode steps of a picture")
+    parser.add_argument("--steps", type=int, nargs="+", default=[8, 24, 40, 56], help="those that are timed")
     parser.add_argument("--denoising-steps", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the report here as well")
@@ -216,15 +249,14 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     chosen = _arguments()
-    network, rows = random_network(chosen.model), []
+    model, rows = model_of(chosen.model), []
     for dtype in chosen.dtype:
-        model = with_unused_codec(network)
         model.network.to(device=chosen.device, dtype=getattr(torch, dtype))
         for batch in chosen.batch:
             row = measure(
                 model,
                 batch=batch,
-                num_steps=AR_STEPS,
+                num_steps=chosen.ar_steps,
                 num_denoising=chosen.denoising_steps,
                 timed=chosen.steps,
                 repeats=chosen.repeats,
@@ -232,11 +264,13 @@ def main() -> None:
             rows.append(row)
             print(
                 f"batch {row.batch:3d} {row.dtype:9s} head {row.straightforward_ms:9.1f} -> "
-                f"{row.ours_ms:9.1f} ms ({row.head_ratio:.2f}x), with backbone {row.step_ratio:.2f}x"
+                f"{row.ours_ms:9.1f} ms ({row.head_ratio:.2f}x), with backbone {row.step_ratio:.2f}x; "
+                f"student {row.student_ms + row.student_backbone_ms:9.1f} ms ({row.student_ratio:.2f}x ours, "
+                f"{row.student_ratio_straightforward:.2f}x the straightforward one)"
             )
     report = {
         "model": chosen.model,
-        "steps": [AR_STEPS, chosen.steps],
+        "steps": [chosen.ar_steps, chosen.steps],
         "denoising_steps": chosen.denoising_steps,
         "guidance": GUIDANCE,
         "repeats": chosen.repeats,

@@ -81,13 +81,15 @@ def test_the_benchmark_runs(straightforward, network, tmp_path, monkeypatch) -> 
     )
     assert row.head_ratio == pytest.approx(row.straightforward_ms / row.ours_ms)
     monkeypatch.setattr(straightforward, "random_network", lambda name: network)
-    monkeypatch.setattr(straightforward, "AR_STEPS", 4)
-    arguments = "--batch 1 --dtype bfloat16 --steps 1 2 --denoising-steps 3 --repeats 1 --json".split()
+    arguments = (
+        "--batch 1 --dtype bfloat16 --ar-steps 4 --steps 1 2 --denoising-steps 3 --repeats 1 --json".split()
+    )
     monkeypatch.setattr(sys, "argv", ["mar_straightforward.py", *arguments, str(tmp_path / "out.json")])
     straightforward.main()
     (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert row["dtype"] == "bfloat16"
-    assert row["step_ratio"] > 0
+    student_ms = row["student_ms"] + row["student_backbone_ms"]
+    assert row["student_ratio"] == pytest.approx((row["ours_ms"] + row["backbone_ms"]) / student_ms)
 
 
 class PerfectHead(nn.Module):
