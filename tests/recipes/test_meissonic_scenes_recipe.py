@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import swiftmask
+from swiftmask.core.codebook import telling_codes
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec
 from swiftmask.data.scenes import NUM_CLASSES, caption_facts, check, parse_captions
 from swiftmask.models.meissonic import Meissonic
@@ -24,7 +25,6 @@ from swiftmask.recipes.vq_codec_training import (
     codebook_of,
     nearest,
     pruned,
-    telling_codes,
     train_step,
 )
 from swiftmask.training.setup import TrainingConfig

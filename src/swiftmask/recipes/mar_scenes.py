@@ -25,7 +25,6 @@ from swiftmask.recipes.scenes_latents import SceneLatents
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig, step_seed
 
-
 _PATCH_SIZE = 2
 
 

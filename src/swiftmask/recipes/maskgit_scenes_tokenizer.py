@@ -41,7 +41,7 @@ class TokenizerRecipe:
             name="maskgit-scenes-tokenizer",
             on_log=on_log,
         )
-        return prune_codebook(trained.codec.eval(), trained.count_K, self.num_codes)
+        return prune_codebook(trained.codec.eval(), trained.running.count_V, self.num_codes)
 
     def batches(self, step: int, rank: int, num_ranks: int) -> Tensor:
         """Pictures of the step at the codec's own resolution."""

@@ -47,9 +47,9 @@ def test_training_lowers_the_loss(codec: VQGAN) -> None:
 
 def test_a_dead_code_is_moved_to_a_latent_of_the_batch(codec: VQGAN) -> None:
     trainer = TokenizerTrainer(codec).train()
-    trainer.count_K.fill_(10.0)
-    trainer.count_K[3] = 0.0
-    trainer.total_KC.copy_(10.0 * codec.quantize.embedding.weight)
+    trainer.running.count_V.fill_(10.0)
+    trainer.running.count_V[3] = 0.0
+    trainer.running.total_VC.copy_(10.0 * codec.quantize.embedding.weight)
     far_C = torch.tensor([50.0, 50.0])
     codec.quantize.embedding.weight[3] = far_C
     trainer(torch.rand(2, 3, 8, 8))
