@@ -166,6 +166,8 @@ class SamplingOptions:
         denoising_steps: head calls per token of a diffusion head, or (first, last) to anneal them linearly
             over the decode (DiSA, arXiv 2505.20297).
         sampler: of a diffusion head.
+        noisiest_timestep: where its chain starts; lower for heads whose error at the last timesteps is too
+            large for what a cosine schedule multiplies it by.
     """
 
     guidance: float | None = None
@@ -173,6 +175,7 @@ class SamplingOptions:
     choice_temperature: float | None = None
     denoising_steps: int | tuple[int, int] | None = None
     sampler: Literal["ancestral", "ddim"] | None = None
+    noisiest_timestep: int | None = None
 
     def over(self, defaults: Self) -> Self:
         """These options, with `defaults` where they say nothing."""

@@ -142,7 +142,11 @@ def mar_schedule(
 
 
 def with_denoising(
-    schedule: Sequence[Step], num_denoising: int | tuple[int, int], *, deterministic: bool = False
+    schedule: Sequence[Step],
+    num_denoising: int | tuple[int, int],
+    *,
+    deterministic: bool = False,
+    noisiest: int | None = None,
 ) -> list[Step]:
     """The schedule with a diffusion head that takes so many steps per token.
 
@@ -160,7 +164,9 @@ def with_denoising(
         replace(
             step,
             denoising=Denoising(
-                num_steps=round(first + (last - first) * place / intervals), deterministic=deterministic
+                num_steps=round(first + (last - first) * place / intervals),
+                deterministic=deterministic,
+                noisiest=noisiest,
             ),
         )
         for place, step in enumerate(schedule)

@@ -73,10 +73,12 @@ class Denoising:
     Attributes:
         num_steps: head calls per token (two branches count as one).
         deterministic: DDIM (arXiv 2010.02502, eta = 0) instead of ancestral sampling.
+        noisiest: timestep the chain starts at; None takes the sampler's own.
     """
 
     num_steps: int
     deterministic: bool = False
+    noisiest: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,8 +72,10 @@ def test_ddim_visits_no_place_where_errors_explode_or_nothing_is_left_to_do() ->
     ("denoising", "message"),
     [
         (Denoising(num_steps=1), "at least 2 denoising steps, got 1: use sampler=ddim"),
-        (Denoising(num_steps=0, deterministic=True), "between 1 and 1000, got 0"),
+        (Denoising(num_steps=0, deterministic=True), "between 1 and 980, got 0"),
         (Denoising(num_steps=1001), "between 1 and 1000, got 1001"),
+        (Denoising(num_steps=900, deterministic=True, noisiest=800), "between 1 and 800, got 900"),
+        (Denoising(num_steps=5, noisiest=1000), "noisiest_timestep must be between 1 and 999, got 1000"),
     ],
 )
 def test_impossible_chains(denoising: Denoising, message: str) -> None:
@@ -87,6 +89,13 @@ def test_noise_is_drawn_by_all_ancestral_steps_but_the_last() -> None:
     assert [step.timestep for step in chain] == [999, 749, 500, 250, 0]
     deterministic = d.reverse_chain(Denoising(num_steps=5, deterministic=True))
     assert not any(step.draws_noise for step in deterministic)
+
+
+def test_a_chain_can_start_where_errors_are_small() -> None:
+    ancestral = d.reverse_chain(Denoising(num_steps=3, noisiest=980))
+    assert [step.timestep for step in ancestral] == [980, 490, 0]
+    deterministic = d.reverse_chain(Denoising(num_steps=2, deterministic=True, noisiest=900))
+    assert [step.timestep for step in deterministic] == [900, 450]
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

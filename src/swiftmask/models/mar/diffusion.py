@@ -74,16 +74,16 @@ def training_process() -> Process:
     return Process.of(torch.arange(NUM_TIMESTEPS), (1 - curve[1:] / curve[:-1]).clamp(max=0.999))
 
 
-def respaced_timesteps(num_steps: int) -> list[int]:
+def respaced_timesteps(num_steps: int, noisiest: int = NUM_TIMESTEPS - 1) -> list[int]:
     """The reference's ancestral timesteps, ascending: round(999 k / (N - 1)); a single one would be 0."""
-    return [round(k * (NUM_TIMESTEPS - 1) / max(1, num_steps - 1)) for k in range(num_steps)]
+    return [round(k * noisiest / max(1, num_steps - 1)) for k in range(num_steps)]
 
 
-def ddim_timesteps(num_steps: int) -> list[int]:
-    """Evenly up to `LAST_DDIM_TIMESTEP`, ascending, none at 0: a chain of N steps gets the N noisiest places
+def ddim_timesteps(num_steps: int, noisiest: int = LAST_DDIM_TIMESTEP) -> list[int]:
+    """Evenly up to `noisiest`, ascending, none at 0: a chain of N steps gets the N noisiest places
     (arXiv 2305.08891, "trailing").
     """
-    return [round(LAST_DDIM_TIMESTEP * (k + 1) / num_steps) for k in range(num_steps)]
+    return [round(noisiest * (k + 1) / num_steps) for k in range(num_steps)]
 
 
 def respaced(timesteps: Sequence[int]) -> Process:
@@ -160,17 +160,22 @@ class DDIMStep:
 def reverse_chain(denoising: Denoising) -> tuple[ReverseStep, ...]:
     """The steps of a sampler, noisiest first.
 
-    Errors: ValueError for more steps than timesteps, or for one ancestral step: the reference's respacing
-    would ask the head about pure noise as if it were clean.
+    Errors: ValueError for a noisiest timestep there is none of, for more steps than timesteps, or for one
+    ancestral step: the reference's respacing would ask the head about pure noise as if it were clean.
     """
-    count = denoising.num_steps
-    if not 1 <= count <= NUM_TIMESTEPS:
-        raise ValueError(f"denoising steps must be between 1 and {NUM_TIMESTEPS}, got {count}")
+    count, noisiest = denoising.num_steps, denoising.noisiest
+    if noisiest is None:
+        noisiest = LAST_DDIM_TIMESTEP if denoising.deterministic else NUM_TIMESTEPS - 1
+    if not 1 <= noisiest < NUM_TIMESTEPS:
+        raise ValueError(f"noisiest_timestep must be between 1 and {NUM_TIMESTEPS - 1}, got {noisiest}")
+    most = noisiest if denoising.deterministic else noisiest + 1
+    if not 1 <= count <= most:
+        raise ValueError(f"denoising steps must be between 1 and {most}, got {count}")
     if denoising.deterministic:
-        return _ddim_chain(respaced(ddim_timesteps(count)))
+        return _ddim_chain(respaced(ddim_timesteps(count, noisiest)))
     if count == 1:
         raise ValueError("ancestral sampling needs at least 2 denoising steps, got 1: use sampler=ddim")
-    return ancestral_chain(respaced(respaced_timesteps(count)))
+    return ancestral_chain(respaced(respaced_timesteps(count, noisiest)))
 
 
 def ancestral_chain(process: Process) -> tuple[AncestralStep, ...]:

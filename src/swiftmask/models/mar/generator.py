@@ -210,7 +210,12 @@ class MAR(nn.Module):
             temperature=chosen.temperature,
             guidance_curve=_CURVES[self.guidance_schedule],
         )
-        steps = with_denoising(steps, chosen.denoising_steps, deterministic=chosen.sampler == "ddim")
+        steps = with_denoising(
+            steps,
+            chosen.denoising_steps,
+            deterministic=chosen.sampler == "ddim",
+            noisiest=chosen.noisiest_timestep,
+        )
         for denoising in {step.denoising for step in steps if step.denoising is not None}:
             reverse_chain(denoising)  # fails here rather than in the middle of the decode
         return steps
