@@ -5,6 +5,7 @@ a model and a method may not import each other, so it stands here. Attention goe
 released models': a norm rounds to the input's precision before it scales, rotations are float32.
 
 Query, key and value are one matrix product here, gate and up another; on disk they are apart.
+Attention is fused, but for training on a CPU (attention.py).
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from swiftmask.core.attention import attend
 
 _APART = {"qkv_weight": ("q_proj", "k_proj", "v_proj"), "gate_up_weight": ("ff_proj", "up_proj")}
 """Parameters of a block, and the projections they are on disk, top to bottom."""
@@ -106,7 +109,7 @@ class LlamaBlock(nn.Module):
         self, x_XTD: Tensor, query: Tensor, key: Tensor, value: Tensor, mask_X11N: Tensor | None = None
     ) -> Tensor:
         """Attention of projected heads, then the feed-forward layer."""
-        out_XHTh = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_X11N)
+        out_XHTh = attend(query, key, value, mask_B11S=mask_X11N)
         x_XTD = x_XTD + self.attn_out(out_XHTh.transpose(1, 2).flatten(2))
         gate_XTF, up_XTF = F.linear(self.ff_norm(x_XTD), self.gate_up_weight).chunk(2, dim=-1)
         return x_XTD + self.ff_out(F.silu(gate_XTF) * up_XTF)

@@ -8,7 +8,7 @@ heard. Classes start as the sum of their attributes.
 import torch
 from torch import Tensor
 
-from swiftmask.core.attributes import attribute_sums
+from swiftmask.core.embeddings import attribute_sums
 from swiftmask.core.positions import grid_waves
 from swiftmask.models.mar.network import Network
 

@@ -9,7 +9,7 @@ beforehand (what it saves: docs/log.md).
 import torch
 from torch import Tensor, nn
 
-from swiftmask.core.attributes import attribute_sums
+from swiftmask.core.embeddings import attribute_sums, codes_like_latents
 from swiftmask.core.positions import grid_waves
 from swiftmask.models.maskgit.network import Transformer
 
@@ -33,15 +33,11 @@ def initialise(transformer: Transformer, codebook_KC: Tensor, attributes_NA: Ten
         if parameter.ndim == 2 and name not in ("tok_emb.weight", "bias"):
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
     config = transformer.config
-    transformer.pos_emb[0, : config.num_tokens] = _spread(grid_waves(config.grid, config.width))
-    centred_KC = codebook_KC - codebook_KC.mean(0)
-    projection_CD = torch.randn(codebook_KC.shape[1], config.width)
-    transformer.tok_emb.weight[: config.codebook_size] = _spread(centred_KC @ projection_CD)
+    waves_LD = grid_waves(config.grid, config.width)
+    transformer.pos_emb[0, : config.num_tokens] = _DEVIATION * waves_LD / waves_LD.std()
+    rows_KD = codes_like_latents(codebook_KC, config.width)
+    transformer.tok_emb.weight[: config.codebook_size] = _DEVIATION * rows_KD
     first = config.first_class_id
     class_ND = transformer.tok_emb.weight[first : first + config.num_classes]
     class_ND.copy_(_CLASS_DEVIATION * attribute_sums(attributes_NA, config.width))
     return transformer
-
-
-def _spread(embedding_XD: Tensor) -> Tensor:
-    return embedding_XD * (_DEVIATION / embedding_XD.std())

@@ -12,6 +12,7 @@ import re
 import torch
 from torch import Tensor, nn
 
+from swiftmask.core.embeddings import codes_like_latents
 from swiftmask.models.meissonic.network import Transformer
 
 _MODULATION = re.compile(r".*\.norm\w*\.linear\.(weight|bias)")
@@ -40,16 +41,7 @@ def initialise(transformer: Transformer, codebook_VC: Tensor) -> Transformer:
                 parameter.unflatten(0, (-1, transformer.config.width))[2::3] = 1.0
         elif parameter.ndim == 2 and name != _EMBEDDING:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-    rows_VD = _spread(codebook_VC, transformer.config.width)
+    rows_VD = codes_like_latents(codebook_VC, transformer.config.width)
     transformer.embed.embeddings.weight[: len(rows_VD)] = rows_VD
     transformer.mlm_layer.conv2.weight.copy_(_HEAD_DEVIATION * rows_VD[:, :, None, None])
     return transformer
-
-
-def _spread(codebook_VC: Tensor, width: int) -> Tensor:
-    """The codebook, centred, at random angles in `width` dimensions, with a deviation of one: as torch starts
-    embeddings.
-    """
-    centred_VC = codebook_VC - codebook_VC.mean(0)
-    rows_VD = centred_VC @ torch.randn(codebook_VC.shape[1], width)
-    return rows_VD / rows_VD.std()

@@ -1,4 +1,4 @@
-"""Classes as sums of what they have in common: a start for class embeddings that are learned."""
+"""Starts for embeddings that are learned: what is alike starts alike."""
 
 import torch
 from torch import Tensor
@@ -15,3 +15,13 @@ def attribute_sums(attributes_NA: Tensor, width: int) -> Tensor:
     for attribute_N in attributes_NA.unbind(1):
         sums_ND += torch.randn(int(attribute_N.max()) + 1, width)[attribute_N]
     return sums_ND / sums_ND.std()
+
+
+def codes_like_latents(codebook_VC: Tensor, width: int) -> Tensor:
+    """For each code its latent, centred, at random angles in `width` dimensions: [V, width], deviation 1.
+
+    Codes that look alike are then read, or predicted, alike.
+    """
+    centred_VC = codebook_VC - codebook_VC.mean(0)
+    rows_VD = centred_VC @ torch.randn(codebook_VC.shape[1], width)
+    return rows_VD / rows_VD.std()

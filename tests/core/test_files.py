@@ -1,0 +1,89 @@
+"""Model folders of several files: written in parts, read tensor by tensor, never mixed with older ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from swiftmask.core import files
+
+
+class Two(nn.Module):
+    """Three tensors of 24, 12 and 8 bytes in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(3, 4))
+        self.b = nn.Parameter(torch.randn(6))
+        self.c = nn.Parameter(torch.randn(4))
+
+
+def write(
+    folder: Path, state: dict[str, Tensor], shard_bytes: int, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    files.write_folder(
+        folder, state, config={"n": len(state)}, provenance={}, dtype=dtype, shard_bytes=shard_bytes
+    )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(("shard_bytes", "num_shards"), [(1000, 1), (44, 1), (43, 2), (20, 2), (1, 3)])
+def test_shards_are_filled_up_and_read_back(shard_bytes: int, num_shards: int, tmp_path: Path) -> None:
+    model, again = Two(), Two()
+    write(tmp_path, model.state_dict(), shard_bytes)
+    found = files.weight_files(tmp_path)
+    assert len(set(found.values())) == num_shards
+    with torch.device("meta"):
+        files.load_strict(Two(), files.headers(found), source="folder")
+    files.fill(again, found)
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value.bfloat16().float())
+
+
+def test_only_one_file_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, list[str]]] = []
+    save = files.save_file
+    monkeypatch.setattr(
+        files, "save_file", lambda state, path: (written.append((path.name, list(state))), save(state, path))
+    )
+    write(tmp_path, Two().state_dict(), 30)
+    assert written == [
+        ("model-00001-of-00002.safetensors.partial", ["a"]),
+        ("model-00002-of-00002.safetensors.partial", ["b", "c"]),
+    ]
+
+
+def test_a_smaller_or_larger_model_replaces_every_file_of_the_other(tmp_path: Path) -> None:
+    others = ["config.json", "provenance.json"]
+    shards = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    index = "model.safetensors.index.json"
+    for shard_bytes, expected in ((1, [*shards, index]), (100, ["model.safetensors"]), (1, [*shards, index])):
+        write(tmp_path, Two().state_dict(), shard_bytes)
+        assert names(tmp_path) == sorted([*others, *expected])
+
+
+def test_a_folder_whose_shards_are_being_replaced_is_incomplete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, Two().state_dict(), 1)
+
+    def full_disk(state: object, path: Path) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(files, "save_file", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write(tmp_path, Two().state_dict(), 1)
+    assert "config.json" not in names(tmp_path)
+    assert not any(name.endswith(".partial") for name in names(tmp_path))
+
+
+def test_a_damaged_index(tmp_path: Path) -> None:
+    for content in ("[]", "{", json.dumps({"weight_map": 3})):
+        (tmp_path / "model.safetensors.index.json").write_text(content)
+        with pytest.raises(ValueError, match=r"index\.json is damaged"):
+            files.weight_files(tmp_path)
