@@ -236,18 +236,34 @@ def measure_speed(
     on_round: Callable[[], None] = lambda: None,
 ) -> SpeedReport:
     """Time full steps, accelerated steps and matmuls in turn; `schedule` says where the full steps lie."""
-    device, steps = setup.model.device, len(setup.schedule)
-    num_full = sum(step.full for step in setup.schedule)
-    full, fast = step_tasks(
-        setup.model, setup.accelerated, setup.schedule, index=max(1, steps // 2), batch=setup.batch
-    )
-    matmuls = {size: matmul_task(size, device, setup.dtype) for size in setup.matmul_sizes}
-    tasks: dict[str, Task] = {"full": full, "fast": fast}
-    tasks |= {f"matmul-{size}": task for size, (task, _) in matmuls.items()}
+    device = setup.model.device
+    full, fast = middle_step_tasks(setup)
+    tasks = {"full": full, "fast": fast} | matmul_tasks(setup)
     reset_peak_memory(device)
     timings = time_in_turn(tasks, device, repeats=setup.repeats, on_round=on_round)
+    return speed_report(setup, timings, model_name=model_name, machine=machine, command=command)
+
+
+def middle_step_tasks(setup: SpeedSetup) -> tuple[Task, Task]:
+    """The step in the middle of the schedule, full and accelerated."""
+    index = max(1, len(setup.schedule) // 2)
+    return step_tasks(setup.model, setup.accelerated, setup.schedule, index=index, batch=setup.batch)
+
+
+def matmul_tasks(setup: SpeedSetup) -> dict[str, Task]:
+    """Square matmuls by name."""
+    device, dtype = setup.model.device, setup.dtype
+    return {f"matmul-{size}": matmul_task(size, device, dtype)[0] for size in setup.matmul_sizes}
+
+
+def speed_report(
+    setup: SpeedSetup, timings: Mapping[str, Timing], *, model_name: str, machine: str, command: str
+) -> SpeedReport:
+    """From the timings "full", "fast" and those of `matmul_tasks`, and the peak memory so far."""
+    device, steps = setup.model.device, len(setup.schedule)
+    num_full = sum(step.full for step in setup.schedule)
     share, share_from = _share(setup, timings, num_full)
-    peak = max(flops / timings[f"matmul-{size}"].best_s for size, (_, flops) in matmuls.items())
+    peak = max(2 * size**3 / timings[f"matmul-{size}"].best_s for size in setup.matmul_sizes)
     full_ms, fast_ms = timings["full"].median_ms, timings["fast"].median_ms
     return SpeedReport(
         full_step_ms=full_ms,

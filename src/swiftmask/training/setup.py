@@ -51,6 +51,10 @@ class TrainingConfig:
     report_to: tuple[str, ...] = ()
 
 
+_NOT_HIDDEN = ("emb", "bias", "wte", "transformer.ff_out")
+"""In names of matrices that are tables of vectors, or that read the vocabulary (the last two are LLaDA's)."""
+
+
 def learning_rate_factor(step: int, config: TrainingConfig) -> float:
     """Linear warm-up, then cosine decay to zero; multiplies each optimizer's own peak rate."""
     if step < config.warmup_steps:
@@ -62,7 +66,7 @@ def learning_rate_factor(step: int, config: TrainingConfig) -> float:
 def make_optimizers(model: nn.Module, config: TrainingConfig) -> list[Optimizer]:
     """AdamW over everything, or Muon over the matrices inside blocks and AdamW over the rest."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in trained if p.ndim == 2 and "emb" not in name and "bias" not in name]
+    hidden = [p for name, p in trained if p.ndim == 2 and not any(part in name for part in _NOT_HIDDEN)]
     by_muon = {id(p) for p in hidden} if config.muon_learning_rate is not None else set()
     rest = [p for _, p in trained if id(p) not in by_muon]
     optimizers: list[Optimizer] = [

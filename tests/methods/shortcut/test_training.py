@@ -1,14 +1,22 @@
-"""Training a shortcut on a toy teacher: what the rounds hand out, and that it learns."""
+"""Training a shortcut on a toy teacher: what the rounds hand out, and that it learns, for both networks."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from swiftmask.core.protocol import SamplingOptions
-from swiftmask.methods.shortcut import Shortcut, ShortcutConfig
+from swiftmask.methods.shortcut import RotaryShortcut, RotaryShortcutConfig, Shortcut, ShortcutConfig
 from swiftmask.methods.shortcut.training import RoundsConfig, ShortcutTrainer, TeacherRounds, train_step
+from swiftmask.models.lumina_dimoo import LuminaDiMOO
+from swiftmask.models.lumina_dimoo.layout import FreshTokens
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
+from swiftmask.training.loop import Progress, train
+from swiftmask.training.setup import TrainingConfig
 
 NUM_CLASSES = 3
 SIZES = TransformerConfig(
@@ -49,7 +57,8 @@ def small_shortcut() -> Shortcut:
 def test_a_link_holds_the_teachers_own_features_and_fresh_tokens(teacher):
     rounds = TeacherRounds(teacher, ROUNDS, labels)
     batch = rounds.batch(0, 0, 1)
-    records = rounds._records
+    assert rounds._round is not None
+    records = rounds._round.records
     assert len(records) == 4
     assert batch.start_GBTD.shape == (2, 4, 17, 32)
     starts = [record.features.features_GBTD for record in records]
@@ -58,7 +67,12 @@ def test_a_link_holds_the_teachers_own_features_and_fresh_tokens(teacher):
         step = records[first + offset].step
         assert link.ratio == step.num_masked_before / 16
         assert link.positions_BM.shape == (4, step.num_masked_before)
-        assert link.embedded_BND.shape == (4, records[first + offset - 1].step.num_decided, 32)
+        assert torch.equal(link.rows_BM, link.positions_BM)
+        assert isinstance(link.fresh, torch.Tensor)
+        assert link.fresh.shape == (8, records[first + offset - 1].step.num_decided, 32)
+        assert torch.equal(link.fresh[:4], link.fresh[4:]), "the same for both branches"
+        decided = records[first + offset - 1].decision
+        assert torch.isin(link.fresh, teacher.embed(decided.tokens_BN, decided.positions_BN)).all()
         assert torch.isin(link.target_GBTD, starts[first + offset]).all()
 
 
@@ -71,7 +85,8 @@ def test_batches_are_a_function_of_the_step(teacher):
     assert len(expected.links) == len(actual.links)
     for ours, theirs in zip(expected.links, actual.links, strict=True):
         assert torch.equal(ours.target_GBTD, theirs.target_GBTD)
-        assert torch.equal(ours.embedded_BND, theirs.embedded_BND)
+        assert isinstance(ours.fresh, torch.Tensor)
+        assert torch.equal(ours.fresh, theirs.fresh)
 
 
 def test_a_fresh_copying_shortcut_scores_exactly_the_copy_baseline(teacher):
@@ -107,3 +122,105 @@ def test_a_shortcut_learns_to_beat_copying(teacher, token_weight):
 def test_the_teacher_is_not_part_of_what_is_trained_or_saved(teacher):
     trainer = ShortcutTrainer(small_shortcut(), teacher)
     assert all(name.startswith("shortcut.") for name in trainer.state_dict())
+
+
+PROMPTS = ("a red circle on a blue background", "circle", "a circle")
+
+
+def prompts(number: int, count: int) -> list[str]:
+    return [PROMPTS[(number + i) % len(PROMPTS)] for i in range(count)]
+
+
+def rotary_shortcut() -> RotaryShortcut:
+    torch.manual_seed(1)
+    sizes = RotaryShortcutConfig(width=64, bottleneck_width=32, num_heads=4, mlp_width=48)
+    return RotaryShortcut(sizes).start_as_copy()
+
+
+def rotary_rounds(teacher: LuminaDiMOO) -> TeacherRounds:
+    return TeacherRounds(teacher, ROUNDS, prompts, RotaryShortcut.fresh)
+
+
+def test_a_rotary_shortcut_reads_the_same_in_training_as_in_a_decode(golden_dimoo: LuminaDiMOO) -> None:
+    """Prompt and fresh codes of the picked pictures alone, at their places, in both branches."""
+    rounds = rotary_rounds(golden_dimoo)
+    batch = rounds.batch(0, 0, 1)
+    assert rounds._round is not None
+    condition, records = rounds._round.condition, rounds._round.records
+    starts = [record.features.features_GBTD for record in records]
+    first = next(i for i, f in enumerate(starts) if torch.isin(batch.start_GBTD, f).all())
+    picked = [
+        next(i for i in range(8) if torch.equal(starts[first][:, i], batch.start_GBTD[:, b]))
+        for b in range(4)
+    ]
+    for offset, link in enumerate(batch.links):
+        whole = RotaryShortcut.fresh(golden_dimoo, condition, records[first + offset].decision)
+        for branch in range(2):
+            for b, picture in enumerate(picked):
+                ours, theirs = link.fresh[torch.tensor([branch * 4 + b])], branch * 8 + picture
+                expected = whole[torch.tensor([theirs])]
+                assert isinstance(ours, FreshTokens)
+                assert torch.equal(ours.embedded_XND, expected.embedded_XND)
+                assert torch.equal(ours.places_XN, expected.places_XN)
+                assert torch.equal(ours.present_XN, expected.present_XN)
+                assert torch.equal(ours.row_places_XT, expected.row_places_XT)
+        assert torch.equal(link.rows_BM, golden_dimoo.columns(link.positions_BM, starts[0].shape[2]))
+        assert not torch.equal(link.rows_BM, link.positions_BM)
+
+
+@pytest.mark.parametrize("token_weight", [0.0, 0.5])
+def test_a_rotary_shortcut_learns_to_beat_copying(token_weight: float, golden_dimoo: LuminaDiMOO) -> None:
+    rounds = rotary_rounds(golden_dimoo)
+    trainer = ShortcutTrainer(rotary_shortcut(), golden_dimoo, token_weight)
+    optimizer = torch.optim.Adam(trainer.parameters(), 5e-3)
+    loss, metrics = trainer(rounds.batch(0, 0, 1))
+    torch.testing.assert_close(metrics["mse"], metrics["copy_mse"])
+    shares = []
+    for step in range(30):
+        loss, metrics = train_step(trainer, rounds.batch(step, 0, 1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        shares.append((metrics["mse"] / metrics["copy_mse"]).item())
+    assert sum(shares[-10:]) / 10 < 0.9
+
+
+def test_what_a_rotary_shortcut_reads_depends_on_the_prompt(golden_dimoo: LuminaDiMOO) -> None:
+    """Of the conditional branch; the null branch has no prompt to read."""
+    trainer = ShortcutTrainer(RotaryShortcut(rotary_shortcut().config), golden_dimoo)
+    batch = rotary_rounds(golden_dimoo).batch(0, 0, 1)
+    link = batch.links[0]
+    fresh = link.fresh
+    assert isinstance(fresh, FreshTokens)
+    num_prompt = batch.start_GBTD.shape[2] - golden_dimoo.layout.num_image_rows
+    other_XND = fresh.embedded_XND.clone()
+    other_XND[:, :num_prompt] += 1.0
+    changed = replace(link, fresh=replace(fresh, embedded_XND=other_XND))
+    before_GBTD, after_GBTD = (trainer._advance(batch.start_GBTD, each) for each in (link, changed))
+    assert not torch.allclose(before_GBTD[0], after_GBTD[0])
+    torch.testing.assert_close(before_GBTD[1], after_GBTD[1])
+
+
+def test_a_killed_training_of_a_rotary_shortcut_continues_with_the_same_losses(
+    golden_dimoo: LuminaDiMOO, tmp_path: Path
+) -> None:
+    """Killed in the middle of a round."""
+    config = TrainingConfig(num_steps=6, batch_size=4, precision="no", log_every=1, save_every=3)
+
+    class KilledError(RuntimeError):
+        pass
+
+    def trained(folder: Path, kill_at: int = 99) -> list[float]:
+        def watch(progress: Progress) -> None:
+            if progress.step == kill_at:
+                raise KilledError
+
+        trainer = ShortcutTrainer(rotary_shortcut(), golden_dimoo, 0.5)
+        batches = rotary_rounds(golden_dimoo).batch
+        train(trainer, batches, train_step, config, folder, name="test", on_log=watch)
+        return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(KilledError):
+        trained(tmp_path / "killed", kill_at=5)
+    assert trained(tmp_path / "killed")[-3:] == whole[-3:]

@@ -40,7 +40,7 @@ def test_columns_find_the_codes_again(grid: tuple[int, int]) -> None:
 
 
 def test_the_released_picture_has_4164_columns() -> None:
-    assert Layout(Vocabulary(), grid_of(1024, 1024)).num_image_rows == 4164
+    assert Layout(Vocabulary(), grid_of(1024, 1024, 16)).num_image_rows == 4164
     assert Vocabulary().size == 134548
 
 
@@ -75,4 +75,4 @@ def test_no_prompts() -> None:
 )
 def test_sizes_not_divisible_by_16_are_refused(size: tuple[int, int], near: str) -> None:
     with pytest.raises(ValueError, match=f"divisible by 16, got {size[0]}x{size[1]}: take {near}"):
-        grid_of(*size)
+        grid_of(*size, 16)

@@ -199,8 +199,9 @@ class Shortcut(nn.Module):
             x_XTD = torch.addcmul(x_XTD + shift_X1D, x_XTD, scale_X1D)
         return features_XTD + self.proj_out(x_XTD)
 
-    def fresh(self, model: MaskedGenerator, condition: Condition, decision: Decision) -> Tensor:
-        """What `forward` reads after `decision`, the same for every branch of `condition`."""
+    @staticmethod
+    def fresh(model: MaskedGenerator, condition: Condition, decision: Decision) -> Tensor:
+        """What `forward` reads after `decision`, the same for every branch of `condition`: [G * B, N, D]."""
         embedded_BND = model.embed(decision.tokens_BN, decision.positions_BN)
         return embedded_BND.repeat(condition.num_branches, 1, 1)
 

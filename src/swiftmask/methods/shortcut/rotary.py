@@ -71,6 +71,14 @@ class FreshTokens(Protocol):
     @property
     def row_present_XT(self) -> Tensor | None: ...  # noqa: N802 - axes in the name
 
+    def __getitem__(self, rows_X: Tensor) -> Self:
+        """Those of some rows of the batch, as indexing a tensor gives them."""
+        ...
+
+    def float(self) -> Self:
+        """The same with float32 embeddings."""
+        ...
+
 
 class RotaryModel(Protocol):
     """What this shortcut needs of a base model besides the contract."""
@@ -110,8 +118,9 @@ class RotaryShortcut(nn.Module):
         scale_X1D, shift_X1D = modulation_X1E.chunk(2, dim=-1)
         return features_XTD + self.proj_out(self.ln_f(x_XTD) * (1 + scale_X1D) + shift_X1D)
 
-    def fresh(self, model: object, condition: object, decision: Decision) -> FreshTokens:
-        """What `forward` reads after `decision`, from a base that passed `check_base`."""
+    @staticmethod
+    def fresh(model: object, condition: object, decision: Decision) -> FreshTokens:
+        """What `forward` reads after `decision`, from a base that has `fresh_tokens`."""
         base = cast(RotaryModel, model)
         return base.fresh_tokens(condition, decision.tokens_BN, decision.positions_BN)
 

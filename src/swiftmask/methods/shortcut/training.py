@@ -7,20 +7,26 @@ shortcut forward through up to `max_rollout` of its own predictions, as inferenc
 teacher's features at the positions still masked after each step (MIGM-Shortcut, arXiv 2602.23996, trains
 single steps on stored features and one step count). An optional second term matches the guided token
 distributions, which is what sampling reads.
+
+Both networks are trained by the same code: `fresh` says what a network reads of a decision, and what it
+returns goes to the network as it is. Upstream's loss for Lumina-DiMOO covers prompt and decided codes too;
+here only rows that are still sampled from count.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swiftmask.core.decode import FullFeatures, decode, prepare_condition
-from swiftmask.core.protocol import MaskedGenerator, SamplingOptions
+from swiftmask.core.protocol import Condition, MaskedGenerator, SamplingOptions
 from swiftmask.core.rng import SeededNoise
-from swiftmask.core.tokens import CategoricalTokens
-from swiftmask.core.types import Record
+from swiftmask.core.tokens import CategoricalTokens, gather_rows
+from swiftmask.core.types import Decision, Record
+from swiftmask.methods.shortcut.features import AnyShortcut
 from swiftmask.methods.shortcut.network import Shortcut
 from swiftmask.training.setup import step_seed
 
@@ -48,19 +54,35 @@ class RoundsConfig:
     sampling: SamplingOptions = SamplingOptions()
 
 
+class Fresh(Protocol):
+    """What a network reads of a decision, for all rows of a batch (X = G * B): a tensor [X, N, D], or what
+    can be indexed and cast like one.
+    """
+
+    def __getitem__(self, rows_X: Tensor, /) -> Self: ...
+
+    def float(self) -> Self: ...
+
+
+ReadFresh = Callable[[Any, Condition, Decision], Fresh]
+"""`fresh(model, condition, decision)`: `Shortcut.fresh` or `RotaryShortcut.fresh`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """One step of a roll-out.
 
     Attributes:
-        embedded_BND: token plus position embeddings of what the step before decided.
+        fresh: what the step before decided, as the network reads it, with float32 embeddings.
         positions_BM: positions still masked when this step starts, where the prediction is compared.
+        rows_BM: where those stand in the features.
         target_GBTD: the teacher's features of this step.
         ratio: share of the canvas still masked; `guidance` and `temperature` are the step's.
     """
 
-    embedded_BND: Tensor
+    fresh: Fresh
     positions_BM: Tensor
+    rows_BM: Tensor
     target_GBTD: Tensor
     ratio: float
     guidance: float
@@ -75,42 +97,58 @@ class RolloutBatch:
     links: tuple[Link, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """What the teacher drew: its number, the condition of all its pictures, and its steps."""
+
+    number: int
+    condition: Condition
+    records: list[Record]
+
+
 class TeacherRounds:
     """The bounded buffer: batches drawn from the round that the update belongs to.
 
     Args:
         labels: `labels(round, count)` says what the teacher draws (classes or prompts).
+        fresh: how the network that is trained reads the teacher's decisions.
     """
 
     def __init__(
-        self, model: MaskedGenerator, config: RoundsConfig, labels: Callable[[int, int], Sequence[int]]
+        self,
+        model: MaskedGenerator,
+        config: RoundsConfig,
+        labels: Callable[[int, int], Sequence[int] | Sequence[str]],
+        fresh: ReadFresh = Shortcut.fresh,
     ) -> None:
         self._model = model
         self._config = config
         self._labels = labels
-        self._round = -1
-        self._records: list[Record] = []
+        self._fresh = fresh
+        self._round: _Round | None = None
 
     def batch(self, step: int, rank: int, num_ranks: int) -> RolloutBatch:
         """The batch of an update; the first of a round makes the teacher decode."""
         config = self._config
         number = (step // config.updates_per_round) * num_ranks + rank
-        if number != self._round:
-            self._records = self._decode(number)
-            self._round = number
+        if self._round is None or number != self._round.number:
+            self._round = None  # two rounds at once would be twice the memory
+            self._round = self._decode(number)
+        drawn = self._round
         generator = torch.Generator().manual_seed(step_seed(config.seed, step, rank))
-        first = int(torch.randint(len(self._records) - 1, (), generator=generator))
+        first = int(torch.randint(len(drawn.records) - 1, (), generator=generator))
         length = int(torch.randint(1, config.max_rollout + 1, (), generator=generator))
-        rows_X = torch.randperm(config.images_per_round, generator=generator)[: config.images_per_update]
-        chain = self._records[first : first + length + 1]
-        rows_X = rows_X.to(self._model.device)
+        picked_B = torch.randperm(config.images_per_round, generator=generator)[: config.images_per_update]
+        chain = drawn.records[first : first + length + 1]
+        picked_B = picked_B.to(self._model.device)
         links = tuple(
-            self._link(before, after, rows_X) for before, after in zip(chain, chain[1:], strict=False)
+            self._link(drawn.condition, before, after, picked_B)
+            for before, after in zip(chain, chain[1:], strict=False)
         )
-        return RolloutBatch(chain[0].features.features_GBTD[:, rows_X], links)
+        return RolloutBatch(chain[0].features.features_GBTD[:, picked_B], links)
 
     @torch.no_grad()
-    def _decode(self, number: int) -> list[Record]:
+    def _decode(self, number: int) -> _Round:
         config, model = self._config, self._model
         num_steps = config.step_counts[number % len(config.step_counts)]
         schedule = model.schedule(num_steps, num_masked=model.spec.num_tokens, options=config.sampling)
@@ -118,13 +156,14 @@ class TeacherRounds:
             step_seed(config.seed, number * config.images_per_round + i, 7)
             for i in range(config.images_per_round)
         ]
-        condition = model.encode(self._labels(number, config.images_per_round))
+        what = model.encode(self._labels(number, config.images_per_round))
+        condition = prepare_condition(model, what, schedule)
         canvas = model.blank(config.images_per_round)
         noise = SeededNoise(seeds, model.spec.num_tokens, model.device)
         records: list[Record] = []
         decode(
             model,
-            prepare_condition(model, condition, schedule),
+            condition,
             schedule,
             noise,
             canvas=canvas,
@@ -132,16 +171,20 @@ class TeacherRounds:
             unmask=model.unmask_rule(canvas, noise),
             on_step=records.append,
         )
-        return records
+        return _Round(number, condition, records)
 
     @torch.no_grad()
-    def _link(self, before: Record, after: Record, rows_X: Tensor) -> Link:
-        decided, step = before.decision, after.step
-        positions_BM = after.before.masked_positions()[rows_X]
+    def _link(self, condition: Condition, before: Record, after: Record, picked_B: Tensor) -> Link:
+        step, features_GBTD = after.step, after.features.features_GBTD
+        num_branches, num_pictures, num_rows = features_GBTD.shape[:3]
+        branches_G1 = torch.arange(num_branches, device=picked_B.device)[:, None]
+        picked_X = (branches_G1 * num_pictures + picked_B).flatten()
+        positions_BM = after.before.masked_positions()[picked_B]
         return Link(
-            embedded_BND=self._model.embed(decided.tokens_BN[rows_X], decided.positions_BN[rows_X]),
+            fresh=self._fresh(self._model, condition, before.decision)[picked_X].float(),
             positions_BM=positions_BM,
-            target_GBTD=after.features.features_GBTD[:, rows_X],
+            rows_BM=_rows(self._model, positions_BM, num_rows),
+            target_GBTD=features_GBTD[:, picked_B],
             ratio=step.num_masked_before / self._model.spec.num_tokens,
             guidance=step.guidance,
             temperature=step.temperature,
@@ -155,7 +198,7 @@ class ShortcutTrainer(nn.Module):
         teacher: needed for the token term only (its head); its weights are not trained and not saved here.
     """
 
-    def __init__(self, shortcut: Shortcut, teacher: MaskedGenerator, token_weight: float = 0.0) -> None:
+    def __init__(self, shortcut: AnyShortcut, teacher: MaskedGenerator, token_weight: float = 0.0) -> None:
         super().__init__()
         self.shortcut = shortcut
         self._teacher = (teacher,)  # in a tuple, so that it is not a submodule
@@ -175,7 +218,7 @@ class ShortcutTrainer(nn.Module):
         for link in batch.links:
             features_GBTD = self._advance(features_GBTD, link)
             predicted, target, start = (
-                _at(f, link.positions_BM) for f in (features_GBTD, link.target_GBTD, batch.start_GBTD)
+                _at(f, link.rows_BM) for f in (features_GBTD, link.target_GBTD, batch.start_GBTD)
             )
             mse = F.mse_loss(predicted, target)
             divergence = self._divergence(features_GBTD, link)
@@ -190,8 +233,7 @@ class ShortcutTrainer(nn.Module):
     def _advance(self, features_GBTD: Tensor, link: Link) -> Tensor:
         num_branches, batch = features_GBTD.shape[:2]
         ratio_X = torch.full((num_branches * batch,), link.ratio, device=features_GBTD.device)
-        embedded_XND = link.embedded_BND.float().repeat(num_branches, 1, 1)
-        advanced_XTD = self.shortcut(features_GBTD.flatten(0, 1), embedded_XND, ratio_X)
+        advanced_XTD = self.shortcut(features_GBTD.flatten(0, 1), link.fresh, ratio_X)
         return advanced_XTD.float().unflatten(0, (num_branches, batch))
 
     def _divergence(self, features_GBTD: Tensor, link: Link) -> Tensor:
@@ -217,6 +259,13 @@ def train_step(
     return model(batch)
 
 
-def _at(features_GBTD: Tensor, positions_BM: Tensor) -> Tensor:
-    index = positions_BM[None, :, :, None].expand(len(features_GBTD), -1, -1, features_GBTD.shape[-1])
-    return features_GBTD.float().gather(2, index)
+def _rows(model: MaskedGenerator, positions_BM: Tensor, num_rows: int) -> Tensor:
+    """Where canvas positions stand among `num_rows` features: first and in order, unless the model says
+    otherwise (`columns`, as for ML-Cache).
+    """
+    columns: Callable[[Tensor, int], Tensor] | None = getattr(model, "columns", None)
+    return positions_BM if columns is None else columns(positions_BM, num_rows)
+
+
+def _at(features_GBTD: Tensor, rows_BM: Tensor) -> Tensor:
+    return gather_rows(features_GBTD.float(), rows_BM)

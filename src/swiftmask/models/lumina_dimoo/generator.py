@@ -5,11 +5,14 @@ linear, so guidance mixes features first and the logits cover picture codes at m
 
 Beside the contract the model answers what two methods ask of it: `fresh_tokens` for the shortcut with rotary
 positions, and `features_and_cache`, `recompute` and `peak_logits` for ML-Cache.
-Left out: understanding pictures, and editing them (three branches per step, and pictures in the prompt).
+Left out: understanding pictures; and editing them, which would bend the contract: upstream mixes three
+branches with two scales (text and picture) at every step, where the contract has two branches and one scale
+in schedule, head and shortcut alike, and its prompts hold whole pictures, where a prompt here is a text.
+In- and outpainting need neither: they are start canvases.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, Self
 
@@ -21,12 +24,12 @@ from swiftmask.core.schedule import dimoo_schedule
 from swiftmask.core.tokens import CategoricalTokens, gather_rows, guide
 from swiftmask.core.types import Canvas, Step
 from swiftmask.core.vq_codec import VQCodec
-from swiftmask.models.lumina_dimoo.layout import Layout, PromptCondition, Vocabulary, grid_of
+from swiftmask.models.lumina_dimoo.layout import FreshTokens, Layout, PromptCondition, Vocabulary, grid_of
 from swiftmask.models.lumina_dimoo.network import Backbone, LayerCache
 from swiftmask.models.lumina_dimoo.prompts import Prompts
 from swiftmask.models.lumina_dimoo.truncation import TruncatedTokens, by_truncated_confidence, guided_logits
 from swiftmask.models.lumina_dimoo.unmask import by_plain_confidence
-from swiftmask.models.lumina_dimoo.weights import read_model, read_released, write_model
+from swiftmask.models.lumina_dimoo.weights import Parts, Placement, read_model, read_released, write_model
 
 Sampler = Literal["exact", "bf16_compat"]
 _SAMPLERS: dict[str, UnmaskRule] = {"exact": by_plain_confidence, "bf16_compat": by_truncated_confidence}
@@ -35,23 +38,6 @@ RELEASED_SAMPLING = SamplingOptions(guidance=5.0, temperature=1.0, choice_temper
 """Upstream's defaults: `cfg_scale = 4` (guidance = 1 + s), and one temperature for tokens and choice."""
 
 RELEASED_SIZE = (1024, 1024)
-
-
-@dataclass(frozen=True, slots=True)
-class FreshTokens:
-    """What a shortcut with rotary positions reads at a step, for both branches (X = G * B rows).
-
-    Attributes:
-        embedded_XND: embeddings of the prompt (conditional rows only) and of freshly decided codes.
-        places_XN: their places in their own sequences, and `present_XN` which of them count.
-        row_places_XT, row_present_XT: the same of the features' rows; None means that all count.
-    """
-
-    embedded_XND: Tensor
-    places_XN: Tensor
-    present_XN: Tensor
-    row_places_XT: Tensor
-    row_present_XT: Tensor | None
 
 
 class LuminaDiMOO(nn.Module):
@@ -89,18 +75,22 @@ class LuminaDiMOO(nn.Module):
         self.eval()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """From a model folder: float32, on the CPU. Errors name the missing or foreign file, key or shape."""
-        parts = read_model(folder)
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        blocks_on_device: int | None = None,
+    ) -> Self:
+        """From a model folder of ours. Arguments and errors as for `from_released`."""
+        placement = Placement(dtype=dtype, device=torch.device(device), blocks_on_device=blocks_on_device)
+        parts = read_model(folder, placement)
         sampling = parts.settings.get("sampling")
-        return cls(
-            parts.backbone,
-            parts.codec,
-            parts.prompts,
-            vocabulary=parts.vocabulary,
-            grid=parts.grid,
-            sampling=SamplingOptions(**sampling) if isinstance(sampling, dict) else RELEASED_SAMPLING,
-            sampler=parts.settings.get("sampler", "exact"),  # type: ignore[arg-type]
+        return cls._of(
+            parts,
+            SamplingOptions(**sampling) if isinstance(sampling, dict) else RELEASED_SAMPLING,
+            parts.settings.get("sampler", "exact"),  # type: ignore[arg-type]
         )
 
     @classmethod
@@ -111,6 +101,7 @@ class LuminaDiMOO(nn.Module):
         size: tuple[int, int] = RELEASED_SIZE,
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str = "cpu",
+        blocks_on_device: int | None = None,
         sampler: Sampler = "exact",
     ) -> Self:
         """From the folder of `Alpha-VLLM/Lumina-DiMOO`: each tensor straight to its device and dtype.
@@ -118,13 +109,27 @@ class LuminaDiMOO(nn.Module):
         Args:
             size: height and width of the pictures, divisible by 16.
             dtype: of the backbone; the codec stays in float32, as upstream.
+            blocks_on_device: how many of the backbone's blocks the device keeps; the others wait in host
+                memory and visit it at every step. None keeps all there.
 
         Errors: FileNotFoundError; ValueError for a file that does not fit, unknown special tokens, or too
-        little memory (estimated before anything is read).
+        little memory (estimated before the backbone is read).
         """
-        grid = grid_of(*size)
-        backbone, codec, prompts, vocabulary = read_released(folder, dtype=dtype, device=device, grid=grid)
-        return cls(backbone, codec, prompts, vocabulary=vocabulary, grid=grid, sampler=sampler)
+        placement = Placement(dtype=dtype, device=torch.device(device), blocks_on_device=blocks_on_device)
+        parts = read_released(folder, size=size, placement=placement)
+        return cls._of(parts, RELEASED_SAMPLING, sampler)
+
+    @classmethod
+    def _of(cls, parts: Parts, sampling: SamplingOptions, sampler: Sampler) -> Self:
+        return cls(
+            parts.backbone,
+            parts.codec,
+            parts.prompts,
+            vocabulary=parts.vocabulary,
+            grid=parts.grid,
+            sampling=sampling,
+            sampler=sampler,
+        )
 
     def save_pretrained(
         self, folder: str | Path, *, provenance: Mapping[str, object], dtype: torch.dtype = torch.float32
@@ -143,9 +148,9 @@ class LuminaDiMOO(nn.Module):
     def sized(self, height: int, width: int) -> Self:
         """The same model, sharing its weights, for pictures of another size.
 
-        Errors: ValueError unless both sides are divisible by 16.
+        Errors: ValueError unless both sides are divisible by the codec's pixels per code (16 as released).
         """
-        return self._with(grid=grid_of(height, width))
+        return self._with(grid=grid_of(height, width, self.codec.config.downscale))
 
     def with_sampler(self, sampler: Sampler) -> Self:
         """The same model, sharing its weights, with another sampler."""

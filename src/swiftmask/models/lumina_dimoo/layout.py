@@ -11,15 +11,12 @@ Nothing outside this folder knows of any of this.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-PATCH = 16
-"""Pixels of a token's side."""
 
 _BEFORE = 2
 """Special tokens between the prompt and the first code."""
@@ -154,11 +151,45 @@ class Layout:
         return positions_BN + row_BN + (num_rows - self.num_image_rows + _BEFORE)
 
 
-def grid_of(height: int, width: int) -> tuple[int, int]:
-    """The grid of a picture. Errors: ValueError unless both sides are multiples of 16 pixels."""
-    if min(height, width) < PATCH or height % PATCH or width % PATCH:
-        near = tuple(max(PATCH, round(side / PATCH) * PATCH) for side in (height, width))
-        raise ValueError(
-            f"pictures have sides divisible by {PATCH}, got {height}x{width}: take {near[0]}x{near[1]}"
+@dataclass(frozen=True, slots=True)
+class FreshTokens:
+    """What a shortcut with rotary positions reads at a step, for both branches (X = G * B rows).
+
+    Attributes:
+        embedded_XND: embeddings of the prompt (conditional rows only) and of freshly decided codes.
+        places_XN: their places in their own sequences, and `present_XN` which of them count.
+        row_places_XT, row_present_XT: the same of the features' rows; None means that all count.
+    """
+
+    embedded_XND: Tensor
+    places_XN: Tensor
+    present_XN: Tensor
+    row_places_XT: Tensor
+    row_present_XT: Tensor | None
+
+    def __getitem__(self, rows_X: Tensor) -> Self:
+        """Those of some rows of the batch."""
+        present_XT = self.row_present_XT
+        return type(self)(
+            self.embedded_XND[rows_X],
+            self.places_XN[rows_X],
+            self.present_XN[rows_X],
+            self.row_places_XT[rows_X],
+            None if present_XT is None else present_XT[rows_X],
         )
-    return height // PATCH, width // PATCH
+
+    def float(self) -> Self:
+        """The same with float32 embeddings."""
+        return replace(self, embedded_XND=self.embedded_XND.float())
+
+
+def grid_of(height: int, width: int, patch: int) -> tuple[int, int]:
+    """The grid of a picture whose codes are `patch` pixels wide. Errors: ValueError unless both sides are
+    multiples of that.
+    """
+    if min(height, width) < patch or height % patch or width % patch:
+        near = tuple(max(patch, round(side / patch) * patch) for side in (height, width))
+        raise ValueError(
+            f"pictures have sides divisible by {patch}, got {height}x{width}: take {near[0]}x{near[1]}"
+        )
+    return height // patch, width // patch

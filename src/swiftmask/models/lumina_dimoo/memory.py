@@ -1,55 +1,116 @@
 """Whether the model fits, asked before anything is read: eight billion weights take minutes to load."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 
-from swiftmask.models.lumina_dimoo.layout import PATCH
+from swiftmask.core.vq_codec import VQCodec
 from swiftmask.models.lumina_dimoo.network import BackboneConfig
+from swiftmask.models.lumina_dimoo.offload import NUM_PLACES
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
-_CODEC_BYTES = 146_244_675 * 4
-_CODEC_BYTES_PER_PIXEL = 3 * 128 * 4
-"""Three maps of the codec's first width, at full resolution, in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodecNeed:
+    """What the codec takes, in float32. Defaults are the released one's.
+
+    Attributes:
+        weights: bytes of them.
+        downscale: pixels along a code's side.
+        per_pixel: bytes while it decodes: three maps of its first width, at full resolution.
+    """
+
+    weights: int = 146_244_675 * 4
+    downscale: int = 16
+    per_pixel: int = 3 * 128 * 4
+
+    @classmethod
+    def of(cls, codec: VQCodec) -> Self:
+        """Of a codec, which may be on the meta device."""
+        weights = sum(p.numel() for p in codec.parameters()) * 4
+        return cls(weights, codec.config.downscale, 3 * codec.config.block_out_channels[0] * 4)
+
+
+RELEASED_CODEC = CodecNeed()
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes for the weights, and beside them for drawing one picture."""
+    """Bytes on the device, for weights and beside them for drawing one picture, and bytes of host memory for
+    the blocks that wait there.
+    """
 
     weights: int
     working: int
+    host: int = 0
 
     @property
     def total(self) -> int:
+        """On the device."""
         return self.weights + self.working
 
 
-def estimate(config: BackboneConfig, grid: tuple[int, int], dtype: torch.dtype) -> Need:
-    """For both guidance branches of one picture; codec included."""
-    layer = 4 * config.width**2 + 3 * config.width * config.mlp_width
-    weights = config.depth * layer + 2 * config.vocabulary_size * config.width
-    rows = 2 * (grid[0] * (grid[1] + 1) + 128)
-    working = rows * (2 * config.mlp_width + 6 * config.width) * dtype.itemsize
-    decoder = grid[0] * grid[1] * PATCH**2 * _CODEC_BYTES_PER_PIXEL
-    return Need(weights * dtype.itemsize + _CODEC_BYTES, max(working, decoder))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is to be loaded, and how.
+
+    Attributes:
+        grid: rows and columns of codes of a picture.
+        blocks_on_device: the others wait in host memory (offload.py); None keeps all on the device.
+    """
+
+    config: BackboneConfig
+    grid: tuple[int, int]
+    dtype: torch.dtype
+    codec: CodecNeed = RELEASED_CODEC
+    blocks_on_device: int | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        depth = self.config.depth
+        return 0 if self.blocks_on_device is None else depth - self.blocks_on_device
+
+    @property
+    def size(self) -> str:
+        height, width = (self.codec.downscale * side for side in self.grid)
+        return f"{height}x{width}"
 
 
-def check_fits(
-    config: BackboneConfig, grid: tuple[int, int], dtype: torch.dtype, device: torch.device
-) -> None:
-    """Errors: ValueError saying what is needed, what is free, and what would fit."""
-    free = free_bytes(device)
-    need = estimate(config, grid, dtype)
-    if free is None or need.total <= free:
-        return
-    raise ValueError(
-        f"Lumina-DiMOO as {_name(dtype)} needs about {_gb(need.total)} on {device} ({_gb(need.weights)} of "
-        f"weights, {_gb(need.working)} to draw {grid[0] * PATCH}x{grid[1] * PATCH}), but {_gb(free)} are "
-        f"free: {_mend(config, grid, dtype, device, free)}"
-    )
+def estimate(plan: Plan) -> Need:
+    """For both guidance branches of one picture, with the codec but without an accelerator."""
+    config, itemsize = plan.config, plan.dtype.itemsize
+    matrices = [3 * config.width**2, config.width**2] + [
+        config.width * config.mlp_width * count for count in (2, 1)
+    ]
+    num_blocks = config.depth - plan.num_waiting + min(NUM_PLACES, plan.num_waiting)
+    weights = num_blocks * sum(matrices) + 2 * config.vocabulary_size * config.width
+    rows = 2 * (plan.grid[0] * (plan.grid[1] + 1) + 128)
+    working = rows * (2 * config.mlp_width + 6 * config.width) * itemsize
+    decoder = plan.grid[0] * plan.grid[1] * plan.codec.downscale**2 * plan.codec.per_pixel
+    # PyTorch pins host memory in powers of two.
+    host = plan.num_waiting * sum(1 << (count * itemsize - 1).bit_length() for count in matrices)
+    return Need(weights * itemsize + plan.codec.weights, max(working, decoder), host)
+
+
+def check_fits(plan: Plan, device: torch.device) -> None:
+    """Errors: ValueError saying what is needed, what is free, and what would fit; or for blocks that there
+    are not, or that have nowhere else to wait.
+    """
+    depth, resident = plan.config.depth, plan.blocks_on_device
+    if resident is not None and (device.type == "cpu" or not 0 <= resident <= depth):
+        raise ValueError(
+            f"blocks_on_device must lie in 0..{depth} and needs a device other than the CPU, got {resident} "
+            f"for {device}"
+        )
+    need = estimate(plan)
+    for place, wanted in ((device, need.total), (torch.device("cpu"), need.host)):
+        free = free_bytes(place)
+        if free is not None and wanted > free:
+            raise ValueError(_complaint(plan, need, device, place, free))
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -71,19 +132,36 @@ def _left_in_container() -> int | None:
     return max(0, int(limit.read_text()) - int(used.read_text()))
 
 
-def _mend(
-    config: BackboneConfig, grid: tuple[int, int], dtype: torch.dtype, device: torch.device, free: int
-) -> str:
-    """The smallest change that fits: half the precision, then the CPU."""
-    half = estimate(config, grid, torch.bfloat16)
-    if dtype.itemsize > 2 and half.total <= free:
-        return f"take dtype=torch.bfloat16 ({_gb(half.total)})"
-    on_cpu = free_bytes(torch.device("cpu"))
-    if device.type != "cpu" and on_cpu is not None and half.total <= on_cpu:
-        return (
-            f"take device='cpu' with dtype=torch.bfloat16 ({_gb(half.total)}, {_gb(on_cpu)} are free there)"
-        )
-    return f"take a device with {_gb(half.total)} (as bfloat16), or free some"
+def _complaint(plan: Plan, need: Need, device: torch.device, place: torch.device, free: int) -> str:
+    what = f"{_gb(need.total)} on {device} ({_gb(need.weights)} of weights, {_gb(need.working)} to draw "
+    waiting = f" and {_gb(need.host)} of host memory for {plan.num_waiting} blocks" if need.host else ""
+    return (
+        f"Lumina-DiMOO as {_name(plan.dtype)} needs about {what}{plan.size}){waiting}, but {_gb(free)} are "
+        f"free on {place}: {_mend(plan, device)}"
+    )
+
+
+def _mend(plan: Plan, device: torch.device) -> str:
+    """The smallest change that fits: half the precision, then blocks in host memory, then the CPU."""
+    half = replace(plan, dtype=torch.bfloat16, blocks_on_device=None)
+    total = estimate(half).total
+    if plan.dtype.itemsize > 2 and _fits(half, device):
+        return f"take dtype=torch.bfloat16 ({_gb(total)})"
+    if device.type != "cpu":
+        for resident in range(plan.config.depth - 1, -1, -1):
+            if _fits(replace(half, blocks_on_device=resident), device):
+                return (
+                    f"take blocks_on_device={resident} with dtype=torch.bfloat16 (the others wait on the CPU)"
+                )
+        on_cpu = free_bytes(torch.device("cpu"))
+        if on_cpu is not None and total <= on_cpu:
+            return f"take device='cpu' with dtype=torch.bfloat16 ({_gb(total)}, {_gb(on_cpu)} are free there)"
+    return f"take a device with {_gb(total)} (as bfloat16), or free some"
+
+
+def _fits(plan: Plan, device: torch.device) -> bool:
+    need, free, on_host = estimate(plan), free_bytes(device), free_bytes(torch.device("cpu"))
+    return (free is None or need.total <= free) and (on_host is None or need.host <= on_host)
 
 
 def _gb(count: int) -> str:

@@ -4,14 +4,19 @@ Module names are those of the released checkpoint, so its weights load without a
 matrix of its own; here it runs over chosen entries of the vocabulary only.
 Left out: the attention bias that upstream builds from the lengths and never applies. Padding is masked for
 real instead.
+
+Blocks whose weights are not where their input is are brought there, one at a time (offload.py).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swiftmask.core.llama import LlamaBlock, RMSNorm, Rotary
+from swiftmask.models.lumina_dimoo.offload import arriving
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +85,13 @@ class Backbone(nn.Module):
         transformer = self.model.transformer
         nn.init.normal_(transformer.wte.weight, std=self.config.width**-0.5)
         nn.init.normal_(transformer.ff_out.weight, std=self.config.width**-0.5)
-        for depth, block in enumerate(self._blocks()):
+        for depth, block in enumerate(self.blocks):
             for layer in (block.attn_out, block.ff_out):
                 layer.weight.data.mul_((2 * (depth + 1)) ** -0.5)
 
-    def _blocks(self) -> list[LlamaBlock]:
+    @property
+    def blocks(self) -> list[LlamaBlock]:
+        """In order, wherever their weights are."""
         return [block for block in self.model.transformer.blocks if isinstance(block, LlamaBlock)]
 
     def embed(self, ids_XT: Tensor) -> Tensor:
@@ -100,7 +107,7 @@ class Backbone(nn.Module):
         """
         rotary, mask_X11T = self.rotary(places_XT), _key_mask(present_XT)
         x_XTD = self.embed(ids_XT)
-        for block in self._blocks():
+        for block in self._arriving(ids_XT.device):
             x_XTD = block(x_XTD, rotary, mask_X11T)
         return self.model.transformer.ln_f(x_XTD)
 
@@ -110,7 +117,7 @@ class Backbone(nn.Module):
         """`forward`, and the keys and values it computed."""
         rotary, mask_X11T = self.rotary(places_XT), _key_mask(present_XT)
         x_XTD, keys, values = self.embed(ids_XT), [], []
-        for block in self._blocks():
+        for block in self._arriving(ids_XT.device):
             query, key, value = block.project(x_XTD, rotary)
             keys.append(key)
             values.append(value)
@@ -133,7 +140,8 @@ class Backbone(nn.Module):
         """
         rotary, mask_X11T = self.rotary(places_XT.gather(1, rows_XK)), _key_mask(present_XT)
         x_XKD = self.embed(ids_XK)
-        for block, keys, values in zip(self._blocks(), cache.keys, cache.values, strict=True):
+        blocks = self._arriving(ids_XK.device)
+        for block, keys, values in zip(blocks, cache.keys, cache.values, strict=True):
             query, key, value = block.project(x_XKD, rotary)
             index = rows_XK[:, None, :, None].expand_as(key)
             keys.scatter_(2, index, key)
@@ -147,6 +155,9 @@ class Backbone(nn.Module):
 
     def rotary(self, places_XT: Tensor) -> Rotary:
         return Rotary.at(places_XT, self.config.head_width, self.config.rope_theta)
+
+    def _arriving(self, device: torch.device) -> Iterable[LlamaBlock]:
+        return arriving(self.blocks, device)
 
 
 def _key_mask(present_XT: Tensor | None) -> Tensor | None:

@@ -1,9 +1,10 @@
 """Weights of Lumina-DiMOO on disk: the released folder, a folder of our own, and strict loading.
 
 The released folder (Hugging Face `Alpha-VLLM/Lumina-DiMOO`) holds sharded safetensors in bfloat16, a
-tokenizer, and the codec under `vqvae/`. Every key and shape is checked from the headers; only then is memory
-taken, and each tensor is read straight into its place in the wanted precision. The vocabulary is as long as
-the embedding is, whatever the config says.
+tokenizer, and the codec under `vqvae/`. Of either folder every key and shape is checked from the headers;
+only then is memory taken, and each tensor is read straight into its place in the wanted precision, which may
+be host memory for blocks that the device has no room for. The vocabulary is as long as the embedding is,
+whatever the config says.
 """
 
 import json
@@ -13,24 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from swiftmask.core.files import (
     State,
     count_modules,
+    fill,
     first_line,
-    load_parts,
+    headers,
     load_strict,
     read_tensors,
     require_keys,
     state_of,
+    weight_files,
     write_folder,
 )
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec, load_vq_codec
-from swiftmask.models.lumina_dimoo.layout import Vocabulary
-from swiftmask.models.lumina_dimoo.memory import check_fits
+from swiftmask.models.lumina_dimoo.layout import Vocabulary, grid_of
+from swiftmask.models.lumina_dimoo.memory import CodecNeed, Plan, check_fits
 from swiftmask.models.lumina_dimoo.network import Backbone, BackboneConfig
+from swiftmask.models.lumina_dimoo.offload import give_memory
 from swiftmask.models.lumina_dimoo.prompts import Prompts, TokenizerPrompts, read_prompts
 
 RELEASED = BackboneConfig(width=4096, depth=32, num_heads=32, mlp_width=12288, vocabulary_size=134548)
@@ -57,7 +60,7 @@ _BLOCK = r"model\.transformer\.blocks\.(\d+)\."
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a folder of ours holds; `settings` is the rest of its config."""
+    """What a folder holds; `settings` is the rest of the config of one of ours."""
 
     backbone: Backbone
     codec: VQCodec
@@ -67,13 +70,38 @@ class Parts:
     settings: Mapping[str, object]
 
 
-def random_backbone(depth: int = RELEASED.depth, *, seed: int = 0) -> Backbone:
-    """A backbone of the released widths with random weights, on the CPU in the default dtype: enough to
-    measure speed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """In which precision the backbone is kept, and where.
+
+    Attributes:
+        blocks_on_device: how many of its blocks are kept on the device; the others wait in host memory and
+            visit it at every step. None is all of them.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Backbone(replace(RELEASED, depth=depth)).eval()
+
+    dtype: torch.dtype
+    device: torch.device
+    blocks_on_device: int | None = None
+
+
+def random_backbone(
+    depth: int = RELEASED.depth,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> Backbone:
+    """A frozen backbone of the released widths with random weights: enough to measure speed."""
+    with torch.device("meta"):
+        backbone = Backbone(replace(RELEASED, depth=depth)).eval().requires_grad_(False)
+    backbone.to(dtype).to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(seed)
+    for parameter in backbone.parameters():
+        if parameter.ndim == 1:
+            nn.init.ones_(parameter)
+        else:
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
+    return backbone
 
 
 def infer_backbone_config(
@@ -103,22 +131,12 @@ def infer_backbone_config(
     )
 
 
-def read_released(
-    folder: str | Path,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    grid: tuple[int, int],
-) -> tuple[Backbone, VQCodec, Prompts, Vocabulary]:
+def read_released(folder: str | Path, *, size: tuple[int, int], placement: Placement) -> Parts:
     """All parts of the released folder, in eval mode. Errors: see `LuminaDiMOO.from_released`."""
-    folder, device = Path(folder), torch.device(device)
+    folder = Path(folder)
     settings = _read_json(folder / "config.json")
-    files = _weight_files(folder)
-    headers = _headers(files)
-    config = infer_backbone_config(headers, settings, source=str(folder))
-    with torch.device("meta"):
-        backbone = Backbone(config).eval()
-    load_strict(backbone, headers, source=str(folder))
+    files = weight_files(folder)
+    config = infer_backbone_config(headers(files), settings, source=str(folder))
     vocabulary = Vocabulary()
     if settings.get("mask_token_id", vocabulary.mask) != vocabulary.mask:
         raise ValueError(
@@ -126,9 +144,10 @@ def read_released(
             f"expected {vocabulary.mask}: this is another LLaDA"
         )
     prompts = TokenizerPrompts.from_folder(folder)
-    check_fits(config, grid, dtype, device)
-    _fill(backbone.to(dtype).to_empty(device=device), files)
-    return backbone, read_released_codec(folder / "vqvae").to(device), prompts, vocabulary
+    codec = read_released_codec(folder / "vqvae")
+    grid = grid_of(*size, codec.config.downscale)
+    backbone = _read_backbone(config, files, "", placement, grid, codec)
+    return Parts(backbone, codec.to(placement.device), prompts, vocabulary, grid, {})
 
 
 def read_released_codec(folder: str | Path) -> VQCodec:
@@ -154,8 +173,8 @@ def write_model(
     write_folder(folder, state, config=config, provenance=provenance, dtype=dtype)
 
 
-def read_model(folder: str | Path) -> Parts:
-    """All parts of a folder of ours: float32, on the CPU, in eval mode."""
+def read_model(folder: str | Path, placement: Placement) -> Parts:
+    """All parts of a folder of ours, in eval mode; the codec in float32."""
     folder = Path(folder)
     path = folder / "config.json"
     settings = _read_json(path)
@@ -167,59 +186,60 @@ def read_model(folder: str | Path) -> Parts:
         prompts = read_prompts(folder, settings.pop("prompts"))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no config of a lumina_dimoo model ({first_line(error)})") from error
-    with torch.device("meta"):
-        backbone, codec_module = Backbone(backbone_config), build_vq_codec(codec_config)
-    load_parts(folder / "model.safetensors", {"backbone": backbone, "codec": codec_module})
-    return Parts(backbone, codec_module, prompts, vocabulary, (height, width), settings)
+    files = weight_files(folder)
+    codec = _read_codec(codec_config, files)
+    backbone = _read_backbone(backbone_config, files, "backbone.", placement, (height, width), codec)
+    return Parts(backbone, codec.to(placement.device), prompts, vocabulary, (height, width), settings)
 
 
-def _fill(backbone: Backbone, files: Mapping[str, Path]) -> None:
-    """Read every tensor into its place. The state dict is views, of joined projections too.
-
-    A file is opened for each tensor: what was read stays mapped, and counted, until it is closed.
+def _read_backbone(
+    config: BackboneConfig,
+    files: Mapping[str, Path],
+    prefix: str,
+    placement: Placement,
+    grid: tuple[int, int],
+    codec: VQCodec,
+) -> Backbone:
+    """Its weights in their places. Errors: ValueError for keys or shapes of another one, or too little memory
+    beside the codec.
     """
-    for key, place in backbone.state_dict().items():
-        with _opened(files[key]) as file:
-            place.copy_(file.get_tensor(key))
+    with torch.device("meta"):
+        backbone = Backbone(config).eval()
+    load_strict(backbone, _below(headers(files), prefix), source=_source(files, prefix))
+    plan = Plan(
+        config=config,
+        grid=grid,
+        dtype=placement.dtype,
+        codec=CodecNeed.of(codec),
+        blocks_on_device=placement.blocks_on_device,
+    )
+    check_fits(plan, placement.device)
+    transformer, num_resident = (
+        backbone.to(placement.dtype).model.transformer,
+        config.depth - plan.num_waiting,
+    )
+    others = (transformer.wte, transformer.ln_f, transformer.ff_out)
+    give_memory(others, backbone.blocks, placement.device, num_resident)
+    fill(backbone, files, prefix=prefix)
+    return backbone
 
 
-def _weight_files(folder: Path) -> dict[str, Path]:
-    """Which file holds each tensor."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if single.is_file():
-        with _opened(single) as file:
-            return dict.fromkeys(file.keys(), single)
-    if not index.is_file():
-        raise FileNotFoundError(f"no weights in {folder}: expected {index.name} with its shards")
-    names = _read_json(index).get("weight_map")
-    if not isinstance(names, dict):
-        raise ValueError(f"{index} is damaged: it has no weight_map, download it again")
-    missing = sorted({str(name) for name in names.values() if not (folder / str(name)).is_file()})
-    if missing:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: download all shards")
-    return {str(key): folder / str(name) for key, name in names.items()}
+def _read_codec(config: VQConfig, files: Mapping[str, Path]) -> VQCodec:
+    with torch.device("meta"):
+        codec = build_vq_codec(config)
+    load_strict(codec, _below(headers(files), "codec."), source=_source(files, "codec."))
+    fill(codec.float().to_empty(device="cpu"), files, prefix="codec.")
+    return codec
 
 
-def _headers(files: Mapping[str, Path]) -> dict[str, Tensor]:
-    """Every tensor without its numbers, on the meta device."""
-    found: dict[str, Tensor] = {}
-    for path in sorted(set(files.values())):
-        with _opened(path) as file:
-            held = set(file.keys())
-            for key in (key for key, home in files.items() if home == path):
-                if key not in held:
-                    raise ValueError(f"{path} lacks {key}, which the index places there: download it again")
-                found[key] = torch.empty(file.get_slice(key).get_shape(), device="meta")
-    return found
+def _below(found: State, prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
 
 
-def _opened(path: Path):
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is truncated or no safetensors file ({first_line(error)}): download it again"
-        ) from error
+def _source(files: Mapping[str, Path], prefix: str) -> str:
+    """What a complaint about some tensors names."""
+    folder = next(iter(files.values())).parent if files else Path()
+    return f"{folder} ({prefix}*)" if prefix else str(folder)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

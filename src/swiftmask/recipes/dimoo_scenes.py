@@ -1,0 +1,184 @@
+"""dimoo-scenes: a small text-to-image Lumina-DiMOO on 12x12 tokens: LLaDA over captions and codes in one
+vocabulary.
+
+Three stages, each resumable: the codec, a cache of encoded pictures with their captions, and the backbone.
+The codec is that of meissonic-scenes, settings and all (both draw through aMUSEd's VQGAN, the same pictures),
+so one training of it serves both: `codec_run` names the folder of one that is done or under way.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from swiftmask.core.protocol import SamplingOptions
+from swiftmask.core.vq_codec import VQCodec
+from swiftmask.models.lumina_dimoo import LuminaDiMOO
+from swiftmask.models.lumina_dimoo.initialisation import initialise
+from swiftmask.models.lumina_dimoo.layout import Layout, Vocabulary
+from swiftmask.models.lumina_dimoo.network import Backbone, BackboneConfig
+from swiftmask.models.lumina_dimoo.objective import BackboneTrainer, MaskedBatch, train_step
+from swiftmask.models.lumina_dimoo.prompts import WordPrompts
+from swiftmask.recipes import meissonic_scenes_tokenizer
+from swiftmask.recipes.captioned_scenes import CAPTION_LENGTH, WORDS, CaptionedCodes, World
+from swiftmask.recipes.marval_distillation import fingerprint
+from swiftmask.recipes.meissonic_scenes_tokenizer import TokenizerRecipe
+from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.vq_codec_training import codebook_of
+from swiftmask.training.loop import Progress, train
+from swiftmask.training.setup import TrainingConfig, step_seed
+
+_NOTHING = -1
+"""Fills captions in the cache up to one length; no id is negative."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiMOORecipe:
+    """Sizes and optimisation of the backbone.
+
+    Attributes:
+        world: what the pictures show; the codec's recipe has its own, which may be wider.
+        sampling: defaults written into the model's config.
+        num_pictures: size of the token cache; the backbone sees each picture several times.
+        codec_run: folder of a run of `meissonic-scenes-tokenizer`, or `tokenizer` below one of
+            meissonic-scenes; empty for one of its own.
+    """
+
+    codec: TokenizerRecipe
+    backbone: BackboneConfig
+    training: TrainingConfig
+    sampling: SamplingOptions
+    world: World = World()
+    num_pictures: int = 60_000
+    codec_run: str = ""
+    name: str = "dimoo-scenes"
+
+    def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> Path:
+        """Train everything, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`.
+
+        Errors: ValueError for a vocabulary that does not fit, or a `codec_run` with other settings.
+        """
+        self.check_fit()
+        codec = self.codec.run(Path(self.codec_run) if self.codec_run else folder / "tokenizer", on_log)
+        pictures = self.pictures(codec, folder)
+        trained = train(
+            BackboneTrainer(self.start(codec), Layout(self.vocabulary, self.grid)),
+            lambda *place: self.batch(pictures, *place),
+            train_step,
+            self.training,
+            folder / "backbone",
+            name=f"{self.name}-{self.data_name(codec)}",
+            on_log=on_log,
+        )
+        model = LuminaDiMOO(
+            trained.backbone,
+            codec,
+            WordPrompts(WORDS),
+            vocabulary=self.vocabulary,
+            grid=self.grid,
+            sampling=self.sampling,
+        )
+        facts = {"pictures": self.num_pictures, "world": asdict(self.world)}
+        made_by = provenance(self.name, self.training, **facts, tokenizer=asdict(self.codec.training))
+        model.save_pretrained(folder / "model", provenance=made_by, dtype=torch.float16)
+        return folder / "model"
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Words and their specials (prompts.py) first, then the layout's specials, then the codes."""
+        first = WordPrompts(WORDS).num_ids
+        return Vocabulary(
+            mask=first,
+            newline=first + 1,
+            image_start=first + 2,
+            image_end=first + 3,
+            answer_start=first + 4,
+            answer_end=first + 5,
+            first_code=first + 6,
+            codebook_size=self.codec.num_codes,
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of codes of a picture."""
+        side = self.codec.resolution // self.codec.codec.downscale
+        return (side, side)
+
+    def check_fit(self) -> None:
+        """Before anything is trained. Not when settings change, which they do one at a time.
+
+        Errors: ValueError saying how large the vocabulary must be.
+        """
+        if self.backbone.vocabulary_size != self.vocabulary.size:
+            raise ValueError(
+                f"backbone.vocabulary_size must be {self.vocabulary.size} (words, specials and "
+                f"codec.num_codes), got {self.backbone.vocabulary_size}"
+            )
+
+    def data_name(self, codec: VQCodec) -> str:
+        """What a cache is called, and a checkpoint checked against: the codec and the world."""
+        return f"{fingerprint(codec)}-simple{self.world.simple_percent}"
+
+    def pictures(self, codec: VQCodec, folder: Path) -> CaptionedCodes:
+        """The training pictures, drawn and encoded once."""
+        return CaptionedCodes.cached(
+            folder / f"tokens-{self.data_name(codec)}",
+            self.world,
+            self.num_pictures,
+            self.codec.resolution,
+            encode=codec.encode,
+            tokenize=prompt_ids,
+        )
+
+    def start(self, codec: VQCodec) -> Backbone:
+        """The backbone before training, a function of the seed."""
+        torch.manual_seed(self.training.seed)
+        return initialise(Backbone(self.backbone), codebook_of(codec), first_code=self.vocabulary.first_code)
+
+    def batch(self, pictures: CaptionedCodes, step: int, rank: int, num_ranks: int) -> MaskedBatch:
+        """The masked batch of one step, a function of the step alone."""
+        generator = torch.Generator().manual_seed(step_seed(self.training.seed, step, rank))
+        codes_BHW, captions_BT = pictures.draw(self.training.batch_size // num_ranks, generator)
+        prompts = [[word for word in row if word != _NOTHING] for row in captions_BT.tolist()]
+        return MaskedBatch.draw(codes_BHW.flatten(1), prompts, WordPrompts(WORDS).null_ids, generator)
+
+
+def prompt_ids(texts: Sequence[str]) -> Tensor:
+    """Captions as whole prompts, filled up to one length: int64 [B, T]."""
+    words = WordPrompts(WORDS)
+    ids_BT = torch.full((len(texts), CAPTION_LENGTH), _NOTHING, dtype=torch.int64)
+    for row_T, text in zip(ids_BT, texts, strict=True):
+        ids = words.ids(text)
+        row_T[: len(ids)] = torch.tensor(ids)
+    return ids_BT
+
+
+def recipe() -> DiMOORecipe:
+    """`swiftmask train dimoo-scenes`: codec, tokens and backbone on two CPU cores, meant for two hours.
+
+    Not run to its end yet: sizes, rates and sampling are first guesses after maskgit-scenes, and captions are
+    those of one object on a plain background (`world.simple_percent=0` is the whole of Scenes). Rotations are
+    quicker than the released model's: their slowest takes a few sequences to turn, not thousands.
+    """
+    codec = meissonic_scenes_tokenizer.recipe()
+    backbone = BackboneConfig(
+        width=192,
+        depth=6,
+        num_heads=6,
+        mlp_width=512,
+        vocabulary_size=WordPrompts(WORDS).num_ids + 6 + codec.num_codes,
+        rope_theta=1000.0,
+    )
+    training = TrainingConfig(
+        num_steps=4000,
+        batch_size=64,
+        learning_rate=3e-3,
+        muon_learning_rate=6e-3,
+        warmup_steps=100,
+        precision="bf16-weights",
+        save_every=100,
+    )
+    sampling = SamplingOptions(guidance=3.0, temperature=1.0, choice_temperature=1.0)
+    return DiMOORecipe(codec=codec, backbone=backbone, training=training, sampling=sampling)
