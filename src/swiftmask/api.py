@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from swiftmask.core.protocol import DenoisingModel, FeatureFn
+from swiftmask.core.protocol import DenoisingModel, FeatureFn, MaskedGenerator
 from swiftmask.methods.caching import (
     ExtrapolatedFeatures,
     MLCacheFeatures,
@@ -18,6 +18,7 @@ from swiftmask.methods.caching import (
 )
 from swiftmask.methods.marval import Student, read_student
 from swiftmask.methods.shortcut import AnyShortcut, ShortcutFeatures, read_shortcut
+from swiftmask.methods.speed_rl.weights import merged, read_policy
 from swiftmask.pipeline import Pipeline
 from swiftmask.registry import (
     bundled_folder,
@@ -46,6 +47,7 @@ def load(
     codec: str | Path | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    blocks_on_device: int | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Pipeline:
@@ -57,6 +59,8 @@ def load(
             Face repo id.
         codec: the tokenizer's weights, for a released file.
         dtype: of the weights, "bfloat16" or `torch.bfloat16`; default float32.
+        blocks_on_device: of Lumina-DiMOO on a card it does not fit (the error says how many do): how many
+            blocks stay there, while the others wait in host memory.
         revision, local_files_only: for a repo id, as in huggingface_hub.
 
     Errors: FileNotFoundError or ValueError saying what was found and what would work.
@@ -80,6 +84,11 @@ def load(
             f"unknown model {text!r}{suggestion(text, known)} "
             "(or give a folder, a file or a Hugging Face repo id)"
         )
+    if _is_huge(folder):
+        model = _huge(folder, wanted_device, wanted_dtype, blocks_on_device)
+        return Pipeline(model, name=name, folder=folder)
+    if blocks_on_device is not None:
+        raise ValueError(f"blocks_on_device is for Lumina-DiMOO, {name} is small: leave it out")
     return _from_folder(folder, name, wanted_device, wanted_dtype)
 
 
@@ -89,28 +98,36 @@ def accelerate(
     shortcut: AnyShortcut | str | Path | None = None,
     caching: str | None = None,
     marval: Student | str | Path | None = None,
+    speed_rl: str | Path | None = None,
     full_steps: int | Sequence[int] | None = None,
 ) -> Pipeline:
     """The same model, cheaper; `pipeline` itself is left as it is. Accelerate twice to combine a cheaper head
-    with a cheaper backbone.
+    or fewer steps with a cheaper backbone.
 
     Args:
         shortcut: replaces most backbone calls: a network, a bundled name, a folder or a released file.
         caching: instead of a shortcut, a training-free rival: "reuse", "extrapolation-1", "extrapolation-2",
             and for Lumina-DiMOO "ml-cache" or "ml-cache-refreshed".
         marval: replaces MAR's diffusion head by one call: a student, a bundled name or a folder.
+        speed_rl: weights that Speed-RL tuned for few steps: a bundled name, or the folder of a run, of its
+            adapters (LoRA) or of the whole model. The pipeline's steps become those it was tuned for.
         full_steps: how many steps still run the backbone, or which (step 0 among them). Default: what the
             shortcut's config says, else half of the pipeline's steps.
 
-    Errors: ValueError unless exactly one of the three is given and fits the model; FileNotFoundError.
+    Errors: ValueError unless exactly one of the four is given and fits the model; FileNotFoundError.
     """
-    ways = {"shortcut": shortcut, "caching": caching, "marval": marval}
+    ways = {"speed_rl": speed_rl, "shortcut": shortcut, "caching": caching, "marval": marval}
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
         got = " and ".join(given) or "none"
-        raise ValueError(f"accelerate with one of shortcut=..., caching=... and marval=..., got {got}")
+        raise ValueError(
+            "accelerate with speed_rl=..., or with one of shortcut=..., caching=... and marval=..., got "
+            f"{got}"
+        )
     if marval is not None:
         return _with_student(pipeline, marval, full_steps)
+    if speed_rl is not None:
+        return _tuned(pipeline, speed_rl, full_steps)
     default_full = max(1, pipeline.steps // 2)
     if caching is not None:
         features_fn = _caching(pipeline, caching)
@@ -133,21 +150,36 @@ def dtype_named(name: str) -> torch.dtype:
     return names[name]
 
 
+def _is_huge(folder: Path) -> bool:
+    """Whether a folder holds, or might hold, 8 billion weights."""
+    config = read_config(folder) if (folder / "config.json").is_file() else {}
+    return config.get("model_type") == "llada" or config.get("model") == "lumina_dimoo"
+
+
+def _huge(
+    folder: Path, device: torch.device | None, dtype: torch.dtype | None, blocks_on_device: int | None
+) -> MaskedGenerator:
+    """Read straight into the wanted precision and place, never into float32 first."""
+    family, place = generator_class("lumina_dimoo"), device or torch.device("cpu")
+    if "model" in read_config(folder):
+        return family.from_pretrained(
+            folder, dtype=dtype or torch.float32, device=place, blocks_on_device=blocks_on_device
+        )
+    return family.from_released(
+        folder, dtype=dtype or torch.bfloat16, device=place, blocks_on_device=blocks_on_device
+    )
+
+
 def _from_folder(folder: Path, name: str, device: torch.device | None, dtype: torch.dtype | None) -> Pipeline:
     if not (folder / "config.json").is_file():
         return _moved(_upstream(folder), device, dtype)
     config = read_config(folder)
-    if config.get("model_type") == "llada":
-        # 8 billion weights: read straight into the wanted precision, never into float32 first.
-        model = generator_class("lumina_dimoo").from_released(
-            folder, dtype=dtype or torch.bfloat16, device=device or torch.device("cpu")
-        )
-        return Pipeline(model, name=name)
     if "model" not in config:
         what = f"a {config['method']}" if "method" in config else "no model"
         mend = "pass it to accelerate(model, ...)" if "method" in config else "expected a model folder"
         raise ValueError(f"{folder} holds {what}: {mend}")
-    pipeline = Pipeline(generator_class(str(config["model"])).from_pretrained(folder), name=name)
+    model = generator_class(str(config["model"])).from_pretrained(folder)
+    pipeline = Pipeline(model, name=name, folder=folder)
     return _moved(pipeline, device, dtype)
 
 
@@ -214,6 +246,38 @@ def _read_student(pipeline: Pipeline, source: str | Path) -> Student:
     if not hasattr(model, "denoise"):
         raise ValueError(f"{pipeline.name} has no diffusion head for marval to replace: use a mar model")
     return read_student(_find_method(source, "MARVAL student"), cast(DenoisingModel, model))
+
+
+def _tuned(pipeline: Pipeline, source: str | Path, full_steps: int | Sequence[int] | None) -> Pipeline:
+    """The pipeline with the tuned weights in the model's place."""
+    if full_steps is not None:
+        raise ValueError("full_steps goes with a shortcut or caching: speed_rl has weights for fewer steps")
+    if pipeline.features_fn is not None:
+        raise ValueError("give speed_rl first, then the shortcut or caching that runs on its model")
+    bundled = str(source) in bundled_names()
+    folder = bundled_folder(str(source)) if bundled else _find_method(source, "Speed-RL result")
+    if (folder / "policy").is_dir():  # what a run left: see recipes/speed_rl_scenes.py
+        folder = folder / "policy"
+    model, steps = _read_tuned(pipeline, folder), read_config(folder).get("steps")
+    return replace(
+        pipeline, model=model, steps=int(steps) if isinstance(steps, int) else pipeline.steps, _flops={}
+    )
+
+
+def _read_tuned(pipeline: Pipeline, folder: Path) -> MaskedGenerator:
+    """A plain model of the base's kind: adapters are folded into the weights, so that a step costs what it
+    costs the base.
+    """
+    config = read_config(folder)
+    if "model" not in config:
+        return merged(read_policy(folder, pipeline.model))
+    model = generator_class(str(config["model"])).from_pretrained(folder)
+    if model.spec != pipeline.model.spec:
+        raise ValueError(
+            f"{folder} was tuned from another model than {pipeline.name}: expected {pipeline.model.spec}, "
+            f"got {model.spec}"
+        )
+    return model.to(device=pipeline.model.device, dtype=_model_dtype(pipeline))
 
 
 def _find_method(source: str | Path, what: str) -> Path:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from swiftmask.core.protocol import Condition, FeatureFn, MaskedGenerator, Sampl
 from swiftmask.core.rng import SeededNoise
 from swiftmask.core.schedule import uniform_full_steps, with_full_steps
 from swiftmask.core.types import Canvas, Record, Schedule, Step, Trajectory
+from swiftmask.data.images.inpainting import start_picture
 
 DEFAULT_STEPS = 16
 Images = list[Image.Image] | Tensor
@@ -68,6 +70,7 @@ class Pipeline:
         features_fn: where acceleration plugs in; None is the full model.
         full_steps: how many steps run the backbone (placed by `uniform_full_steps`), or which; None is all.
         sampling: overrides of the model's sampling defaults.
+        folder: that the model came from, if it came from one; its provenance lies there.
     """
 
     model: MaskedGenerator
@@ -76,6 +79,7 @@ class Pipeline:
     full_steps: int | tuple[int, ...] | None = None
     sampling: SamplingOptions = SamplingOptions()
     steps: int = DEFAULT_STEPS
+    folder: Path | None = field(default=None, compare=False)
     _flops: dict[tuple[Step, ...], int] = field(default_factory=dict, compare=False, repr=False)
 
     def generate(
@@ -95,8 +99,8 @@ class Pipeline:
             labels: classes by number or name; `prompts` for a text-to-image model.
             seeds: one per picture (default 0, 1, 2, ...); a seed gives the same picture in any batch.
             steps: decode steps N (default: the pipeline's).
-            canvas: start from these tokens instead of a blank canvas; unmasked tokens are kept (inpainting).
-                Every image must have the same number of masked tokens.
+            canvas: start from these tokens instead of a blank canvas; unmasked tokens are kept (inpainting,
+                see `start_canvas`). Every image must have the same number of masked tokens.
             on_step: called after every step with its record.
 
         Errors: ValueError for an unknown class, a prompt given to a class model, or impossible steps.
@@ -116,6 +120,33 @@ class Pipeline:
         cost = Cost(self.calls(schedule), self.flops(schedule), decoded - started, finished - decoded)
         images = images_B3HW if output_type == "pt" else to_pil(images_B3HW)
         return Result(images, trajectory, cost, seeds)
+
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the pictures in pixels, as the codec gives them."""
+        shadow = _on_meta(replace(self, features_fn=None, _flops={})).model
+        with torch.no_grad():
+            height, width = shadow.to_pixels(shadow.blank(1).tokens_BL).shape[-2:]
+        return height, width
+
+    @torch.no_grad()
+    def start_canvas(self, image: Image.Image, mask: Image.Image | None = None, *, count: int = 1) -> Canvas:
+        """A canvas for `generate(canvas=...)` that keeps tokens of a picture: inpainting and outpainting.
+
+        What is kept goes through the codec like everything else, so its pixels change a little.
+
+        Args:
+            image: at most as large as the pictures; a smaller one lies in the middle, and what is around it
+                is drawn.
+            mask: as large as the image; white is drawn anew.
+            count: pictures that start from it.
+
+        Errors: ValueError for sizes that do not fit, or if everything or nothing is left to draw.
+        """
+        start = start_picture(image, mask, size=self.picture_size(), grid=self.model.spec.grid)
+        tokens_1L = self.model.to_tokens(start.image_3HW[None].to(self.model.device))
+        known_N = (~start.drawn_L).nonzero().flatten().to(self.model.device)
+        known_BN = tokens_1L[:, known_N].repeat_interleave(count, dim=0)
+        return self.model.blank(count).write(known_N.expand(count, -1), known_BN)
 
     def schedule(self, steps: int | None = None, *, num_masked: int | None = None) -> list[Step]:
         """The steps of one decode, with the full ones placed."""
@@ -163,7 +194,8 @@ class Pipeline:
         Attention is counted through the math backend: FlopCounterMode reads 0 for fused CPU attention.
         """
         shadow = _on_meta(replace(self, _flops={}))
-        canvas = shadow.model.blank(1)
+        # Which tokens are masked does not matter on the meta device, only how many.
+        canvas = replace(shadow.model.blank(1), num_masked=schedule[0].num_masked_before)
         condition = shadow.model.encode([0] if self.model.spec.draws == "class" else [""])
         totals = [0]
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -220,7 +252,7 @@ def _check_options(sampling: SamplingOptions, spec: Spec) -> None:
     """An option that a kind of head has no use for is a mistake, not a wish to be ignored."""
     kind, foreign = ("continuous tokens", ("choice_temperature",))
     if spec.codebook_size is not None:
-        kind, foreign = "codes, sampled in one head call", ("denoising_steps", "sampler")
+        kind, foreign = "codes, sampled in one head call", ("denoising_steps", "sampler", "noisiest_timestep")
     given = [name for name in foreign if getattr(sampling, name) is not None]
     if given:
         raise ValueError(f"{spec.name} draws {kind}: leave out {' and '.join(given)}")

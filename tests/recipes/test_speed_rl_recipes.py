@@ -25,6 +25,7 @@ from swiftmask.recipes.captioned_scenes import CAPTION_LENGTH, WORDS
 from swiftmask.recipes.maskgit_scenes_speed_rl import MaskGITSpeedRLRecipe, classes_scored_by
 from swiftmask.recipes.meissonic_scenes_speed_rl import MeissonicSpeedRLRecipe
 from swiftmask.recipes.speed_rl_scenes import STEPS, Readers, first_guesses
+from swiftmask.recipes.speed_rl_sheets import SheetConfig
 from swiftmask.rewards.scenes import caption_reward, load_reward
 from swiftmask.training.loop import Progress
 
@@ -95,6 +96,11 @@ def recipes(maskgit_folder: Path, meissonic_folder: Path) -> dict[str, Recipe]:
     }
 
 
+def policy_of(run: Path) -> dict[str, Tensor]:
+    """What a run trained, by the names it has in the model."""
+    return load_file(run / "policy" / "model.safetensors")
+
+
 def draw(folder: Path) -> Tensor:
     pipeline = swiftmask.load(folder)
     if pipeline.model.spec.draws == "class":
@@ -111,6 +117,7 @@ def test_a_toy_run_tunes_the_transformer_alone_and_refuses_other_settings(
     recipes: dict[str, Recipe], name: str, tmp_path: Path
 ) -> None:
     recipe, seen = recipes[name], set[str]()
+    recipe = replace(recipe, sheets=SheetConfig(every=10, steps=(2, 3), num_prompts=2))
     folder = recipe.run(tmp_path, lambda progress: seen.update(progress.metrics))
     assert {"rewards/scenes-reward/mean", "rewards/scenes-judge/mean", "reward_by_steps/2", "kl"} <= seen
     assert draw(folder).shape == (1, 3, 8, 8)
@@ -119,6 +126,12 @@ def test_a_toy_run_tunes_the_transformer_alone_and_refuses_other_settings(
     changed = {key for key in before if not torch.equal(before[key].half(), after[key])}
     assert changed
     assert all(key.startswith("transformer.") for key in changed)
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-000000.png"]
+    tuned = swiftmask.accelerate(swiftmask.load(recipe.base), speed_rl=tmp_path)
+    assert tuned.steps == STEPS
+    assert isinstance(tuned.model, torch.nn.Module)
+    state = tuned.model.state_dict()
+    assert all(torch.equal(state[key].half(), value) for key, value in policy_of(tmp_path).items())
     provenance = json.loads((folder / "provenance.json").read_text())
     assert (provenance["steps"], provenance["speed_rl"]["num_generations"]) == (STEPS, 2)
     with pytest.raises(ValueError, match="other settings"):

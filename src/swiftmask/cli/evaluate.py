@@ -24,6 +24,8 @@ class Evaluate:
         caching: accelerate with a training-free rival instead.
         marval: draw tokens with this MARVAL student, in one head call ("auto" is the model's own); goes with
             a shortcut or a rival.
+        speed_rl: draw with these weights, which Speed-RL tuned for few steps ("auto" is the model's own);
+            goes with a shortcut or a rival.
         full_steps: how many steps still run the backbone when accelerated.
         denoising_steps: head calls per token of a diffusion head; two numbers anneal from the first to the
             second (DiSA).
@@ -42,6 +44,7 @@ class Evaluate:
     shortcut: str | None = None
     caching: Literal["reuse", "extrapolation-1", "extrapolation-2"] | None = None
     marval: str | None = None
+    speed_rl: str | None = None
     full_steps: int | None = None
     denoising_steps: tuple[int, ...] = ()
     sampler: Literal["ancestral", "ddim"] | None = None
@@ -87,7 +90,7 @@ class Evaluate:
         )
 
     def pipeline(self, base: "Pipeline") -> "Pipeline":
-        """The loaded model with the chosen sampler, student and accelerator."""
+        """The loaded model with the chosen sampler, weights, student and accelerator."""
         from swiftmask.api import accelerate
         from swiftmask.core.protocol import SamplingOptions
 
@@ -95,6 +98,8 @@ class Evaluate:
             denoising_steps=measure.denoising_steps(self.denoising_steps), sampler=self.sampler
         )
         pipeline = replace(base, sampling=options.over(base.sampling), _flops={})
+        if self.speed_rl is not None:
+            pipeline = accelerate(pipeline, speed_rl=measure.speed_rl_of(self.model, self.speed_rl))
         if self.marval is not None:
             pipeline = accelerate(pipeline, marval=measure.marval_of(self.model, self.marval))
         if not self._accelerated:
@@ -106,11 +111,13 @@ class Evaluate:
         """What rows that differ in step counts alone have in common."""
         annealed = "disa" if len(self.denoising_steps) == 2 else ""
         fixed = self.sampler or ("denoising" if self.denoising_steps else "")
-        student = (
-            "" if self.marval is None else measure.student_name(measure.marval_of(self.model, self.marval))
-        )
+        weights = [
+            measure.student_name(where(self.model, source))
+            for where, source in ((measure.speed_rl_of, self.speed_rl), (measure.marval_of, self.marval))
+            if source is not None
+        ]
         accelerator = self.caching or ("" if self.shortcut is None else "shortcut")
-        parts = [annealed or fixed, student, accelerator]
+        parts = [annealed or fixed, *weights, accelerator]
         return "+".join(part for part in parts if part) or "vanilla"
 
     @property
@@ -121,7 +128,7 @@ class Evaluate:
         """What measures this row again."""
         words: list[object] = ["evaluate", self.model, "--steps", self.steps]
         flags = (("--shortcut", self.shortcut), ("--caching", self.caching), ("--marval", self.marval))
-        for flag, value in (*flags, ("--sampler", self.sampler)):
+        for flag, value in (*flags, ("--speed-rl", self.speed_rl), ("--sampler", self.sampler)):
             words += [] if value is None else [flag, value]
         words += ["--denoising-steps", *self.denoising_steps] if self.denoising_steps else []
         words += [] if self.full_steps is None else ["--full-steps", self.full_steps]

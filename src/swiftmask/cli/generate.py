@@ -2,7 +2,6 @@
 
 import json as json_module
 import os
-import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from swiftmask.cli import measure
+from swiftmask.cli import jobs, measure
+from swiftmask.cli.jobs import Job
 from swiftmask.cli.progress import note, progress_bar
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from swiftmask.core.types import Record
+    from swiftmask.core.types import Canvas, Record
     from swiftmask.pipeline import Pipeline, Result
 
 _STAMP = "swiftmask"
@@ -39,6 +39,16 @@ class Generate:
     """The same as an option."""
     prompt: tuple[str, ...] = ()
     """Prompts, for a text-to-image model."""
+    prompts: Path | None = None
+    """File of prompts: one a line, or JSONL with columns prompt, negative_prompt and seed."""
+    negative_prompt: tuple[str, ...] = ()
+    """What not to show: one for all prompts, or one for each."""
+    size: tuple[int, ...] = ()
+    """Side of the pictures in pixels, or height and width, for a model of several sizes."""
+    init_image: Path | None = None
+    """Picture to start from; one smaller than the model's is placed in the middle (outpainting)."""
+    mask: Path | None = None
+    """Picture as large as --init-image; what is white in it is drawn anew (inpainting)."""
     num: int = 1
     """Pictures per class or prompt, with seeds from --seed on."""
     seed: int = 0
@@ -56,6 +66,11 @@ class Generate:
     marval: str | None = None
     """Bundled name or folder of a MARVAL student, which draws a token in one head call; auto takes the
     model's own. Goes with --shortcut and --caching."""
+    lora: str | None = None
+    """Bundled name or folder of what Speed-RL tuned for few steps, adapters or whole weights; auto takes the
+    model's own. Goes with --shortcut and --caching."""
+    preset: Path | None = None
+    """File of settings that swiftmask tune found best; options beside it override it."""
     guidance: float | None = None
     """Guidance scale; 1 is off."""
     temperature: float | None = None
@@ -80,40 +95,38 @@ class Generate:
     def run(self) -> int:
         from swiftmask.evaluate.pictures import OVERVIEW
 
-        jobs = self._jobs()
+        wanted = self._jobs()
         pipeline = self._pipeline()
-        settings = self._settings(pipeline)
-        pipeline.schedule()  # complains about impossible steps before anything is written
+        jobs.check_jobs(pipeline, wanted)
+        canvas = self._canvas(pipeline)
+        settings = self._settings(pipeline, canvas)  # complains about impossible steps
         _check_writable(self.out)
-        stamps = {job: _stamp(settings, job) for job in jobs}
-        missing = [job for job in jobs if _stamp_of(self.out / _file_name(job)) != stamps[job]]
-        replaced = sum((self.out / _file_name(job)).exists() for job in missing)
+        stamps = {job: _stamp(settings, job) for job in wanted}
+        missing = [job for job in wanted if _stamp_of(self.out / job.file_name) != stamps[job]]
+        replaced = sum((self.out / job.file_name).exists() for job in missing)
         if replaced:
             note(f"{replaced} pictures in {self.out} were drawn with other settings and are overwritten")
-        costs = self._draw(pipeline, missing, stamps)
-        files = [self.out / _file_name(job) for job in jobs]
+        costs = self._draw(pipeline, missing, stamps, canvas)
+        files = [self.out / job.file_name for job in wanted]
         _write(self.out / OVERVIEW, lambda path: _grid(files).save(path, format="PNG"))
         summary = {
             "settings": settings,
             "drawn": len(missing),
-            "skipped": len(jobs) - len(missing),
+            "skipped": len(wanted) - len(missing),
             "cost": _cost(costs, len(missing)),
-            "pictures": [
-                {"file": file.name, "what": what, "seed": seed}
-                for file, (what, seed) in zip(files, jobs, strict=True)
-            ],
+            "pictures": [{"file": file.name, **job.facts()} for file, job in zip(files, wanted, strict=True)],
         }
         text = json_module.dumps(summary, indent=2)
         _write(self.out / "generate.json", lambda path: path.write_text(text + "\n"))
         print(text if self.json else _sentence(summary, self.out))
         return 0
 
-    def _jobs(self) -> list[tuple[str, int]]:
+    def _jobs(self) -> list[Job]:
         """What to draw with which seed."""
-        if (self.labels or self.classes) and self.prompt:
+        classes, prompted = (*self.labels, *self.classes), bool(self.prompt or self.prompts)
+        if classes and prompted:
             raise ValueError("give classes or --prompt, not both")
-        whats = (*self.labels, *self.classes, *self.prompt)
-        if not whats:
+        if not classes and not prompted:
             raise ValueError(
                 "nothing to draw: name classes, as in `swiftmask generate MODEL 0 1 2` (or --prompt)"
             )
@@ -121,19 +134,34 @@ class Generate:
             raise ValueError(
                 f"--num and --batch-size must be at least 1, got {self.num} and {self.batch_size}"
             )
+        if self.negative_prompt and (classes or self.guidance == 1.0):
+            wrong = "classes" if classes else "--guidance 1, which turns it off"
+            raise ValueError(f"--negative-prompt needs prompts and guidance, got {wrong}")
         seeds = self.seeds or tuple(range(self.seed, self.seed + self.num))
-        return list(dict.fromkeys((what.strip(), seed) for what in whats for seed in seeds))
+        if classes:
+            return jobs.class_jobs(classes, seeds)
+        return jobs.prompt_jobs(self.prompt, self.prompts, self.negative_prompt, seeds)
 
     def _pipeline(self) -> "Pipeline":
-        if self.full_steps is not None and self.shortcut is None and self.caching is None:
+        accelerated = self.shortcut is not None or self.caching is not None or self.preset is not None
+        if self.full_steps is not None and not accelerated:
             raise ValueError("--full-steps needs --shortcut or --caching: without them every step is full")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"--steps must be at least 1, got {self.steps}")
+        if self.mask is not None and self.init_image is None:
+            raise ValueError("--mask says what of --init-image is drawn anew: give both")
         from swiftmask.api import accelerate, load
         from swiftmask.core.protocol import SamplingOptions
 
         pipeline = load(self.model, dtype=self.dtype, device=self.device)
         self._check_kind(pipeline)
+        if self.preset is not None:
+            return self._preset_on(jobs.sized(pipeline, self.size) if self.size else pipeline, self.preset)
+        if self.lora is not None:
+            tuned = f"{pipeline.name}-speed-rl" if self.lora == "auto" else self.lora
+            pipeline = accelerate(pipeline, speed_rl=tuned)
+        if self.size:
+            pipeline = jobs.sized(pipeline, self.size)
         options = SamplingOptions(
             guidance=self.guidance,
             temperature=self.temperature,
@@ -151,67 +179,94 @@ class Generate:
         shortcut = f"{pipeline.name}-shortcut" if self.shortcut == "auto" else self.shortcut
         return accelerate(pipeline, shortcut=shortcut, caching=self.caching, full_steps=self.full_steps)
 
+    def _preset_on(self, pipeline: "Pipeline", preset: Path) -> "Pipeline":
+        """The loaded model as the preset says, where no option says otherwise."""
+        from swiftmask.cli.presets import apply_preset
+        from swiftmask.core.protocol import SamplingOptions
+        from swiftmask.evaluate.presets import Settings
+
+        beside = Settings(
+            steps=self.steps,
+            shortcut=f"{pipeline.name}-shortcut" if self.shortcut == "auto" else self.shortcut,
+            caching=self.caching,
+            marval=f"{pipeline.name}-marval" if self.marval == "auto" else self.marval,
+            speed_rl=f"{pipeline.name}-speed-rl" if self.lora == "auto" else self.lora,
+            full_steps=self.full_steps,
+            sampling=SamplingOptions(
+                guidance=self.guidance,
+                temperature=self.temperature,
+                choice_temperature=self.choice_temperature,
+                denoising_steps=measure.denoising_steps(self.denoising_steps),
+                sampler=self.sampler,
+            ),
+        )
+        return apply_preset(pipeline, preset, beside=beside)
+
     def _check_kind(self, pipeline: "Pipeline") -> None:
-        draws = pipeline.model.spec.draws
-        if draws == "class" and self.prompt:
+        draws, prompted = pipeline.model.spec.draws, bool(self.prompt or self.prompts)
+        if draws == "class" and prompted:
             raise ValueError(
                 f"{pipeline.name} draws classes, not prompts: `swiftmask generate {self.model} 0 1 2`"
             )
-        if draws == "prompt" and not self.prompt:
+        if draws == "prompt" and not prompted:
             raise ValueError(f"{pipeline.name} draws prompts, not classes: use --prompt")
-        if draws == "class":
-            pipeline.model.encode([*self.labels, *self.classes])
 
-    def _settings(self, pipeline: "Pipeline") -> dict[str, Any]:
-        """All that decides a picture besides its class and seed."""
+    def _canvas(self, pipeline: "Pipeline") -> "Canvas | None":
+        """What every picture starts from."""
+        return None if self.init_image is None else jobs.start_canvas(pipeline, self.init_image, self.mask)
+
+    def _settings(self, pipeline: "Pipeline", canvas: "Canvas | None") -> dict[str, Any]:
+        """All that decides a picture besides its class or prompt and its seed."""
+        schedule = pipeline.schedule(num_masked=None if canvas is None else canvas.num_masked)
+        given = {"marval": self.marval, "lora": self.lora, "size": list(self.size) or None}
+        given |= {
+            name: None if path is None else jobs.file_mark(path)
+            for name, path in (("init_image", self.init_image), ("mask", self.mask))
+        }
         return {
             "model": pipeline.name,
             "weights": _fingerprint(pipeline),
             "steps": pipeline.steps,
-            "full_steps": [step.index for step in pipeline.schedule() if step.full],
+            "full_steps": [step.index for step in schedule if step.full],
             "accelerator": None if pipeline.features_fn is None else pipeline.features_fn.name,
             "sampling": asdict(pipeline.sampling),
             "dtype": self.dtype or "float32",
-            **({} if self.marval is None else {"marval": self.marval}),
+            **{name: value for name, value in given.items() if value is not None},
         }
 
     def _draw(
-        self, pipeline: "Pipeline", jobs: Sequence[tuple[str, int]], stamps: dict[tuple[str, int], str]
+        self,
+        pipeline: "Pipeline",
+        missing: Sequence[Job],
+        stamps: dict[Job, str],
+        canvas: "Canvas | None",
     ) -> "list[Result]":
-        results = []
+        results, of_class = [], pipeline.model.spec.draws == "class"
         with progress_bar() as progress:
-            task = progress.add_task("picture steps", total=len(jobs) * pipeline.steps)
-            for start in range(0, len(jobs), self.batch_size):
-                batch = jobs[start : start + self.batch_size]
+            task = progress.add_task("picture steps", total=len(missing) * pipeline.steps)
+            for start in range(0, len(missing), self.batch_size):
+                batch = missing[start : start + self.batch_size]
 
                 def advance(record: "Record", size: int = len(batch)) -> None:
                     progress.advance(task, size)
 
-                whats, seeds = [what for what, _ in batch], [seed for _, seed in batch]
-                of_class = pipeline.model.spec.draws == "class"
+                asked: Any = jobs.asked_of(batch)
                 result = pipeline.generate(
-                    whats if of_class else None,
-                    prompts=None if of_class else whats,
-                    seeds=seeds,
+                    asked if of_class else None,
+                    prompts=None if of_class else asked,
+                    seeds=[job.seed for job in batch],
+                    canvas=None if canvas is None else jobs.repeated(canvas, len(batch)),
                     on_step=advance,
                 )
                 assert isinstance(result.images, list)
                 for job, image in zip(batch, result.images, strict=True):
-                    _save(image, self.out / _file_name(job), stamps[job])
+                    _save(image, self.out / job.file_name, stamps[job])
                 results.append(result)
         return results
 
 
-def _file_name(job: tuple[str, int]) -> str:
-    what, seed = job
-    slug = re.sub(r"[^a-z0-9]+", "-", what.lower()).strip("-")[:60]
-    if slug.replace("-", " ") != what:  # something was lost, so another prompt may look the same
-        slug = f"{slug}-{zlib.crc32(what.encode()):08x}"
-    return f"{slug}-{seed}.png"
-
-
-def _stamp(settings: dict[str, Any], job: tuple[str, int]) -> str:
-    return json_module.dumps({**settings, "what": job[0], "seed": job[1]}, sort_keys=True)
+def _stamp(settings: dict[str, Any], job: Job) -> str:
+    return json_module.dumps({**settings, **job.facts()}, sort_keys=True)
 
 
 def _stamp_of(path: Path) -> str | None:

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from swiftmask.data.scenes import World
     from swiftmask.evaluate.quality import Draw, Row, Sample
     from swiftmask.evaluate.study import Store
+    from swiftmask.evaluate.subjects import Captions
     from swiftmask.evaluate.summary import Origin, QualityReport
     from swiftmask.pipeline import Pipeline
 
@@ -26,6 +28,11 @@ def shortcut_of(model: str, shortcut: str) -> str:
 def marval_of(model: str, marval: str) -> str:
     """Where the MARVAL student of a model is: `marval`, or for "auto" beside the model, `NAME-marval`."""
     return _own(model, marval, "marval")
+
+
+def speed_rl_of(model: str, speed_rl: str) -> str:
+    """Where the Speed-RL weights of a model are: `speed_rl`, or for "auto" beside it, `NAME-speed-rl`."""
+    return _own(model, speed_rl, "speed-rl")
 
 
 def _own(model: str, chosen: str, method: str) -> str:
@@ -47,13 +54,13 @@ def _beside(model: str, method: str) -> str | None:
     from swiftmask.registry import bundled_names
 
     beside = Path(f"{model.rstrip('/')}-{method}")
-    return str(beside) if beside.is_dir() or beside.name in bundled_names("method") else None
+    return str(beside) if beside.is_dir() or beside.name in bundled_names() else None
 
 
 def student_name(source: str) -> str:
-    """What rows of a student are called: its folder, or the run that left `RUN/model`."""
+    """What rows of other weights are called: their folder, or the run that left `RUN/model`."""
     path = Path(source).resolve()
-    return path.parent.name if path.name == "model" else path.name
+    return path.parent.name if path.name in ("model", "policy") else path.name
 
 
 def denoising_steps(given: Sequence[int]) -> int | tuple[int, int] | None:
@@ -83,10 +90,47 @@ def require_scenes(pipeline: "Pipeline") -> None:
     from swiftmask.data.scenes import CLASS_NAMES
 
     names = getattr(pipeline.model, "class_names", ())
-    if tuple(names) != CLASS_NAMES:
+    if pipeline.model.spec.draws == "prompt":
+        captions_of(pipeline)
+    elif tuple(names) != CLASS_NAMES:
         raise ValueError(
             f"{pipeline.name} does not draw Scenes classes, and quality is judged on Scenes only"
         )
+
+
+def captions_of(pipeline: "Pipeline") -> "Captions":
+    """What a model that draws prompts is asked when it is judged: captions of the world it was trained on.
+
+    Errors: ValueError if nothing is known of that world.
+    """
+    from swiftmask.evaluate.subjects import Captions
+
+    height, width = pipeline.picture_size()
+    if height != width:
+        raise ValueError(f"Scenes are square, and {pipeline.name} draws {height}x{width}")
+    return Captions(world=_world(pipeline), size=height)
+
+
+def _draws_captions(pipeline: "Pipeline") -> bool:
+    """Whether it draws prompts and says of which Scenes; others are compared with real pictures only."""
+    provenance = None if pipeline.folder is None else pipeline.folder / "provenance.json"
+    if pipeline.model.spec.draws != "prompt" or provenance is None or not provenance.is_file():
+        return False
+    return '"world"' in provenance.read_text()
+
+
+def _world(pipeline: "Pipeline") -> "World":
+    """As the recipe wrote it beside the weights."""
+    from swiftmask.data.scenes import World
+
+    folder = Path() if pipeline.folder is None else pipeline.folder
+    try:
+        return World(**json.loads((folder / "provenance.json").read_text())["world"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{pipeline.name} does not say which Scenes it was trained on (world in its provenance.json), "
+            "and quality is judged on Scenes only"
+        ) from error
 
 
 def row_of(
@@ -97,8 +141,10 @@ def row_of(
     Its name says series and steps, then, where they are chosen, denoising steps ("x") and full steps (":").
     """
     from swiftmask.evaluate.quality import Row
+    from swiftmask.evaluate.subjects import Classes
 
     schedule = pipeline.schedule(steps)
+    captions = captions_of(pipeline) if _draws_captions(pipeline) else None
     num_full = sum(step.full for step in schedule)
     return Row(
         name=f"{series}-{steps}{_chosen_denoising(pipeline)}"
@@ -109,10 +155,11 @@ def row_of(
         calls=pipeline.calls(schedule),
         flops=pipeline.flops(schedule),
         command=command,
-        fingerprint=fingerprint(pipeline, schedule),
+        fingerprint=fingerprint(pipeline, schedule if captions is None else (schedule, captions)),
         draw=draw_with(pipeline, steps),
         device=pipeline.model.device,
         reference=reference,
+        subjects=captions or Classes(),
     )
 
 
@@ -127,8 +174,11 @@ def draw_with(pipeline: "Pipeline", steps: int) -> "Draw":
     """A pipeline as what the evaluation draws with."""
     from swiftmask.evaluate.quality import Drawn
 
-    def draw(labels: list[int], seeds: list[int]) -> Drawn:
-        result = pipeline.generate(labels, seeds=seeds, steps=steps, output_type="pt")
+    of_class = pipeline.model.spec.draws == "class"
+
+    def draw(what: Any, seeds: list[int]) -> Drawn:
+        labels, prompts = (what, None) if of_class else (None, what)
+        result = pipeline.generate(labels, prompts=prompts, seeds=seeds, steps=steps, output_type="pt")
         assert not isinstance(result.images, list)
         return Drawn(result.images, result.trajectory.tokens_BL, result.cost.seconds)
 
@@ -166,10 +216,13 @@ def study(
     """Measure what is missing, with progress on stderr, and summarise."""
     from swiftmask.evaluate.quality import RealPictures
     from swiftmask.evaluate.study import run_study
+    from swiftmask.evaluate.subjects import Captions
     from swiftmask.evaluate.summary import summarise
-    from swiftmask.rewards.scenes import load_judge
+    from swiftmask.rewards.scenes import load_judge, load_reward
 
-    real = RealPictures(load_judge(rows[0].device))
+    device, subjects = rows[0].device, rows[0].subjects
+    reward = load_reward(device) if isinstance(subjects, Captions) else None
+    real = RealPictures(load_judge(device), subjects, reward)
     # GFLOP, not pictures, are the unit of progress: rows differ in cost, and the time left should not.
     gflop = {row.name: row.flops / 1e9 for row in rows}
     total = sum(gflop.values()) * sample.num_pictures * sample.num_seeds

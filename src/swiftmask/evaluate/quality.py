@@ -1,27 +1,39 @@
 """Quality of one row of a comparison: a way to draw pictures, judged on Scenes with paired seeds.
 
 Evaluation seed `s` gives an independent set of pictures; picture `i` of it has the same image seed and the
-same label in every row, so rows differ in the method and nothing else. Pictures arrive through a callable:
-nothing here knows a model.
+same label or prompt in every row, so rows differ in the method and nothing else. Pictures arrive through a
+callable: nothing here knows a model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from swiftmask.data.scenes import NUM_CLASSES, class_scenes, render
 from swiftmask.evaluate.distances import frechet_distance
+from swiftmask.evaluate.drift import diversity
 from swiftmask.evaluate.memory import peak_memory_bytes, reset_peak_memory
 from swiftmask.evaluate.statistics import FeatureStatistics, Moments
-from swiftmask.rewards.scenes import SceneReader, class_reward
+from swiftmask.evaluate.subjects import (
+    OTHER_REAL_SEED,
+    REAL_SEED,
+    SEED_STRIDE,
+    Classes,
+    Subjects,
+    picture_seeds,
+)
+from swiftmask.evaluate.subjects import picture_labels as picture_labels
+from swiftmask.rewards.scenes import SceneReader, score
 
-SEED_STRIDE = 1_000_003
-REAL_SEED, OTHER_REAL_SEED = 1 << 38, 1 << 39
-"""Real pictures have scene seeds from here on; training data begin at 2**40."""
+VARIATIONS = 4
+"""Pictures of each prompt that diversity is measured on."""
+
+_VARIED_SEED = SEED_STRIDE // 2
+"""Their image seeds, within those of an evaluation seed and beyond those of its other pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +47,8 @@ class Drawn:
     seconds: float
 
 
-Draw = Callable[[list[int], list[int]], Drawn]
-"""`draw(labels, seeds) -> Drawn`: one picture per label and image seed."""
+Draw = Callable[[Any, list[int]], Drawn]
+"""`draw(what, seeds) -> Drawn`: one picture per label or prompt, and image seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +64,7 @@ class Row:
         fingerprint: of weights and schedule; a stored measurement counts only under the same one.
         reference: the row whose tokens these should be (same seeds, same steps, full model), if any; real
             tokens are never quite the same and have none.
+        subjects: what it is asked to draw.
     """
 
     name: str
@@ -65,6 +78,7 @@ class Row:
     draw: Draw
     device: torch.device = torch.device("cpu")
     reference: str | None = None
+    subjects: Subjects = Classes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +107,8 @@ class Measurement:
         fd_scenes, floor: distance to real pictures, and of other real pictures to them, at the same N.
         agreement: share of tokens equal to the reference row's, if there is one.
         ms_per_picture: token decode only, median over batches.
+        training_reward: the same score by the reader that training may use; None if it was not asked.
+        diversity: within a prompt, mean over prompts (drift.py); None for classes.
     """
 
     row: str
@@ -106,21 +122,23 @@ class Measurement:
     agreement: float | None
     ms_per_picture: float
     peak_memory_bytes: int
-
-
-def picture_labels(count: int) -> list[int]:
-    return [index % NUM_CLASSES for index in range(count)]
-
-
-def picture_seeds(seed: int, count: int) -> list[int]:
-    return [seed * SEED_STRIDE + index for index in range(count)]
+    training_reward: float | None = None
+    diversity: float | None = None
 
 
 @dataclass
 class RealPictures:
-    """Moments of the judge's features of real pictures, and the floor, per evaluation seed; kept."""
+    """Moments of the judge's features of real pictures, and the floor, per evaluation seed; kept.
+
+    Attributes:
+        reader: the judge.
+        subjects: what real pictures show.
+        reward: the reader that training may use, if its score is wanted beside the judge's.
+    """
 
     reader: SceneReader
+    subjects: Subjects = Classes()
+    reward: SceneReader | None = None
     _known: dict[tuple[int, int], tuple[Moments, float]] = field(default_factory=dict)
 
     def at(self, seed: int, count: int) -> tuple[Moments, float]:
@@ -132,11 +150,28 @@ class RealPictures:
         return self._known[seed, count]
 
     def _moments(self, first: int, seed: int, count: int) -> Moments:
-        labels_X = torch.tensor(picture_labels(count))
-        seeds_X = first + torch.tensor(picture_seeds(seed, count))
-        parts = zip(labels_X.split(100), seeds_X.split(100), strict=True)
-        features = [self.reader.features(render(class_scenes(*part))) for part in parts]
+        features = [self.reader.features(images) for images in self.subjects.real(first, seed, count)]
         return FeatureStatistics.of(torch.cat(features)).moments()
+
+
+@dataclass
+class _Findings:
+    """What is found in the pictures of a row, batch by batch."""
+
+    features: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
+    rewards: list[Tensor] = field(default_factory=list)
+    tokens: list[Tensor] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+
+    def add(self, drawn: Drawn, asked: Sequence[Any], real: RealPictures) -> None:
+        images_B3HW, facts = drawn.images_B3HW.float(), real.subjects.facts(asked)
+        self.features.append(real.reader.features(images_B3HW).cpu())
+        self.scores.append(score(real.reader, images_B3HW, facts).cpu())
+        if real.reward is not None:
+            self.rewards.append(score(real.reward, images_B3HW, facts).cpu())
+        self.tokens.append(_kept(drawn.tokens_BL))
+        self.times.append(1000 * drawn.seconds / len(drawn.tokens_BL))
 
 
 def measure(
@@ -155,36 +190,54 @@ def measure(
         reference_XL: tokens of the reference row under the same seed.
         on_pictures: told after every batch how many pictures it had.
     """
-    labels, seeds = picture_labels(sample.num_pictures), picture_seeds(seed, sample.num_pictures)
-    judge = class_reward(real.reader)
-    features, scores, tokens, times = [], [], [], []
+    asked = real.subjects.asked(seed, sample.num_pictures)
+    seeds = picture_seeds(seed, sample.num_pictures)
+    found = _Findings()
     reset_peak_memory(row.device)
     for first in range(0, sample.num_pictures, sample.batch_size):
         part = slice(first, first + sample.batch_size)
-        drawn = row.draw(labels[part], seeds[part])
-        images_B3HW = drawn.images_B3HW.float()
-        features.append(real.reader.features(images_B3HW).cpu())
-        scores.append(judge(images_B3HW, torch.tensor(labels[part])).cpu())
-        tokens.append(_kept(drawn.tokens_BL))
-        times.append(1000 * drawn.seconds / len(drawn.tokens_BL))
+        drawn = row.draw(asked[part], seeds[part])
+        found.add(drawn, asked[part], real)
         on_pictures(len(drawn.tokens_BL))
     memory = peak_memory_bytes(row.device)
     moments_of_real, floor = real.at(seed, sample.num_pictures)
-    tokens_XL = torch.cat(tokens).numpy()
+    features = FeatureStatistics.of(torch.cat(found.features))
+    tokens_XL = torch.cat(found.tokens).numpy()
     measurement = Measurement(
         row=row.name,
         fingerprint=row.fingerprint,
         seed=seed,
         num_pictures=sample.num_pictures,
         batch_size=sample.batch_size,
-        score=torch.cat(scores).double().mean().item(),
-        fd_scenes=frechet_distance(FeatureStatistics.of(torch.cat(features)).moments(), moments_of_real),
+        score=_mean(found.scores),
+        fd_scenes=frechet_distance(features.moments(), moments_of_real),
         floor=floor,
         agreement=None if reference_XL is None else float((tokens_XL == reference_XL).mean()),
-        ms_per_picture=median(times),
+        ms_per_picture=median(found.times),
         peak_memory_bytes=memory,
+        training_reward=_mean(found.rewards) if found.rewards else None,
+        diversity=_diversity(row, seed, sample, real),
     )
     return measurement, tokens_XL
+
+
+def _diversity(row: Row, seed: int, sample: Sample, real: RealPictures) -> float | None:
+    """Within a prompt, in the judge's features; on pictures of their own."""
+    varied = real.subjects.varied(seed, sample.num_pictures)
+    if not varied:
+        return None
+    asked = [entry for entry in varied for _ in range(VARIATIONS)]
+    seeds = [seed * SEED_STRIDE + _VARIED_SEED + index for index in range(len(asked))]
+    features = []
+    for first in range(0, len(asked), sample.batch_size):
+        part = slice(first, first + sample.batch_size)
+        drawn = row.draw(asked[part], seeds[part])
+        features.append(real.reader.features(drawn.images_B3HW.float()).cpu())
+    return diversity(torch.cat(features).unflatten(0, (len(varied), VARIATIONS))).mean().item()
+
+
+def _mean(scores: Sequence[Tensor]) -> float:
+    return torch.cat(list(scores)).double().mean().item()
 
 
 def _kept(tokens_BL: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class Store:
 
     def write(self, measurements: Sequence[Measurement]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = [{"model": self.model}, *(asdict(measurement) for measurement in measurements)]
+        lines = [{"model": self.model}, *map(_line, measurements)]
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
         os.replace(partial, self.path)
@@ -126,6 +126,12 @@ def _measure(
     if _is_reference(row, rows):
         store.write_tokens(row, seed, tokens_XL)
     return measurement
+
+
+def _line(measurement: Measurement) -> dict[str, object]:
+    """A measurement as it is written; what only prompts have is left out for classes."""
+    optional = ("training_reward", "diversity")
+    return {k: v for k, v in asdict(measurement).items() if not (k in optional and v is None)}
 
 
 def _key(measurement: Measurement) -> tuple[str, str, int, int, bool]:

@@ -14,17 +14,14 @@ from torch import Tensor
 
 from swiftmask.data.scenes import (
     COLOURS,
-    NUM_CLASSES,
     PATTERNS,
     RELATIONS,
     SHAPES,
     SIZES,
     Scenes,
+    World,
     captions,
-    class_scenes,
-    concat_scenes,
     render,
-    sample_scenes,
 )
 from swiftmask.recipes.scenes_pictures import DATA_SEED, SHARD, mosaics
 from swiftmask.training.setup import TrainingConfig, step_seed
@@ -42,37 +39,6 @@ PROMPT_SEED = DATA_SEED + (1 << 43)
 
 _CACHE_SEED = DATA_SEED + (1 << 42)
 _ENCODED_TOGETHER = 250
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """Which scenes there are: a mixture of two kinds, dealt out evenly over the seeds.
-
-    Attributes:
-        simple_percent: how many of a hundred show what class pictures do: one upright object of two exact
-            radii on a lattice, before a plain background. The others have one to three objects anywhere,
-            tilted, on patterns. The simple ones are what two cores learn in an hour (docs/log.md).
-
-    Errors: ValueError for less than none or more than all.
-    """
-
-    simple_percent: int = 100
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.simple_percent <= 100:
-            raise ValueError(f"simple_percent must lie in 0..100, got {self.simple_percent}")
-
-    def scenes(self, seeds_B: Tensor) -> Scenes:
-        """What the pictures of these seeds show."""
-        labels_B = seeds_B % NUM_CLASSES
-        # Steps of 37 mix neighbours, and over 4,800 seeds each class gets every residue once.
-        simple_B = (seeds_B + seeds_B // NUM_CLASSES) * 37 % 100 < self.simple_percent
-        parts = [class_scenes(labels_B[simple_B], seeds_B[simple_B]), sample_scenes(seeds_B[~simple_B])]
-        return concat_scenes(parts)[simple_B.long().argsort(descending=True, stable=True).argsort()]
-
-    def captions(self, seeds_B: Tensor) -> list[str]:
-        """Their full captions."""
-        return captions(self.scenes(seeds_B))
 
 
 def codec_pictures(

@@ -17,12 +17,15 @@ from swiftmask.recipes.provenance import provenance
 from swiftmask.recipes.speed_rl_scenes import (
     STEPS,
     Readers,
+    Task,
     few_steps,
     first_guesses,
     require_base,
     run_name,
     tune,
+    write_results,
 )
+from swiftmask.recipes.speed_rl_sheets import SheetConfig
 from swiftmask.registry import WEIGHTS
 from swiftmask.rewards.scenes import SceneReader, class_reward
 from swiftmask.training.setup import TrainingConfig
@@ -34,30 +37,34 @@ class MaskGITSpeedRLRecipe:
 
     Attributes:
         base: model folder of the model that is tuned.
+        sheets: sample pictures while it trains.
     """
 
     speed_rl: SpeedRLConfig
     training: TrainingConfig
     readers: Readers = Readers()
+    sheets: SheetConfig = SheetConfig()
     base: str = str(WEIGHTS / "maskgit-scenes")
     name: str = "maskgit-scenes-speed-rl"
 
     def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
-        """Train, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`."""
+        """Train, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`. Beside it lies
+        `folder/policy`, for `swiftmask.accelerate(base, speed_rl=folder)`.
+        """
         base = MaskGIT.from_pretrained(require_base(self.base, trained_by="maskgit-scenes"))
-        tuned = tune(
+        policy = tune(
             base.to(training_device()),
-            Prompts(range(NUM_CLASSES)),
-            self.readers.judges(classes_scored_by),
+            Task(Prompts(range(NUM_CLASSES)), self.readers.judges(classes_scored_by), self.sheets),
             self.speed_rl,
             self.training,
             folder,
             name=run_name(self.name, base, self.speed_rl, self.readers),
             on_log=on_log,
         )
-        assert isinstance(tuned, MaskGIT)
         facts = {"speed_rl": asdict(self.speed_rl), "base": self.base, "steps": STEPS}
         made_by = provenance(self.name, self.training, **facts)
+        tuned = write_results(policy, self.speed_rl, folder, base="maskgit-scenes", provenance=made_by)
+        assert isinstance(tuned, MaskGIT)
         tuned.save_pretrained(folder / "model", provenance=made_by, dtype=torch.float16)
         return folder / "model"
 

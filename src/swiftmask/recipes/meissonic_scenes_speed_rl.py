@@ -15,12 +15,15 @@ from swiftmask.recipes.provenance import provenance
 from swiftmask.recipes.speed_rl_scenes import (
     STEPS,
     Readers,
+    Task,
     few_steps,
     first_guesses,
     require_base,
     run_name,
     tune,
+    write_results,
 )
+from swiftmask.recipes.speed_rl_sheets import SheetConfig
 from swiftmask.registry import WEIGHTS
 from swiftmask.rewards.scenes import caption_reward
 from swiftmask.training.setup import TrainingConfig
@@ -34,32 +37,36 @@ class MeissonicSpeedRLRecipe:
         world: what prompts ask for; the one the base was trained on.
         num_captions: captions drawn; those that say the same are one prompt.
         base: model folder of the model that is tuned.
+        sheets: sample pictures while it trains.
     """
 
     speed_rl: SpeedRLConfig
     training: TrainingConfig
     readers: Readers = Readers()
+    sheets: SheetConfig = SheetConfig()
     world: World = World()
     num_captions: int = 4096
     base: str = str(WEIGHTS / "meissonic-scenes")
     name: str = "meissonic-scenes-speed-rl"
 
     def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
-        """Train, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`."""
+        """Train, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`. Beside it lies
+        `folder/policy`, for `swiftmask.accelerate(base, speed_rl=folder)`.
+        """
         base = Meissonic.from_pretrained(require_base(self.base, trained_by="meissonic-scenes"))
-        tuned = tune(
+        policy = tune(
             base.to(training_device()),
-            self.prompts(),
-            self.readers.judges(caption_reward),
+            Task(self.prompts(), self.readers.judges(caption_reward), self.sheets),
             self.speed_rl,
             self.training,
             folder,
             name=run_name(self.name, base, self.speed_rl, self.readers, self.world, self.num_captions),
             on_log=on_log,
         )
-        assert isinstance(tuned, Meissonic)
         facts = {"speed_rl": asdict(self.speed_rl), "world": asdict(self.world), "base": self.base}
         made_by = provenance(self.name, self.training, **facts, steps=STEPS)
+        tuned = write_results(policy, self.speed_rl, folder, base="meissonic-scenes", provenance=made_by)
+        assert isinstance(tuned, Meissonic)
         tuned.save_pretrained(folder / "model", provenance=made_by, dtype=torch.float16)
         return folder / "model"
 

@@ -1,15 +1,17 @@
-"""What the Speed-RL recipes on Scenes share: settings for about 16 steps made 5, two judges, and the run.
+"""What the Speed-RL recipes on Scenes share: settings for about 16 steps made 5, two judges, the run and what
+it leaves: `policy`, what was trained and nothing else, to go with its base; and a whole model beside it.
 
 The training reader of Scenes is the reward; the held-out judge scores every round beside it with weight zero,
 so that a reward that is gamed shows in the log while the run goes on.
 """
 
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 from swiftmask.core.protocol import MaskedGenerator
 from swiftmask.methods.speed_rl import (
@@ -23,12 +25,14 @@ from swiftmask.methods.speed_rl import (
     TuningConfig,
     merged,
     train_step,
+    write_policy,
 )
 from swiftmask.methods.speed_rl.judges import Reward
 from swiftmask.recipes.marval_distillation import OnLog, fingerprint, training_device
+from swiftmask.recipes.speed_rl_sheets import SheetConfig, Sheets, tracked
 from swiftmask.registry import WEIGHTS
 from swiftmask.rewards.scenes import SceneReader, load_reader
-from swiftmask.training.loop import train
+from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig
 
 STEPS = 5
@@ -108,10 +112,18 @@ def require_base(folder: str | Path, *, trained_by: str) -> Path:
     return folder
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a policy is asked to draw, who scores it, and what is shown of it meanwhile."""
+
+    prompts: Prompts
+    judges: Judges
+    sheets: SheetConfig
+
+
 def tune(
     base: MaskedGenerator,
-    prompts: Prompts,
-    judges: Judges,
+    task: Task,
     config: SpeedRLConfig,
     training: TrainingConfig,
     folder: Path,
@@ -119,17 +131,58 @@ def tune(
     name: str,
     on_log: OnLog | None,
 ) -> MaskedGenerator:
-    """Train, or continue, in `folder`; returns the averaged policy as a model of the base's kind, whole.
+    """Train, or continue, in `folder`; returns the averaged policy. Sample sheets go to `folder/samples`.
 
     Args:
         base: on the device of the training; frozen.
         name: from `run_name`.
+
+    Errors: ValueError for settings that do not go together.
     """
+    task.sheets.check(training)
     trainer = SpeedRLTrainer(base, config)
-    rounds = Rounds(trainer, prompts, judges, training)
+    rounds = Rounds(trainer, task.prompts, task.judges, training)
     torch.manual_seed(training.seed)
-    trained = train(trainer, rounds.batch, train_step, training, folder, name=name, on_log=on_log)
-    return merged(trained.policy.model)
+    with tracked(training, folder, name) as trackers:
+        samples = Sheets(task.sheets, task.prompts, config.sampling, folder / "samples", trackers)
+        if PartialState().is_main_process:
+            samples.first(base)
+
+        def log(progress: Progress) -> None:
+            trackers.log(progress)
+            if on_log is not None:
+                on_log(progress)
+
+        untracked = replace(training, report_to=())
+        trained = train(
+            trainer, rounds.batch, train_step, untracked, folder, name=name, on_log=log, on_save=samples
+        )
+    return trained.policy.model
+
+
+def write_results(
+    policy: MaskedGenerator,
+    config: SpeedRLConfig,
+    folder: Path,
+    *,
+    base: str,
+    provenance: Mapping[str, object],
+) -> MaskedGenerator:
+    """Write `folder/policy`, and give the policy as a model of the base's kind, to be written whole.
+
+    Args:
+        base: what the base is called.
+    """
+    write_policy(
+        folder / "policy",
+        policy,
+        tuning=config.tuning,
+        provenance=provenance,
+        base_name=base,
+        steps=STEPS,
+        dtype=torch.float16,
+    )
+    return merged(policy)
 
 
 def run_name(name: str, base: torch.nn.Module, *settings: object) -> str:

@@ -171,3 +171,14 @@ def test_autocast_keeps_the_gradients(base, replay):
     in_float32 = gradients(scorer(base, base, "none")(replay).log_prob_BL.sum(), base)
     for ours, theirs in zip(in_bfloat16, in_float32, strict=True):
         assert (ours - theirs).norm() < 0.2 * theirs.norm() + 1e-3
+
+
+def test_under_autocast_probabilities_stay_in_float32(base, moved, replay):
+    """They were rounded to bfloat16, which the sums over steps refused."""
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = scorer(base, moved)(replay)
+    full = scorer(base, moved)(replay)
+    for name in ("log_prob_BL", "kl_BL", "entropy_BL"):
+        value, expected = getattr(scores, name), getattr(full, name)
+        assert value.dtype == torch.float32
+        assert (value - expected).abs().mean() < 0.1 * expected.abs().mean()

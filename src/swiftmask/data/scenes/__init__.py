@@ -8,6 +8,7 @@ slot, `H W` pixels.
 
 from swiftmask.data.scenes.captions import captions, parse_caption, parse_captions
 from swiftmask.data.scenes.facts import Facts, caption_facts, check, class_facts, concat_facts
+from swiftmask.data.scenes.mixture import World
 from swiftmask.data.scenes.render import render
 from swiftmask.data.scenes.world import (
     CLASS_NAMES,
@@ -37,6 +38,7 @@ __all__ = [
     "SIZES",
     "Facts",
     "Scenes",
+    "World",
     "caption_facts",
     "captions",
     "check",

@@ -210,4 +210,4 @@ def _codes(model: MaskedGenerator, features: Features, positions_BN: Tensor, ste
         raise ValueError(
             f"speed_rl needs categorical tokens, {model.spec.name} answers with {type(distribution).__name__}"
         )
-    return distribution
+    return replace(distribution, logits_BMV=distribution.logits_BMV.float())  # also under autocast

@@ -159,7 +159,7 @@ class Meissonic(nn.Module):
         if self.device.type == "meta":  # where operations are counted there is nothing to read
             return self._unread(len(what))
         prompts = as_prompts(what)
-        unique = list(dict.fromkeys([p.text for p in prompts] + [p.negative for p in prompts]))
+        unique = _texts(prompts)
         embedded = self.text_encoder(self.text_encoder.tokenizer(unique).to(self.device))
         text, negative = (
             embedded.rows(torch.tensor([unique.index(entry) for entry in texts]).to(self.device))
@@ -167,6 +167,10 @@ class Meissonic(nn.Module):
         )
         micro_B5 = torch.tensor([prompt.micro(self.size) for prompt in prompts]).to(self.device)
         return self.condition(text, negative, micro_B5)
+
+    def check_prompts(self, what: Sequence[str | Prompt]) -> None:
+        """Errors: those of `encode`, at the price of the tokenizer alone."""
+        self.text_encoder.tokenizer(_texts(as_prompts(what)))
 
     def condition(self, text: TextEmbedding, negative: TextEmbedding, micro_B5: Tensor) -> PromptCondition:
         """A condition from texts already embedded, such as a trainer keeps them.
@@ -267,6 +271,11 @@ class Meissonic(nn.Module):
             torch.empty(batch, sizes.projection_dim, device=device),
         )
         return self.condition(empty, empty, torch.empty(batch, NUM_MICRO, device=device))
+
+
+def _texts(prompts: Sequence[Prompt]) -> list[str]:
+    """Every text of some prompts once, those to draw first."""
+    return list(dict.fromkeys([p.text for p in prompts] + [p.negative for p in prompts]))
 
 
 def _check_fit(transformer: Transformer, text_encoder: TextEncoder, codec: VQCodec) -> None:

@@ -15,6 +15,7 @@ and rounds in bfloat16.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -233,10 +234,11 @@ class Transformer(nn.Module):
         return self._features(x_XTD[:, text_XTD.shape[1] :], grid)
 
     def logits(self, features_BMD: Tensor) -> Tensor:
-        """Float32 logits [..., K] over the image codes. Linear; in float32 throughout, as guidance magnifies
-        rounding.
+        """Float32 logits [..., K] over the image codes. Linear; in float32 throughout, autocast or not, as
+        guidance magnifies rounding.
         """
-        return F.linear(features_BMD.float(), self.mlm_layer.conv2.weight.flatten(1).float())
+        with _without_autocast(features_BMD.device):
+            return F.linear(features_BMD.float(), self.mlm_layer.conv2.weight.flatten(1).float())
 
     def _image_stream(self, ids_BHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Rows of the image stream, and the grid they form."""
@@ -251,6 +253,12 @@ class Transformer(nn.Module):
         if self.config.downsample:
             x_XTD = self.up_block(x_XTD.unflatten(1, grid)).flatten(1, 2)
         return self.mlm_layer.layer_norm(_pointwise(self.mlm_layer.conv1, x_XTD))
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast switched off, on devices that know it (the meta device does not)."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def _pointwise(conv: nn.Conv2d, x_XD: Tensor) -> Tensor:

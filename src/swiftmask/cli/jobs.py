@@ -1,0 +1,136 @@
+"""What `swiftmask generate` draws: classes or prompts with their seeds, and the picture they start from."""
+
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from swiftmask.core.protocol import MaskedGenerator
+    from swiftmask.core.types import Canvas
+    from swiftmask.models.meissonic import Prompt
+    from swiftmask.pipeline import Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One picture.
+
+    Attributes:
+        what: class or prompt.
+        negative: what a prompt's picture is not to show.
+    """
+
+    what: str
+    seed: int
+    negative: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """Readable, and another one for every other job."""
+        slug = re.sub(r"[^a-z0-9]+", "-", self.what.lower()).strip("-")[:60]
+        if self.negative or slug.replace("-", " ") != self.what:  # the slug does not say it all
+            whole = "\n".join(text for text in (self.what, self.negative) if text)
+            slug = f"{slug}-{zlib.crc32(whole.encode()):08x}"
+        return f"{slug}-{self.seed}.png"
+
+    def facts(self) -> dict[str, object]:
+        """What the picture's settings and generate.json say of it."""
+        negative = {"negative_prompt": self.negative} if self.negative else {}
+        return {"what": self.what, "seed": self.seed, **negative}
+
+
+def class_jobs(classes: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    """Every class with every seed, once."""
+    return _once(Job(what.strip(), seed) for what in classes for seed in seeds)
+
+
+def prompt_jobs(
+    prompts: Sequence[str], file: Path | None, negatives: Sequence[str], seeds: Sequence[int]
+) -> list[Job]:
+    """Every prompt, given or in a file, with every seed, once.
+
+    Args:
+        negatives: none, one for all, or one for each prompt; what the file says of a prompt goes before them.
+        seeds: of each prompt; where the file gives a prompt's first seed, as many from there on.
+
+    Errors: ValueError for an empty prompt or another number of negatives, and those of `read_prompts`.
+    """
+    from swiftmask.data.prompts import ListedPrompt, read_prompts
+
+    listed = [ListedPrompt(text.strip()) for text in prompts] + ([] if file is None else read_prompts(file))
+    if not all(entry.text for entry in listed):
+        raise ValueError("empty --prompt: say what to draw")
+    if len(negatives) not in (0, 1, len(listed)):
+        raise ValueError(
+            f"expected one --negative-prompt for all, or one for each of {len(listed)} prompts, got "
+            f"{len(negatives)}"
+        )
+    given = list(negatives) * len(listed) if len(negatives) == 1 else list(negatives) or [""] * len(listed)
+    return _once(
+        Job(entry.text, seed, (other if entry.negative is None else entry.negative).strip())
+        for entry, other in zip(listed, given, strict=True)
+        for seed in (seeds if entry.seed is None else range(entry.seed, entry.seed + len(seeds)))
+    )
+
+
+def asked_of(jobs: Sequence[Job]) -> "list[str] | list[Prompt]":
+    """The jobs as a model's `encode` takes them."""
+    texts = [job.what for job in jobs]
+    if not any(job.negative for job in jobs):
+        return texts
+    from swiftmask.models.meissonic import with_negative
+
+    return with_negative(texts, [job.negative for job in jobs])
+
+
+def check_jobs(pipeline: "Pipeline", jobs: Sequence[Job]) -> None:
+    """Errors: ValueError for what the model cannot read, such as an unknown class or too long a prompt."""
+    from swiftmask.models.meissonic import Meissonic
+
+    model = pipeline.model
+    if any(job.negative for job in jobs) and not isinstance(model, Meissonic):
+        raise ValueError(f"{pipeline.name} takes no negative prompt: leave it out, or use a meissonic model")
+    check = model.check_prompts if isinstance(model, Meissonic) else model.encode
+    check(list(dict.fromkeys(asked_of(jobs))))  # type: ignore[arg-type]
+
+
+def sized(pipeline: "Pipeline", size: Sequence[int]) -> "Pipeline":
+    """The same model drawing squares of one number of pixels, or pictures of a height and a width.
+
+    Errors: ValueError for more than two numbers, a size that the model cannot draw, or a model of one size.
+    """
+    if len(size) > 2:
+        raise ValueError(f"--size takes one number, or a height and a width, got {len(size)} numbers")
+    if not hasattr(pipeline.model, "sized"):
+        height, width = pipeline.picture_size()
+        raise ValueError(f"{pipeline.name} draws pictures of {height}x{width} only: leave out --size")
+    model: MaskedGenerator = pipeline.model.sized(size[0], size[-1])  # type: ignore[attr-defined]
+    return replace(pipeline, model=model, _flops={})
+
+
+def start_canvas(pipeline: "Pipeline", image: Path, mask: Path | None) -> "Canvas":
+    """What one picture starts from. Errors: those of `open_picture` and `Pipeline.start_canvas`."""
+    from swiftmask.data.images.inpainting import open_picture
+
+    return pipeline.start_canvas(open_picture(image), None if mask is None else open_picture(mask))
+
+
+def repeated(canvas: "Canvas", count: int) -> "Canvas":
+    """The canvas of one picture for several."""
+    return replace(
+        canvas,
+        tokens_BL=canvas.tokens_BL.repeat_interleave(count, dim=0),
+        masked_BL=canvas.masked_BL.repeat_interleave(count, dim=0),
+    )
+
+
+def file_mark(path: Path) -> str:
+    """A file as pictures remember it: changed contents count as another file."""
+    return f"{path.name} {zlib.crc32(path.expanduser().read_bytes()):08x}"
+
+
+def _once(jobs: Iterable[Job]) -> list[Job]:
+    return list(dict.fromkeys(jobs))

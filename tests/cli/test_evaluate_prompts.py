@@ -1,0 +1,101 @@
+"""`swiftmask evaluate` on a model that draws captions, and with weights tuned by Speed-RL."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import swiftmask
+from swiftmask.cli.evaluate import Evaluate
+from swiftmask.core.vq_codec import VQConfig, build_vq_codec
+from swiftmask.methods.speed_rl import TuningConfig, make_policy, write_policy
+from swiftmask.methods.speed_rl.policy import trained_parameters
+from swiftmask.models.meissonic import Meissonic
+from swiftmask.models.meissonic.network import Transformer
+from swiftmask.models.meissonic.text import build_text_encoder, word_tokenizer
+from swiftmask.recipes import meissonic_scenes
+from swiftmask.recipes.captioned_scenes import CAPTION_LENGTH, WORDS
+
+TUNING = TuningConfig(targets=r"transformer\.mlm_layer\..*", method="full")
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained Meissonic with the words of captions, 4x4 tokens, and weights tuned from it beside it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    real = meissonic_scenes.recipe()
+    sizes = replace(
+        real.transformer, num_heads=2, head_width=8, num_double_blocks=1, num_single_blocks=1, text_width=8,
+        codebook_size=16, vocabulary_size=17, rotary_axes=(4, 2, 2),
+    )  # fmt: skip
+    text = replace(real.text, hidden_size=8, intermediate_size=8, projection_dim=16, num_hidden_layers=2)
+    codec = VQConfig(
+        block_out_channels=(4, 4), layers_per_block=1, latent_channels=4, num_vq_embeddings=16,
+        norm_num_groups=2,
+    )  # fmt: skip
+    encoder = build_text_encoder(text, word_tokenizer(WORDS, length=CAPTION_LENGTH))
+    model = Meissonic(Transformer(sizes), encoder, build_vq_codec(codec), size=(8, 8))
+    model.save_pretrained(folder, provenance={"world": {"simple_percent": 100}})
+    policy = make_policy(Meissonic.from_pretrained(folder), TUNING)
+    with torch.no_grad():
+        for parameter in trained_parameters(policy).values():
+            parameter.add_(torch.randn_like(parameter))
+    write_policy(folder.with_name("tiny-speed-rl"), policy, tuning=TUNING, provenance={}, steps=2)
+    return folder
+
+
+def test_a_row_of_tuned_weights(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = Evaluate(
+        model=str(model_folder),
+        steps=2,
+        pictures=6,
+        seeds=1,
+        batch=6,
+        out=tmp_path,
+        json=True,
+        speed_rl="auto",
+    )
+    assert command.run() == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["name"], row["series"]) == ("tiny-speed-rl-2", "tiny-speed-rl")
+    assert "--speed-rl auto" in row["command"]
+    assert 0 <= row["training_reward"]["mean"] <= 1
+    assert row["diversity"]["mean"] > 0
+    assert (tmp_path / "evaluate-tiny-speed-rl-2.json").exists()
+    base = swiftmask.load(model_folder)
+    assert replace(command, speed_rl=None).row(base).fingerprint != command.row(base).fingerprint
+    replace(command, speed_rl=None, json=False).run()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "diversity" in printed
+    assert "training reward" in printed.lower()
+
+
+def test_the_world_must_be_known(model_folder: Path, tmp_path: Path) -> None:
+    Meissonic.from_pretrained(model_folder).save_pretrained(tmp_path / "other", provenance={"recipe": "x"})
+    with pytest.raises(ValueError, match="does not say which Scenes it was trained on"):
+        Evaluate(model=str(tmp_path / "other"), pictures=2, seeds=1, out=tmp_path).run()
+
+
+def test_without_tuned_weights_auto_says_how_to_get_them(model_folder: Path, tmp_path: Path) -> None:
+    Meissonic.from_pretrained(model_folder).save_pretrained(
+        tmp_path / "alone", provenance={"world": {"simple_percent": 100}}
+    )
+    with pytest.raises(
+        ValueError, match="no bundled speed-rl: pass --speed-rl PATH, or train alone-speed-rl"
+    ):
+        Evaluate(model=str(tmp_path / "alone"), speed_rl="auto", pictures=2, seeds=1, out=tmp_path).run()
+
+
+def test_pictures_that_are_not_square_are_no_scenes(model_folder: Path) -> None:
+    from swiftmask.cli.measure import captions_of
+
+    pipeline = swiftmask.load(model_folder)
+    assert captions_of(pipeline).size == 8
+    wide = replace(pipeline, model=pipeline.model.sized(8, 16))  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="Scenes are square, and tiny draws 8x16"):
+        captions_of(wide)

@@ -1,0 +1,103 @@
+"""The scripts that compare variants of Speed-RL, and time it at Meissonic's size."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from swiftmask.cli.overrides import override
+from swiftmask.data.scenes import CLASS_NAMES
+from swiftmask.models.maskgit import MaskGIT
+from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
+from swiftmask.models.maskgit.network import Transformer, TransformerConfig
+from swiftmask.models.meissonic import network
+from swiftmask.models.meissonic.weights import RELEASED
+from swiftmask.recipes import meissonic_scenes_speed_rl
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """An untrained MaskGIT of Scenes classes, on 4x4 tokens."""
+    sizes = TransformerConfig(
+        width=16, depth=1, num_heads=2, mlp_width=16, codebook_size=16, num_classes=len(CLASS_NAMES), grid=4
+    )
+    codec = VQGANConfig(
+        ch=4, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), resolution=8, z_channels=4,
+        n_embed=16, embed_dim=4, num_groups=2,
+    )  # fmt: skip
+    model = MaskGIT(Transformer(sizes), VQGAN(codec), class_names=CLASS_NAMES)
+    model.save_pretrained(tmp_path / "base", provenance={})
+    return tmp_path / "base"
+
+
+def test_curves_of_every_variant_and_seed(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["speed_rl.step_policy=fixed:2", "speed_rl.num_generations=2", "speed_rl.generation_batch_size=4"]
+    arguments = ["--recipe", "maskgit-scenes-speed-rl", "--base", base, "--rounds", 2, "--out", tmp_path]
+    arguments += ["--variants", "recipe", "sequence-likelihood", "--seeds", 0, 1]
+    monkeypatch.setattr(sys, "argv", ["speed_rl_ablations.py", *map(str, arguments), "--set", *small])
+    module = script("speed_rl_ablations")
+    module.main()
+    content = json.loads((tmp_path / "ablations.json").read_text())
+    assert [entry["variant"] for entry in content["variants"]] == ["recipe", "sequence-likelihood"]
+    for entry in content["variants"]:
+        assert [run["seed"] for run in entry["runs"]] == [0, 1]
+        judged = [run["curves"]["rewards/scenes-judge/mean"] for run in entry["runs"]]
+        assert all(curve["rounds"] == [1, 2] and len(curve["values"]) == 2 for curve in judged)
+        assert entry["last_tenth"]["kl"] == [run["curves"]["kl"]["values"][-1] for run in entry["runs"]]
+    first, second = (run["curves"]["diversity"] for run in content["variants"][0]["runs"])
+    assert first != second
+    assert (tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    monkeypatch.setattr("swiftmask.methods.speed_rl.rounds.roll_out", None)  # nothing is drawn again
+    module.main()
+    again = json.loads((tmp_path / "ablations.json").read_text())
+    assert again["variants"] == content["variants"]
+
+
+def test_every_ablation_changes_the_recipe_in_its_own_way() -> None:
+    module = script("speed_rl_ablations")
+    recipe = meissonic_scenes_speed_rl.recipe()
+    changed = [override(recipe, settings) for settings in module.VARIANTS.values()]
+    assert changed[0] == recipe
+    assert len({repr(other) for other in changed}) == len(module.VARIANTS)
+    assert {name for names in module.QUESTIONS.values() for name in names} == set(module.VARIANTS)
+    assert (recipe.speed_rl.kl_estimator, recipe.speed_rl.filter.percentile) == ("ce", 25.0)
+
+
+def test_times_at_meissonics_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = network.TransformerConfig(
+        num_heads=2, head_width=16, num_double_blocks=1, num_single_blocks=1, text_width=8, codebook_size=16,
+        vocabulary_size=17, rotary_axes=(4, 6, 6), downsample=True,
+    )  # fmt: skip
+    monkeypatch.setitem(RELEASED, "meissonic-1024", sizes)
+    arguments = ["--side", 2, "--repeats", 1, "--matmul-sizes", 32, "--batch", 2, "--precision", "bf16"]
+    arguments += ["--method", "full", "--activations", "kept", "--out", tmp_path / "speed.json"]
+    monkeypatch.setattr(sys, "argv", ["meissonic_speed.py", *map(str, arguments)])
+    script("meissonic_speed").main()
+    report = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "speed.json").read_text()) == report
+    # Of two steps: forward and backward of one branch, both branches held still, the reference.
+    passes = report["update_flops"] / (2 * report["forward_flops"] / 2)
+    assert 5 < passes < 7
+    assert min(report["forward_ms"], report["update_ms"], report["optimizer_ms"]) > 0
+    hours = report["estimate"]
+    assert hours["rollout_hours"] == pytest.approx(300 * 64 * 15 * report["forward_ms"] / 2 / 3.6e6)
