@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench browser docs clean
 
 demo: .venv/installed ## pictures, table and report: full model against accelerated
 	$(BIN)/swiftmask demo --out demo
@@ -15,6 +15,9 @@ check: .venv/installed ## formatting, lint and types
 
 bench: .venv/installed ## the tables of the README
 	$(BIN)/swiftmask bench quality maskgit-scenes --dtype bfloat16 --steps 4 6 8 12 16 --shortcut-budgets 16:4 16:6
+
+browser: .venv/installed ## what the tests of the report page need, beside a Chromium on the PATH
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
 
 docs: .venv/installed ## picture sheets and plots of docs/
 	$(BIN)/python -c "from swiftmask.data.scenes.sheet import save_sheet; save_sheet('docs/images/scenes.png')"

@@ -126,7 +126,15 @@ def test_no_vague_file_names() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["generate", "--help"], ["verify", "--help"], ["train", "--help"], ["compare", "--help"]],
+    [
+        ["--help"],
+        ["generate", "--help"],
+        ["verify", "--help"],
+        ["train", "--help"],
+        ["compare", "--help"],
+        ["bench", "report", "--help"],
+        ["tune", "--help"],
+    ],
 )
 def test_help_imports_no_torch(arguments: list[str]) -> None:
     code = (

@@ -33,6 +33,12 @@ COMMANDS = {
     "bench speed": Command(
         "bench", "BenchSpeed", "Time a full step and a shortcut step beside the machine's peak."
     ),
+    "bench report": Command(
+        "bench_report",
+        "BenchReport",
+        "Show what acceleration costs on your model: one page, rivals included.",
+    ),
+    "tune": Command("tune", "Tune", "Find the best settings under a bound on cost or quality."),
     "convert": Command("convert", "Convert", "Turn released weights into a model or shortcut folder."),
     "verify": Command("verify", "Verify", "Compare our models with recorded numbers of the references."),
     "demo": Command("demo", "Demo", "Draw full and accelerated pictures side by side, with a report."),

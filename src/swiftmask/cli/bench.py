@@ -1,4 +1,7 @@
-"""`swiftmask bench quality` and `swiftmask bench speed`: the tables of the README."""
+"""`swiftmask bench quality` and `swiftmask bench speed`: the tables of the README.
+
+`bench report` (bench_report.py) measures the same rows.
+"""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +20,14 @@ if TYPE_CHECKING:
     from swiftmask.pipeline import Pipeline
 
 Rival = Literal["reuse", "extrapolation-1", "extrapolation-2"]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to draw with a model: its options, and the row they make."""
+
+    evaluate: Evaluate
+    row: "Row"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +49,8 @@ class BenchQuality:
         disa: the same, annealed over the decode, as FIRST:LAST pairs.
         marval: MARVAL students to measure, by name or folder ("auto" is the model's own).
         marval_steps: their decode steps (default: --steps).
+        speed_rl: weights tuned by Speed-RL to measure at --steps, by name or folder ("auto" is the model's
+            own).
         pictures: pictures per row for each evaluation seed.
         seeds: evaluation seeds.
         batch: pictures at a time.
@@ -57,6 +70,7 @@ class BenchQuality:
     disa: tuple[str, ...] = ()
     marval: tuple[str, ...] = ()
     marval_steps: tuple[int, ...] = ()
+    speed_rl: tuple[str, ...] = ()
     pictures: int = 700
     seeds: int = 3
     batch: int = 100
@@ -77,8 +91,8 @@ class BenchQuality:
             parse_budget(text)
         base = load(self.model, dtype=self.dtype, device=self.device)
         measure.require_scenes(base)
-        chosen = self._fitted_to(base)
-        rows = chosen._rows(base)
+        chosen = self.fitted_to(base)
+        rows = [way.row for way in chosen.ways(base)]
         if not rows:
             raise ValueError("nothing to measure: give --steps or --shortcut-budgets")
         name = base.name.replace("/", "--")
@@ -92,13 +106,13 @@ class BenchQuality:
         words: list[object] = ["bench", "quality", self.model, "--shortcut", self.shortcut]
         words += ["--steps", *self.steps, "--shortcut-budgets", *self.shortcut_budgets]
         words += [] if self.rivals is None else ["--rivals", *self.rivals]
-        for flag in ("denoising_steps", "ddim_steps", "disa", "marval", "marval_steps"):
+        for flag in ("denoising_steps", "ddim_steps", "disa", "marval", "marval_steps", "speed_rl"):
             given = getattr(self, flag)
             words += [f"--{flag.replace('_', '-')}", *given] if given else []
         words += ["--pictures", self.pictures, "--seeds", self.seeds]
         return measure.command_line(*words, "--dtype", self.dtype, "--device", self.device, "--out", self.out)
 
-    def _fitted_to(self, base: "Pipeline") -> "BenchQuality":
+    def fitted_to(self, base: "Pipeline") -> "BenchQuality":
         """With what "auto" and an option that was left out mean for this model."""
         if not measure.has_diffusion_head(base):
             return replace(self, rivals=get_args(Rival) if self.rivals is None else self.rivals)
@@ -115,37 +129,43 @@ class BenchQuality:
             dtype=self.dtype,
         )
 
-    def _rows(self, base: "Pipeline") -> "list[Row]":
-        rows = [self._evaluate(steps).row(base) for steps in self.steps]
-        rows += self._accelerated_rows(base)
-        known = {row.fingerprint for row in rows}  # the model's own sampler may be among those asked for
-        rows += (row for row in self._head_rows(base) if row.fingerprint not in known)
-        return [*rows, *self._marval_rows(base)]
+    def ways(self, base: "Pipeline") -> list[Way]:
+        """Every way to draw that was asked for."""
+        ways = [Way(alone, alone.row(base)) for alone in map(self._evaluate, self.steps)]
+        ways += self._accelerated(base)
+        known = {way.row.fingerprint for way in ways}  # the model's own sampler may be among those asked for
+        ways += (way for way in self._heads(base) if way.row.fingerprint not in known)
+        return [*ways, *self._students(base)]
 
-    def _accelerated_rows(self, base: "Pipeline") -> "Iterator[Row]":
+    def _accelerated(self, base: "Pipeline") -> "Iterator[Way]":
         given = [] if self.shortcut == "none" else [{"shortcut": self.shortcut}]
         given += [{"caching": rival} for rival in self.rivals or ()]
         for accelerator in given:
             for steps, full_steps in map(parse_budget, self.shortcut_budgets):
                 alone = replace(self._evaluate(steps), full_steps=full_steps, **accelerator)
                 compared = steps in self.steps and not measure.has_diffusion_head(base)
-                yield alone.row(base, reference=f"vanilla-{steps}" if compared else None)
+                yield Way(alone, alone.row(base, reference=f"vanilla-{steps}" if compared else None))
 
-    def _head_rows(self, base: "Pipeline") -> "Iterator[Row]":
+    def _heads(self, base: "Pipeline") -> "Iterator[Way]":
         """The full model with fewer denoising steps."""
         ancestral: list[tuple[int, ...]] = [(count,) for count in self.denoising_steps]
         ancestral += map(parse_annealing, self.disa)
         for steps in self.steps:
             alone = self._evaluate(steps)
-            for counts in ancestral:
-                yield replace(alone, denoising_steps=counts, sampler="ancestral").row(base)
-            for count in self.ddim_steps:
-                yield replace(alone, denoising_steps=(count,), sampler="ddim").row(base)
+            chosen = [replace(alone, denoising_steps=counts, sampler="ancestral") for counts in ancestral]
+            chosen += [replace(alone, denoising_steps=(n,), sampler="ddim") for n in self.ddim_steps]
+            yield from (Way(one, one.row(base)) for one in chosen)
 
-    def _marval_rows(self, base: "Pipeline") -> "Iterator[Row]":
+    def _students(self, base: "Pipeline") -> "Iterator[Way]":
+        """Other weights."""
         for student in self.marval:
             for steps in self.marval_steps or self.steps:
-                yield replace(self._evaluate(steps), marval=student).row(base)
+                alone = replace(self._evaluate(steps), marval=student)
+                yield Way(alone, alone.row(base))
+        for policy in self.speed_rl:
+            for steps in self.steps:
+                alone = replace(self._evaluate(steps), speed_rl=policy)
+                yield Way(alone, alone.row(base))
 
     def _publish(self, report: "QualityReport", name: str) -> None:
         from swiftmask.evaluate.frontier import save_frontier

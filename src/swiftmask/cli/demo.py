@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from swiftmask.cli import measure
 from swiftmask.cli.evaluate import Evaluate
+from swiftmask.cli.report_pictures import draw_first, draw_shown, draw_timeline, gallery_of, scenes_requests
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +51,7 @@ class Demo:
     def run(self) -> int:
         """Measure, draw, write, print."""
         from swiftmask.evaluate.quality import Sample
+        from swiftmask.evaluate.sheets import side_by_side
         from swiftmask.evaluate.summary import write_report
 
         measure.check_budget(self.steps, self.full_steps)
@@ -60,9 +62,11 @@ class Demo:
         rows, pipelines = self._rows(base, fast)
         store = measure.store_of(base, self.out / "measurements.partial")
         report = measure.study(rows, sample, store, model=base.name, command=self.command())
-        pictures = self._pictures(rows, pipelines, report)
+        drawn = draw_shown(rows, scenes_requests(rows[0], self.pictures), self.shown)
         write_report(report, self.out / "demo.json")
-        self._write(report, pictures)
+        _write_bytes(self.out / "grid.png", side_by_side(list(drawn.values())))
+        self._write_timeline(rows[1], pipelines[1])
+        self._write_page(report, rows, pipelines, drawn)
         if self.json:
             measure.print_json(asdict(report))
         else:
@@ -101,42 +105,44 @@ class Demo:
         equal = measure.row_of(base, fewer, series="vanilla", command=replace(alone, steps=fewer).command())
         return [full, quick, equal], [base, fast, base]
 
-    def _pictures(
-        self, rows: "list[Row]", pipelines: "list[Pipeline]", report: "QualityReport"
-    ) -> "dict[str, Picture]":
-        from swiftmask.evaluate.report import Picture
-        from swiftmask.evaluate.sheets import filmstrip, side_by_side
+    def _write_timeline(self, row: "Row", pipeline: "Pipeline") -> None:
+        """The first shown picture filling up, in one line of pictures."""
+        from swiftmask.evaluate.sheets import filmstrip
 
-        results = [self._draw(pipe, row.steps) for row, pipe in zip(rows, pipelines, strict=True)]
-        lines = "; ".join(f"{'top' if i == 0 else 'then'}: {_title(row)}" for i, row in enumerate(rows))
-        images_S3HW, masked_SL = _canvases(pipelines[1], results[1], self.steps)
-        pictures = {
-            "grid.png": Picture(
-                heading="The same seeds, side by side",
-                png=side_by_side([_tensor(result) for result in results]),
-                alt="Rows of small pictures of coloured shapes, one row per way of drawing",
-                caption=f"One column per seed and class. {lines}.",
-                pixels=True,
-            ),
-            "timeline.png": Picture(
-                heading="How one picture fills up",
-                png=filmstrip(images_S3HW, masked_SL, pipelines[1].model.spec.grid),
-                alt="One picture at several steps, from all grey to finished",
-                caption=f"The first picture of the accelerated model at {len(images_S3HW)} moments of its "
-                f"{self.steps} steps; grey tokens are not decided yet.",
-                pixels=True,
-            ),
-        }
-        return pictures | self._frontier(report)
+        result = draw_first(pipeline, row.steps, scenes_requests(row, self.pictures))
+        images_S3HW, masked_SL = _canvases(pipeline, result, row.steps)
+        _write_bytes(self.out / "timeline.png", filmstrip(images_S3HW, masked_SL, pipeline.model.spec.grid))
 
-    def _frontier(self, report: "QualityReport") -> "dict[str, Picture]":
+    def _write_page(
+        self,
+        report: "QualityReport",
+        rows: "list[Row]",
+        pipelines: "list[Pipeline]",
+        drawn: "dict[str, Tensor]",
+    ) -> None:
+        from swiftmask.evaluate.report import html_report
+        from swiftmask.evaluate.summary import write_text
+
+        requests = scenes_requests(rows[0], self.pictures)
+        page = html_report(
+            f"{report.model}: full and accelerated",
+            _found(report),
+            report,
+            self._frontier(report),
+            gallery=gallery_of(drawn, requests),
+            timelines=[draw_timeline(p, r, requests) for p, r in zip(pipelines, rows, strict=True)],
+        )
+        write_text(self.out / "report.html", page)
+
+    def _frontier(self, report: "QualityReport") -> "list[Picture]":
+        """The plot of the whole benchmark, if it was run."""
         from swiftmask.evaluate.frontier import frontier_png
         from swiftmask.evaluate.report import Picture
         from swiftmask.evaluate.summary import read_report
 
         path = self.results / f"{report.model.replace('/', '--')}-quality.json"
         if not path.exists():
-            return {}
+            return []
         benchmark = read_report(path)
         picture = Picture(
             heading="The whole frontier",
@@ -145,25 +151,16 @@ class Demo:
             caption=f"From {path}: N = {benchmark.N}, {benchmark.seeds} evaluation seeds, {benchmark.date}, "
             f"commit {benchmark.commit}. {benchmark.command}",
         )
-        return {"frontier.png": picture}
+        _write_bytes(self.out / "frontier.png", picture.png)
+        return [picture]
 
-    def _draw(self, pipeline: "Pipeline", steps: int) -> "Result":
-        from swiftmask.data.scenes import NUM_CLASSES
 
-        labels = [(7 * index + 4) % NUM_CLASSES for index in range(self.shown)]
-        return pipeline.generate(labels, seeds=list(range(self.shown)), steps=steps, output_type="pt")
-
-    def _write(self, report: "QualityReport", pictures: "dict[str, Picture]") -> None:
-        from swiftmask.evaluate.report import html_report
-        from swiftmask.evaluate.summary import write_text
-
-        for name, picture in pictures.items():
-            partial = self.out / f"{name}.partial"
-            partial.write_bytes(picture.png)
-            os.replace(partial, self.out / name)
-        title = f"{report.model}: full and accelerated"
-        page = html_report(title, _found(report), report, list(pictures.values()))
-        write_text(self.out / "report.html", page)
+def _write_bytes(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
 
 
 def _require_bundled(model: str) -> None:
@@ -174,12 +171,6 @@ def _require_bundled(model: str) -> None:
             f"the bundled weights of {model} are missing: reinstall the package, train them "
             f"(swiftmask train {model}), or pass --model FOLDER"
         )
-
-
-def _title(row: "Row") -> str:
-    if row.series == "vanilla":
-        return f"full model, {row.steps} steps"
-    return f"{row.series}, {row.steps} steps of which {row.full_steps} full"
 
 
 def _found(report: "QualityReport") -> str:
@@ -193,11 +184,6 @@ def _found(report: "QualityReport") -> str:
         f"the independent judge finds {100 * fast.score.mean:.1f} % of the asked-for facts in its pictures, "
         f"against {100 * full.score.mean:.1f} % for the full model."
     )
-
-
-def _tensor(result: "Result") -> "Tensor":
-    assert not isinstance(result.images, list)
-    return result.images
 
 
 def _canvases(pipeline: "Pipeline", result: "Result", steps: int, count: int = 8) -> "tuple[Tensor, Tensor]":

@@ -34,6 +34,8 @@ class RowSummary:
         equal_cost_score, equal_cost_fd_scenes: of the vanilla model with as many steps as this row's GFLOP
             would pay for (interpolated along the logarithm of the cost); None for vanilla rows and outside
             its range.
+        training_reward: score by the reader that training may use; None for classes.
+        diversity: within a prompt; None for classes.
     """
 
     name: str
@@ -50,6 +52,8 @@ class RowSummary:
     equal_cost_score: float | None
     equal_cost_fd_scenes: float | None
     command: str
+    training_reward: Spread | None = None
+    diversity: Spread | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +129,14 @@ def _summarise_row(
         equal_cost_score=at_cost(row.flops, [(flops, score) for flops, score, _ in curve]),
         equal_cost_fd_scenes=at_cost(row.flops, [(flops, distance) for flops, _, distance in curve]),
         command=row.command,
+        training_reward=_spread_if_known([m.training_reward for m in own]),
+        diversity=_spread_if_known([m.diversity for m in own]),
     )
+
+
+def _spread_if_known(values: Sequence[float | None]) -> Spread | None:
+    known = [value for value in values if value is not None]
+    return Spread.of(known) if known else None
 
 
 def at_cost(flops: float, curve: Sequence[tuple[float, float]]) -> float | None:
@@ -149,18 +160,24 @@ _HEADINGS = (
     "peak MB",
 )
 _HEAD_CALLS_AT = 1 + _HEADINGS.index("full calls")
+_PROMPT_HEADINGS = ("training reward ↑", "diversity ↑")
 
 
 def headings(report: QualityReport) -> tuple[str, ...]:
-    """Of the columns of `table`; head calls have one where they are not one a step."""
+    """Of the columns of `table`; head calls have one where they are not one a step, and what is measured of
+    prompts alone comes last.
+    """
+    last = _PROMPT_HEADINGS if _has_prompts(report) else ()
     if not _heads_differ(report):
-        return _HEADINGS
-    return (*_HEADINGS[:_HEAD_CALLS_AT], "head calls", *_HEADINGS[_HEAD_CALLS_AT:])
+        return (*_HEADINGS, *last)
+    return (*_HEADINGS[:_HEAD_CALLS_AT], "head calls", *_HEADINGS[_HEAD_CALLS_AT:], *last)
 
 
 def table(report: QualityReport) -> list[tuple[str, ...]]:
     """The report's rows as text, under `headings`."""
     shown = [_cells(row) for row in report.rows]
+    if _has_prompts(report):
+        shown = [(*c, *_prompt_cells(row)) for row, c in zip(report.rows, shown, strict=True)]
     if not _heads_differ(report):
         return shown
     pairs = zip(report.rows, shown, strict=True)
@@ -169,6 +186,14 @@ def table(report: QualityReport) -> list[tuple[str, ...]]:
 
 def _heads_differ(report: QualityReport) -> bool:
     return any(row.calls.get("head", row.steps) != row.steps for row in report.rows)
+
+
+def _has_prompts(report: QualityReport) -> bool:
+    return any(row.diversity is not None for row in report.rows)
+
+
+def _prompt_cells(row: RowSummary) -> tuple[str, ...]:
+    return tuple("" if spread is None else spread.text(3) for spread in (row.training_reward, row.diversity))
 
 
 def _cells(row: RowSummary) -> tuple[str, ...]:
@@ -187,25 +212,46 @@ def _cells(row: RowSummary) -> tuple[str, ...]:
 
 def caption(report: QualityReport) -> str:
     """What a reader must know beside the table."""
+    of_prompts = (
+        "Training reward: the same score by the reader that training may use. Diversity: how much the "
+        "pictures of one prompt differ (1 - cosine of the judge's features, mean over pairs and prompts). "
+    )
     return (
         f"N = {report.N} pictures per row and evaluation seed, {report.seeds} seeds "
         "(mean ± standard deviation); fd_scenes of real pictures to other real ones at the same N "
         f"(the floor): {report.floor.text(3)}. GFLOP and ms are per picture, token decode only, "
         f"batch {report.batch_size}. Same cost, fewer steps: what the full model scores (and its "
         "fd_scenes) with as many steps as this row's GFLOP pay for. Tokens kept: share equal to the "
-        f"full model's at the same steps. {report.model}, {report.machine}, commit {report.commit}, "
+        f"full model's at the same steps. {of_prompts if _has_prompts(report) else ''}"
+        f"{report.model}, {report.machine}, commit {report.commit}, "
         f"{report.date}."
     )
 
 
 def markdown(report: QualityReport) -> str:
     """The table with its caption, and the command of every row."""
-    names = headings(report)
+    return markdown_table(
+        headings(report),
+        table(report),
+        caption=caption(report),
+        command=report.command,
+        commands=[(row.name, row.command) for row in report.rows],
+    )
+
+
+def markdown_table(
+    names: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    *,
+    caption: str,
+    command: str,
+    commands: Sequence[tuple[str, str]],
+) -> str:
+    """A table under its headings, its caption, the command of all rows and of each (by row name)."""
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(cells) + " |" for cells in table(report)]
-    commands = [f"* {row.name}: `{row.command}`" for row in report.rows]
-    whole = f"All rows: `{report.command}`"
-    return "\n".join([*lines, "", caption(report), "", whole, "", *commands]) + "\n"
+    lines += ["| " + " | ".join(row) + " |" for row in cells]
+    alone = [f"* {name}: `{own}`" for name, own in commands]
+    return "\n".join([*lines, "", caption, "", f"All rows: `{command}`", "", *alone]) + "\n"
 
 
 def _equal_cost(row: RowSummary) -> str:
@@ -232,8 +278,8 @@ def read_report(path: Path) -> QualityReport:
 def _row_of(content: dict[str, object]) -> RowSummary:
     spreads = {
         key: Spread(**content[key])  # type: ignore[arg-type]
-        for key in ("score", "fd_scenes", "agreement")
-        if content[key] is not None
+        for key in ("score", "fd_scenes", "agreement", "training_reward", "diversity")
+        if content.get(key) is not None
     }
     return RowSummary(**(content | spreads))  # type: ignore[arg-type]
 

@@ -1,0 +1,351 @@
+"""`swiftmask bench report`: what acceleration costs on one model, as a page, a model card and JSON."""
+
+import json as json_module
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
+
+import tyro
+
+from swiftmask.cli import measure
+from swiftmask.cli.bench import BenchQuality, Rival, Way, parse_budget
+from swiftmask.cli.report_pictures import Requests, draw_shown, draw_timeline, gallery_of, scenes_requests
+
+if TYPE_CHECKING:
+    from swiftmask.core.protocol import MaskedGenerator
+    from swiftmask.evaluate.extractors import Extractor
+    from swiftmask.evaluate.pictures import Pictures
+    from swiftmask.evaluate.quality import Row, Sample
+    from swiftmask.evaluate.report import FolderReport, Gallery, Timeline
+    from swiftmask.evaluate.report.folder_study import Reference
+    from swiftmask.evaluate.summary import QualityReport
+    from swiftmask.pipeline import Pipeline
+
+_DIGITS = 12
+"""Of a hash, in the name of a folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchReport:
+    """What acceleration costs, on your model: OUT/report.html, report.md (for a model card), report.json.
+
+    Compares the full model, the same with fewer steps, its shortcut and student if it has them, and the
+    training-free rivals; same seeds in every row. Quality is judged on Scenes, or against --reference with
+    --extractor. A killed run continues where it was.
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    """Bundled name, model folder or Hugging Face repo id."""
+    reference: Path | None = None
+    """Folder of real pictures, or a file of their statistics (.npz, .safetensors): for a model that does not
+    draw Scenes."""
+    extractor: str | None = None
+    """Whose features compare with them: a TorchScript file, or a Hugging Face folder (DINOv2, CLIP)."""
+    crop: int | None = None
+    """Crop real pictures to squares of this side (default: take them as they are)."""
+    prompts: Path | None = None
+    """File of prompts, one a line, for a text-to-image model."""
+    classes: int | None = None
+    """Draw the first so many classes (default: all the model knows)."""
+    steps: tuple[int, ...] = (4, 6, 8, 12, 16)
+    """Step counts of the full model."""
+    budgets: tuple[str, ...] = ("16:4", "16:6")
+    """Accelerated rows, as STEPS:FULL pairs; the full model is measured at their STEPS, too."""
+    shortcut: str = "auto"
+    """A shortcut's name or folder; auto is the model's own, if it has one; none leaves it out."""
+    marval: tuple[str, ...] = ("auto",)
+    """MARVAL students of a diffusion head, by name or folder; auto is the model's own, if it has one."""
+    speed_rl: tuple[str, ...] = ("auto",)
+    """Weights tuned for few steps, by name or folder; auto is the model's own, if it has them."""
+    denoising_steps: tuple[int, ...] = ()
+    """Of a diffusion head, ancestral, as further rivals."""
+    ddim_steps: tuple[int, ...] = ()
+    """The same, deterministic."""
+    disa: tuple[str, ...] = ()
+    """The same, annealed over the decode, as FIRST:LAST pairs."""
+    only: tuple[str, ...] = ()
+    """Names of rows to measure alone (default: all)."""
+    pictures: int = 700
+    """Pictures per row for each evaluation seed."""
+    seeds: int = 3
+    """Evaluation seeds."""
+    batch: int = 100
+    """Pictures at a time."""
+    shown: int = 6
+    """Pictures side by side."""
+    device: str = "cpu"
+    """Where to run (cpu, cuda)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights."""
+    out: Path = Path("report")
+    """Folder of the report; finished parts are kept there and used again."""
+    json: bool = False
+    """Print JSON instead of what was found."""
+
+    def run(self) -> int:
+        """Measure what is missing, draw what is shown, write, print."""
+        from swiftmask.api import load
+        from swiftmask.evaluate.quality import Sample
+
+        self._check_options()
+        sample = Sample(num_pictures=self.pictures, num_seeds=self.seeds, batch_size=self.batch)
+        base = load(self.model, dtype=self.dtype, device=self.device)
+        if self.reference is None:
+            _require_scenes(base)
+            ways = self._ways(base)
+            requests = scenes_requests(ways[0].row, self.pictures)
+            report = self._judged(base, [way.row for way in ways], sample)
+        else:
+            requests = self._requests(base.model)
+            ways = [replace(way, row=replace(way.row, command=self._alone(way))) for way in self._ways(base)]
+            report = self._compared(base, [way.row for way in ways], requests, sample)
+        with measure.progress("drawing what is shown", len(ways)) as advance:
+            rows = [way.row for way in ways]
+            drawn = draw_shown(rows, requests, self.shown, lambda name: advance(1, name))
+            timelines = self._timelines(base, ways, report, requests)
+        self._publish(report, gallery_of(drawn, requests), timelines)
+        return 0
+
+    def command(self) -> str:
+        """What makes this report again."""
+        words: list[object] = ["bench", "report", self.model]
+        for flag in ("reference", "extractor", "crop", "prompts", "classes"):
+            value = getattr(self, flag)
+            words += [] if value is None else [f"--{flag}", value]
+        words += ["--steps", *self.steps, "--budgets", *self.budgets, "--shortcut", self.shortcut]
+        for flag in ("marval", "speed_rl", "denoising_steps", "ddim_steps", "disa", "only"):
+            value = getattr(self, flag)
+            default = ("auto",) if flag in ("marval", "speed_rl") else ()
+            words += [] if value == default else [f"--{flag.replace('_', '-')}", *value]
+        words += ["--pictures", self.pictures, "--seeds", self.seeds, "--batch", self.batch]
+        return measure.command_line(*words, "--dtype", self.dtype, "--device", self.device, "--out", self.out)
+
+    def _check_options(self) -> None:
+        """Errors: ValueError or FileNotFoundError for what is wrong before anything is loaded."""
+        for text in self.budgets:
+            parse_budget(text)
+        if (self.reference is None) != (self.extractor is None):
+            raise ValueError("--reference and --extractor go together: real pictures, and whose features")
+        if self.reference is None and (self.crop, self.prompts, self.classes) != (None, None, None):
+            raise ValueError("--crop, --prompts and --classes need --reference: Scenes has its own classes")
+        if self.reference is not None and not self.reference.expanduser().exists():
+            raise FileNotFoundError(
+                f"no such reference: {self.reference} (expected a folder of real pictures, or a .npz or "
+                ".safetensors file of their statistics)"
+            )
+        for flag, least in (("shown", 1), ("classes", 1), ("crop", 1)):
+            if (value := getattr(self, flag)) is not None and value < least:
+                raise ValueError(f"--{flag} must be at least {least}, got {value}")
+
+    def _ways(self, base: "Pipeline") -> list[Way]:
+        """The rows of `bench quality`, with what a report never leaves out."""
+        budgets = map(parse_budget, self.budgets)
+        own = {method: measure.has_own(self.model, method) for method in ("shortcut", "marval", "speed-rl")}
+        rows_of = BenchQuality(
+            model=self.model,
+            shortcut="none" if self.shortcut == "auto" and not own["shortcut"] else self.shortcut,
+            steps=tuple(sorted({*self.steps, *(steps for steps, _ in budgets)})),
+            shortcut_budgets=self.budgets,
+            rivals=get_args(Rival),
+            denoising_steps=self.denoising_steps,
+            ddim_steps=self.ddim_steps,
+            disa=self.disa,
+            marval=tuple(name for name in self.marval if name != "auto" or own["marval"]),
+            speed_rl=tuple(name for name in self.speed_rl if name != "auto" or own["speed-rl"]),
+            pictures=self.pictures,
+            seeds=self.seeds,
+            batch=self.batch,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        return self._chosen(rows_of.ways(base))
+
+    def _chosen(self, ways: list[Way]) -> list[Way]:
+        if not self.only:
+            return ways
+        known = [way.row.name for way in ways]
+        unknown = [name for name in self.only if name not in known]
+        if unknown:
+            raise ValueError(f"--only {unknown[0]}: no row is called that, there are {', '.join(known)}")
+        kept = [way for way in ways if way.row.name in self.only]
+        # A row measured without its reference says nothing about kept tokens.
+        return [
+            way if way.row.reference in self.only else replace(way, row=replace(way.row, reference=None))
+            for way in kept
+        ]
+
+    def _judged(self, base: "Pipeline", rows: "list[Row]", sample: "Sample") -> "QualityReport":
+        """On Scenes, by the judge."""
+        store = measure.store_of(base, self.out / f"{_file_name(base)}-quality.partial")
+        return measure.study(rows, sample, store, model=base.name, command=self.command())
+
+    def _requests(self, model: "MaskedGenerator") -> Requests:
+        """What a model that does not draw Scenes is asked."""
+        if model.spec.draws == "prompt":
+            return self._prompts()
+        if self.prompts is not None:
+            raise ValueError(f"{self.model} draws classes: leave out --prompts")
+        count = num_classes(model)
+        if self.classes is not None and self.classes > count:
+            raise ValueError(f"--classes {self.classes}: {self.model} knows {count}")
+        names = tuple(getattr(model, "class_names", ())) or tuple(f"class {i}" for i in range(count))
+        return Requests(tuple(range(count))[: self.classes], names[: self.classes])
+
+    def _prompts(self) -> Requests:
+        from swiftmask.data.prompts import read_prompts
+
+        if self.prompts is None:
+            raise ValueError(f"{self.model} draws prompts: name a file of them, one a line (--prompts FILE)")
+        prompts = tuple(prompt.text for prompt in read_prompts(self.prompts))
+        return Requests(prompts, prompts)
+
+    def _alone(self, way: Way) -> str:
+        """What measures one row against real pictures again."""
+        return replace(self, only=(way.row.name,)).command()
+
+    def _compared(
+        self, base: "Pipeline", rows: "list[Row]", requests: Requests, sample: "Sample"
+    ) -> "FolderReport":
+        """Against real pictures, in an extractor's features."""
+        from swiftmask.evaluate.extractors import load_extractor
+        from swiftmask.evaluate.report.folder_study import run_folder_study
+
+        assert self.extractor is not None
+        extractor = load_extractor(self.extractor, self.device)
+        identity = extractor.identity
+        folder = self.out / "features" / f"{identity.name}-{identity.sha256[:_DIGITS]}"
+        reference = self._reference(rows[0], requests, extractor, folder)
+        gflop = {row.name: row.flops / 1e9 for row in rows}
+        total = sum(gflop.values()) * sample.num_pictures * sample.num_seeds
+        with measure.progress("drawing and describing", total) as advance:
+            return run_folder_study(
+                rows,
+                sample,
+                reference,
+                extractor,
+                folder,
+                requests=requests.entries,
+                origin=measure.origin(base.name, self.command()),
+                on_progress=lambda row, count: advance(gflop[row] * count, row),
+            )
+
+    def _reference(
+        self, first: "Row", requests: Requests, extractor: "Extractor", folder: Path
+    ) -> "Reference":
+        """Real pictures, described, or their statistics; what does not fit is said before hours of work."""
+        from swiftmask.evaluate.feature_store import describe
+        from swiftmask.evaluate.pictures import cropped_pictures, folder_pictures
+        from swiftmask.evaluate.report.folder_study import Reference
+        from swiftmask.evaluate.statistics import read_moments
+
+        assert self.reference is not None
+        path = self.reference.expanduser()
+        if not path.is_dir():
+            moments = read_moments(path)
+            if moments.extractor not in (None, extractor.identity.sha256):
+                raise ValueError(f"{path} was made with other weights than --extractor {self.extractor}")
+            return Reference(name=path.name, real=moments)
+        real = folder_pictures(path) if self.crop is None else cropped_pictures(path, self.crop)
+        _check_reference(first, requests.entries[0], real, self.pictures)
+        own = folder / f"real-{path.resolve().name}-{real.fingerprint[:_DIGITS]}"
+        with measure.progress("describing real pictures", real.count) as advance:
+            last = [0]
+
+            def on_progress(done: int, total: int) -> None:
+                advance(done - last[0], path.name)
+                last[0] = done
+
+            store = describe(real, extractor, own, batch_size=self.batch, on_progress=on_progress)
+        return Reference(name=path.resolve().name, real=store)
+
+    def _timelines(
+        self,
+        base: "Pipeline",
+        ways: list[Way],
+        report: "QualityReport | FolderReport",
+        requests: Requests,
+    ) -> "list[Timeline]":
+        """Of the full model and of one row of each method, at the same budget if it was measured there."""
+        from swiftmask.evaluate.report import comparison_of
+
+        comparison = comparison_of(report)
+        full, picked = comparison.full, comparison.picked()
+        wanted = {} if full is None else {full.series: full.name}
+        for row in (way.row for way in ways):
+            same = picked is not None and (row.steps, row.full_steps) == (picked.steps, picked.full_steps)
+            if row.series not in wanted or (same and row.series != "vanilla"):
+                wanted[row.series] = row.name
+        return [
+            draw_timeline(way.evaluate.pipeline(base), way.row, requests)
+            for way in ways
+            if way.row.name in wanted.values()
+        ]
+
+    def _publish(
+        self, report: "QualityReport | FolderReport", gallery: "Gallery", timelines: "Sequence[Timeline]"
+    ) -> None:
+        from swiftmask.evaluate.report import comparison_of, findings, html_report, model_card
+        from swiftmask.evaluate.summary import write_text
+
+        comparison = comparison_of(report)
+        found = findings(comparison)
+        title = f"{report.model}: what acceleration costs"
+        page = html_report(title, found, report, gallery=gallery, timelines=timelines)
+        write_text(self.out / "report.json", json_module.dumps(asdict(report), indent=2) + "\n")
+        write_text(self.out / "report.md", model_card(comparison))
+        write_text(self.out / "report.html", page)
+        if self.json:
+            measure.print_json(asdict(report))
+        else:
+            print(f"{found}\nreport: {self.out / 'report.html'}")
+
+
+def num_classes(model: "MaskedGenerator") -> int:
+    """How many classes a model knows, by asking: it refuses the number that follows the last one."""
+    known, unknown = 0, 1
+    while _knows(model, unknown):
+        known, unknown = unknown, 2 * unknown
+    while unknown - known > 1:
+        middle = (known + unknown) // 2
+        known, unknown = (middle, unknown) if _knows(model, middle) else (known, middle)
+    return unknown
+
+
+def _knows(model: "MaskedGenerator", label: int) -> bool:
+    try:
+        model.encode([label])
+    except ValueError:
+        return False
+    return True
+
+
+def _require_scenes(base: "Pipeline") -> None:
+    try:
+        measure.require_scenes(base)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: compare with real pictures instead (--reference FOLDER --extractor FILE)"
+        ) from error
+
+
+def _check_reference(row: "Row", entry: object, real: "Pictures", pictures: int) -> None:
+    """Errors: ValueError for too few pictures on either side, or another size."""
+    from swiftmask.evaluate.folder_metrics import MetricSettings, fewest_pictures
+
+    fewest = fewest_pictures(MetricSettings())
+    if min(real.count, pictures) < fewest:
+        raise ValueError(
+            f"these metrics need at least {fewest} pictures on either side, got --pictures {pictures} and "
+            f"{real.count} real ones: give more"
+        )
+    theirs, ours = real.images([0]).shape[-2:], row.draw([entry], [0]).images_B3HW.shape[-2:]
+    if theirs != ours:
+        raise ValueError(
+            f"the model draws {ours[1]}x{ours[0]}, the real pictures are {theirs[1]}x{theirs[0]}: metrics "
+            "need one size; --crop SIDE crops the real ones to squares"
+        )
+
+
+def _file_name(base: "Pipeline") -> str:
+    return base.name.replace("/", "--")

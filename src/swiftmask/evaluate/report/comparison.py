@@ -1,0 +1,218 @@
+"""A measured study as one table: what the page and the model card show, however quality was measured."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from swiftmask.evaluate.report.folder_table import (
+    FolderReport,
+    folder_caption,
+    folder_headings,
+    folder_table,
+    higher_is_better,
+)
+from swiftmask.evaluate.summary import (
+    QualityReport,
+    Spread,
+    caption,
+    headings,
+    markdown_table,
+    table,
+)
+
+VANILLA = "vanilla"
+"""Series of the unaccelerated model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantity:
+    """One measure of quality.
+
+    Attributes:
+        floor: its value between real pictures and other real ones, if known.
+    """
+
+    key: str
+    label: str
+    higher_is_better: bool
+    floor: float | None = None
+
+    def better(self, value: float, other: float) -> bool:
+        return value > other if self.higher_is_better else value < other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One row: cost per picture and quality by the key of a quantity."""
+
+    name: str
+    series: str
+    steps: int
+    full_steps: int
+    gflop: float
+    ms: float
+    values: dict[str, Spread]
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A whole table.
+
+    Attributes:
+        command: what measures all of it again.
+        caption: what a reader must know beside the numbers.
+        cells: the rows as text, under `headings`.
+        quantities: the first is the one conclusions are drawn from.
+    """
+
+    model: str
+    command: str
+    caption: str
+    headings: tuple[str, ...]
+    cells: list[tuple[str, ...]]
+    quantities: tuple[Quantity, ...]
+    points: tuple[Point, ...]
+
+    @property
+    def full(self) -> Point | None:
+        """The unaccelerated model at its most steps."""
+        vanilla = [point for point in self.points if point.series == VANILLA]
+        return max(vanilla, key=lambda point: point.steps, default=None)
+
+    def best(self, points: Sequence[Point]) -> Point | None:
+        """The one of best quality, the cheaper of equal ones."""
+        quantity = self.quantities[0]
+        sign = -1 if quantity.higher_is_better else 1
+        return min(points, key=lambda p: (sign * p.values[quantity.key].mean, p.gflop), default=None)
+
+    def picked(self) -> Point | None:
+        """The accelerated row to look at first: the best at half the full model's cost, or the cheapest."""
+        fast = [point for point in self.points if point.series != VANILLA]
+        full = self.full
+        affordable = fast if full is None else [point for point in fast if _costs_half(point, full)]
+        return self.best(affordable) or min(fast, key=lambda point: point.gflop, default=None)
+
+
+def comparison_of(report: QualityReport | FolderReport) -> Comparison:
+    """The table of a study."""
+    return _of_folder(report) if isinstance(report, FolderReport) else _of_scenes(report)
+
+
+def _of_scenes(report: QualityReport) -> Comparison:
+    points = [
+        Point(
+            name=row.name,
+            series=row.series,
+            steps=row.steps,
+            full_steps=row.full_steps,
+            gflop=row.gflop_per_picture,
+            ms=row.ms_per_picture,
+            values={"score": row.score, "fd_scenes": row.fd_scenes}
+            | ({} if row.diversity is None else {"diversity": row.diversity}),
+            command=row.command,
+        )
+        for row in report.rows
+    ]
+    score = Quantity(key="score", label="judge score", higher_is_better=True)
+    diversity = Quantity(key="diversity", label="diversity", higher_is_better=True)
+    varied = all(row.diversity is not None for row in report.rows)
+    distance = Quantity(key="fd_scenes", label="fd_scenes", higher_is_better=False, floor=report.floor.mean)
+    return Comparison(
+        model=report.model,
+        command=report.command,
+        caption=caption(report),
+        headings=headings(report),
+        cells=table(report),
+        quantities=(score, distance, *([diversity] if varied else [])),
+        points=tuple(points),
+    )
+
+
+def _of_folder(report: FolderReport) -> Comparison:
+    points = [
+        Point(
+            name=row.name,
+            series=row.series,
+            steps=row.steps,
+            full_steps=row.full_steps,
+            gflop=row.gflop_per_picture,
+            ms=row.ms_per_picture,
+            values=row.metrics,
+            command=row.command,
+        )
+        for row in report.rows
+    ]
+    quantities = [
+        Quantity(
+            key=name,
+            label=name,
+            higher_is_better=higher_is_better(name),
+            floor=report.floors.get(name),
+        )
+        for name in report.metrics
+    ]
+    return Comparison(
+        model=report.model,
+        command=report.command,
+        caption=folder_caption(report),
+        headings=folder_headings(report),
+        cells=folder_table(report),
+        quantities=tuple(quantities),
+        points=tuple(points),
+    )
+
+
+def findings(comparison: Comparison) -> str:
+    """What the table says about half the cost of the full model, in two sentences."""
+    full, quantity = comparison.full, comparison.quantities[0]
+    if full is None:
+        return f"{len(comparison.points)} ways to draw with {comparison.model}."
+    text = (
+        f"The full model with {full.steps} steps costs {full.gflop:.3g} GFLOP a picture; its "
+        f"{quantity.label} is {_value(full, quantity)}. "
+    )
+    affordable = [point for point in comparison.points if _costs_half(point, full)]
+    fewer = comparison.best([point for point in affordable if point.series == VANILLA])
+    fast = comparison.best([point for point in affordable if point.series != VANILLA])
+    if fast is None:
+        return text + "No accelerated row costs half of that or less."
+    text += (
+        f"At half that cost or less, the best accelerated row is {fast.name} with "
+        f"{_value(fast, quantity)} at {fast.gflop:.3g} GFLOP ({full.gflop / fast.gflop:.1f} times cheaper)"
+    )
+    if fewer is None:
+        return text + "; no row of fewer steps alone is as cheap."
+    verdict = _verdict(fast.values[quantity.key], fewer.values[quantity.key], quantity)
+    return text + f"; {verdict} the best of just fewer steps, {fewer.name} with {_value(fewer, quantity)}."
+
+
+def model_card(comparison: Comparison) -> str:
+    """The section "quality and cost" of a model card, in Markdown."""
+    found = f"## Quality and cost of {comparison.model}\n\n{findings(comparison)}\n\n"
+    return found + markdown_table(
+        comparison.headings,
+        comparison.cells,
+        caption=comparison.caption,
+        command=comparison.command,
+        commands=[(point.name, point.command) for point in comparison.points],
+    )
+
+
+def _costs_half(point: Point, full: Point) -> bool:
+    """Half or less; half the steps count, though a head that is not quite the same each step is in them."""
+    return point.gflop <= 1.01 * full.gflop / 2
+
+
+def _verdict(fast: Spread, fewer: Spread, quantity: Quantity) -> str:
+    """A difference within the larger spread is none."""
+    if abs(fast.mean - fewer.mean) <= max(fast.spread, fewer.spread):
+        return "that cannot be told from"
+    return "it beats" if quantity.better(fast.mean, fewer.mean) else "it does not beat"
+
+
+def _value(point: Point, quantity: Quantity) -> str:
+    found = point.values[quantity.key]
+    if not found.spread or not found.mean:
+        return f"{found.mean:.3g}"
+    return found.text(max(0, 2 - math.floor(math.log10(abs(found.mean)))))

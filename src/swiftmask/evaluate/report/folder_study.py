@@ -1,0 +1,213 @@
+"""Rows of a study on any model: their pictures against real ones, in the features of any extractor.
+
+The pictures of a row are drawn into the extractor, never kept; only features are, 256 pictures a file
+(feature_store.py), so a killed run continues where it was. Seeds pair the rows as in quality.py: picture `i`
+of evaluation seed `s` has the same image seed in every row.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from torch import Tensor
+
+from swiftmask.core.files import first_line
+from swiftmask.evaluate.extractors import Extractor, Identity
+from swiftmask.evaluate.feature_store import FeatureStore, describe
+from swiftmask.evaluate.folder_metrics import (
+    FolderMetrics,
+    MetricSettings,
+    compare_with_moments,
+    compare_with_pictures,
+)
+from swiftmask.evaluate.memory import peak_memory_bytes, reset_peak_memory
+from swiftmask.evaluate.pictures import Pictures
+from swiftmask.evaluate.quality import Row, Sample, picture_seeds
+from swiftmask.evaluate.report.folder_table import FolderReport, FolderRow
+from swiftmask.evaluate.statistics import Moments
+from swiftmask.evaluate.summary import Origin, Spread, at_cost, write_text
+
+OnProgress = Callable[[str, int], None]
+"""`on_progress(row name, pictures)`, as in study.py."""
+
+_DIGITS = 16
+"""Of a fingerprint, in the name of a folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What the rows are compared with.
+
+    Attributes:
+        name: where it came from.
+        real: features of real pictures, or their mean and covariance.
+    """
+
+    name: str
+    real: FeatureStore | Moments
+    settings: MetricSettings = MetricSettings()
+
+    def metrics_of(self, generated: FeatureStore) -> FolderMetrics:
+        if isinstance(self.real, Moments):
+            return compare_with_moments(generated, self.real, self.settings)
+        return compare_with_pictures(generated, self.real, self.settings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One row under one evaluation seed."""
+
+    ms_per_picture: float
+    peak_memory_bytes: int
+    metrics: FolderMetrics
+
+
+@dataclass
+class _Drawing:
+    """A row's pictures of one evaluation seed by index, and what drawing them took."""
+
+    row: Row
+    asked: Sequence[Any]
+    seeds: Sequence[int]
+    on_pictures: Callable[[int], None]
+    ms: list[float] = field(default_factory=list)
+
+    def __call__(self, indices: Sequence[int]) -> Tensor:
+        drawn = self.row.draw([self.asked[i] for i in indices], [self.seeds[i] for i in indices])
+        self.ms.append(1000 * drawn.seconds / len(indices))
+        self.on_pictures(len(indices))
+        return drawn.images_B3HW.float()
+
+
+def run_folder_study(
+    rows: Sequence[Row],
+    sample: Sample,
+    reference: Reference,
+    extractor: Extractor,
+    folder: Path,
+    *,
+    requests: Sequence[Any],
+    origin: Origin,
+    on_progress: OnProgress = lambda row, count: None,
+) -> FolderReport:
+    """Draw and describe what is missing below `folder`; seeds are the outer loop, as in study.py.
+
+    Args:
+        requests: class labels or prompts; they are drawn in turn.
+
+    Errors: ValueError for an extractor that refuses the pictures, or too few of them for a metric.
+    """
+    found: dict[str, list[_Found]] = {row.name: [] for row in rows}
+    asked = [requests[index % len(requests)] for index in range(sample.num_pictures)]
+    for seed in range(sample.num_seeds):
+        for row in rows:
+            seeds = picture_seeds(seed, sample.num_pictures)
+            drawing = _Drawing(row, asked, seeds, lambda count, name=row.name: on_progress(name, count))
+            found[row.name].append(_measured(drawing, sample, reference, extractor, folder))
+    return _summarised(rows, found, sample, reference, extractor.identity, origin)
+
+
+def _measured(
+    drawing: _Drawing, sample: Sample, reference: Reference, extractor: Extractor, folder: Path
+) -> _Found:
+    row = drawing.row
+    drawn = repr((row.fingerprint, list(drawing.asked), list(drawing.seeds)))
+    pictures = Pictures(sample.num_pictures, sha256(drawn.encode()).hexdigest(), drawing)
+    own = f"{row.name.replace(':', '-')}-{pictures.fingerprint[:_DIGITS]}"
+    reset_peak_memory(row.device)
+    store = describe(
+        pictures,
+        extractor,
+        folder / own,
+        batch_size=sample.batch_size,
+        on_progress=_resumed(drawing.on_pictures),
+    )
+    cost = _cost(drawing, folder / own / "cost.json", sample.batch_size)
+    return _Found(*cost, reference.metrics_of(store))
+
+
+def _resumed(on_pictures: Callable[[int], None]) -> Callable[[int, int], None]:
+    """Reports what was described before this run; the drawing reports the rest as it goes."""
+    calls: list[int] = []
+
+    def on_progress(done: int, total: int) -> None:
+        if not calls and done:
+            on_pictures(done)
+        calls.append(done)
+
+    return on_progress
+
+
+def _cost(drawing: _Drawing, path: Path, batch_size: int) -> tuple[float, int]:
+    """Milliseconds a picture and peak memory, kept beside the features: a finished row is not drawn again."""
+    if not drawing.ms and path.exists():
+        try:
+            kept = json.loads(path.read_text())
+            return float(kept["ms_per_picture"]), int(kept["peak_memory_bytes"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({first_line(error)}): remove it and run again") from error
+    if not drawing.ms:  # killed between the last features and this file
+        drawing.on_pictures = lambda count: None
+        drawing(range(min(batch_size, len(drawing.asked))))
+    cost = median(drawing.ms), peak_memory_bytes(drawing.row.device)
+    write_text(path, json.dumps({"ms_per_picture": cost[0], "peak_memory_bytes": cost[1]}) + "\n")
+    return cost
+
+
+def _summarised(
+    rows: Sequence[Row],
+    found: dict[str, list[_Found]],
+    sample: Sample,
+    reference: Reference,
+    identity: Identity,
+    origin: Origin,
+) -> FolderReport:
+    one = found[rows[0].name][0].metrics
+    names = tuple(metric.name for metric in one.metrics)
+    spreads = {row.name: _spreads(found[row.name]) for row in rows}
+    curve = [
+        (float(row.flops), spreads[row.name][names[0]].mean)
+        for row in sorted(rows, key=lambda row: row.flops)
+        if row.series == "vanilla"
+    ]
+    return FolderReport(
+        **asdict(origin),
+        N=sample.num_pictures,
+        seeds=sample.num_seeds,
+        batch_size=sample.batch_size,
+        reference=reference.name,
+        reference_pictures=one.reference_pictures,
+        extractor=identity,
+        metrics=names,
+        floors={metric.name: metric.floor for metric in one.metrics if metric.floor is not None},
+        floor_pictures=one.floor_pictures,
+        rows=[_summarised_row(row, found[row.name], spreads[row.name], curve) for row in rows],
+    )
+
+
+def _spreads(found: Sequence[_Found]) -> dict[str, Spread]:
+    """Every metric over the evaluation seeds."""
+    per_seed = [{metric.name: metric.value for metric in one.metrics.metrics} for one in found]
+    return {name: Spread.of([values[name] for values in per_seed]) for name in per_seed[0]}
+
+
+def _summarised_row(
+    row: Row, found: Sequence[_Found], metrics: dict[str, Spread], curve: Sequence[tuple[float, float]]
+) -> FolderRow:
+    return FolderRow(
+        name=row.name,
+        series=row.series,
+        steps=row.steps,
+        full_steps=row.full_steps,
+        calls=row.calls,
+        gflop_per_picture=row.flops / 1e9,
+        ms_per_picture=median(one.ms_per_picture for one in found),
+        peak_memory_bytes=max(one.peak_memory_bytes for one in found),
+        metrics=metrics,
+        equal_cost=None if row.series == "vanilla" else at_cost(row.flops, curve),
+        command=row.command,
+    )

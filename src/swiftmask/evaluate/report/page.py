@@ -1,0 +1,125 @@
+"""The page: one file with its style, its scripts and its pictures inside, which asks the network for nothing.
+
+Texts, the table and the commands are HTML and readable without scripts. What can be moved (plot, pictures,
+timeline) is drawn from one JSON block by plot.js, pictures.js and timeline.js.
+"""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from importlib.resources import files
+from string import Template
+
+from swiftmask.evaluate.report.comparison import Comparison, comparison_of, model_card
+from swiftmask.evaluate.report.folder_table import FolderReport
+from swiftmask.evaluate.report.gallery import Gallery, png_uri
+from swiftmask.evaluate.report.timeline import Timeline
+from swiftmask.evaluate.summary import QualityReport
+
+_SCRIPTS = ("base.js", "scales.js", "plot.js", "pictures.js", "timeline.js", "copy.js")
+_SAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
+"""Inside a script element nothing may look like markup, whatever a model is called."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A further PNG with its heading and caption; `pixels` keeps small pictures crisp when enlarged."""
+
+    heading: str
+    png: bytes
+    alt: str
+    caption: str
+    pixels: bool = False
+
+
+def html_report(
+    title: str,
+    summary: str,
+    report: QualityReport | FolderReport,
+    pictures: Sequence[Picture] = (),
+    *,
+    gallery: Gallery | None = None,
+    timelines: Sequence[Timeline] = (),
+) -> str:
+    """The whole page.
+
+    Args:
+        summary: what was found, in a few sentences.
+        pictures: shown as they are, below the table.
+        gallery: pictures of the rows at equal seeds, compared with a slider.
+        timelines: how one picture of some rows came about.
+    """
+    comparison = comparison_of(report)
+    return Template(_asset("page.html")).substitute(
+        title=escape(title),
+        summary=escape(summary),
+        style=_asset("page.css"),
+        data=json.dumps(_data(comparison, gallery, timelines)).translate(_SAFE),
+        script="\n".join(_asset(name) for name in _SCRIPTS),
+        table=_table(comparison),
+        caption=escape(comparison.caption),
+        pictures="\n".join(_figure(picture) for picture in pictures),
+        command=escape(comparison.command),
+        commands="\n".join(_command(point.name, point.command) for point in comparison.points),
+    )
+
+
+def _asset(name: str) -> str:
+    return (files("swiftmask.evaluate.report") / name).read_text(encoding="utf-8")
+
+
+def _data(
+    comparison: Comparison, gallery: Gallery | None, timelines: Sequence[Timeline]
+) -> dict[str, object]:
+    """What the scripts draw."""
+    picked, full = comparison.picked(), comparison.full
+    return {
+        "quantities": [asdict(quantity) for quantity in comparison.quantities],
+        "rows": [asdict(point) for point in comparison.points],
+        "full": None if full is None else full.name,
+        "picked": None if picked is None else picked.name,
+        "gallery": None if gallery is None else asdict(gallery),
+        "timelines": [_timeline(timeline) for timeline in timelines],
+        "markdown": model_card(comparison),
+    }
+
+
+def _timeline(timeline: Timeline) -> dict[str, object]:
+    moments = [
+        asdict(moment)
+        | {"confidence": moment.confidence and base64.b64encode(moment.confidence).decode("ascii")}
+        for moment in timeline.moments
+    ]
+    return {"row": timeline.row, "grid": timeline.grid, "moments": moments}
+
+
+def _table(comparison: Comparison) -> str:
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in comparison.headings)
+    return f"<thead><tr>{head}</tr></thead>\n<tbody>\n{_rows(comparison)}\n</tbody>"
+
+
+def _rows(comparison: Comparison) -> str:
+    lines = []
+    for first, *rest in comparison.cells:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        lines.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
+    return "\n".join(lines)
+
+
+def _figure(picture: Picture) -> str:
+    shape = ' class="pixels"' if picture.pixels else ""
+    return (
+        f"<section><h2>{escape(picture.heading)}</h2>\n<figure>"
+        f'<img{shape} alt="{escape(picture.alt)}" src="{png_uri(picture.png)}">'
+        f"<figcaption>{escape(picture.caption)}</figcaption></figure></section>"
+    )
+
+
+def _command(name: str, command: str) -> str:
+    label = escape(f"Copy the command of {name}")
+    return (
+        f'<li><span class="name">{escape(name)}</span> <code>{escape(command)}</code> <button type="button" '
+        f'class="copy" data-copy="before" aria-label="{label}" hidden>Copy</button></li>'
+    )
