@@ -125,7 +125,7 @@ def test_mistakes_are_one_clear_line(
         replace(evaluate, pictures=1).run()
     alone = write_tiny_scenes(tmp_path / "alone")
     (tmp_path / "alone" / "tiny-shortcut").rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="no bundled shortcut: pass --shortcut PATH"):
+    with pytest.raises(ValueError, match="no bundled shortcut: name one or its folder"):
         replace(evaluate, model=str(alone), shortcut="auto").run()
     with pytest.raises(ValueError, match="unknown released size"):
         BenchSpeed(model="maskgit-1024", random_weights=True).run()

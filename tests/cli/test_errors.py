@@ -60,7 +60,10 @@ def failed_last(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["generate", TINY, "0", "--full-steps", "2"], "needs --shortcut or --caching"),
         (["generate", TINY, "0", "--steps", "4", "--caching", "reuse", "--full-steps", "5"], "got 5"),
         (["generate", TINY, "0", "--caching", "reuse", "--full-steps", "0"], "step 0 is always full"),
-        (["generate", TINY, "0", "--shortcut", "auto"], "unknown shortcut 'tiny-shortcut'"),
+        (
+            ["generate", TINY, "0", "--shortcut", "auto"],
+            "tiny has no bundled shortcut: name one or its folder, or train tiny-shortcut",
+        ),
         (["generate", TINY, "0", "--shortcut", "./nowhere.pth"], "no such shortcut"),
         (["generate", TINY, "0", "--num", "0"], "at least 1"),
         (["generate", TINY, "0", "--seeds", "-1"], "seeds must be between"),

@@ -86,7 +86,7 @@ def test_without_tuned_weights_auto_says_how_to_get_them(model_folder: Path, tmp
         tmp_path / "alone", provenance={"world": {"simple_percent": 100}}
     )
     with pytest.raises(
-        ValueError, match="no bundled speed-rl: pass --speed-rl PATH, or train alone-speed-rl"
+        ValueError, match="no bundled speed-rl: name one or its folder, or train alone-speed-rl"
     ):
         Evaluate(model=str(tmp_path / "alone"), speed_rl="auto", pictures=2, seeds=1, out=tmp_path).run()
 

@@ -80,6 +80,13 @@ def test_several_pictures_of_each_prompt(tiny_meissonic: Path, capsys: pytest.Ca
     assert "negative_prompt" not in summary["pictures"][0]
 
 
+def test_names_without_an_option_are_prompts(
+    tiny_meissonic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = generated(capsys, tiny_meissonic, "a red circle", "--steps", 2, "--out", "o")
+    assert [entry["what"] for entry in summary["pictures"]] == ["a red circle"]
+
+
 def test_one_negative_prompt_goes_with_all(tiny_meissonic: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The reference broke on one negative string beside several prompts."""
     arguments = (tiny_meissonic, "--prompt", "a red circle", "a blue square", "--steps", 2, "--out", "o")
@@ -186,7 +193,7 @@ def test_a_changed_start_picture_is_another_picture(
     ("arguments", "complaint"),
     [
         ([TINY], "nothing to draw"),
-        ([TINY, "0"], "draws prompts, not classes: use --prompt"),
+        ([TINY, "--classes", "0"], "draws prompts, not classes: leave out --classes"),
         ([TINY, "--prompt", " "], "empty --prompt"),
         ([TINY, "--prompt", "a a a a a a a"], "prompt of 9 tokens, expected at most 8"),
         ([TINY, "--prompt", "a green circle"], "unknown word 'green'"),
@@ -194,7 +201,8 @@ def test_a_changed_start_picture_is_another_picture(
         ([TINY, *PROMPT, "--negative-prompt", "a", "b"], "one for each of 1 prompts, got 2"),
         ([TINY, *PROMPT, "--negative-prompt", "a", "--guidance", "1"], "needs prompts and guidance"),
         ([TINY, *PROMPT, "--negative-prompt", "a a a a a a a a"], "prompt of 10 tokens"),
-        ([CLASSES, "0", "--negative-prompt", "a"], "needs prompts and guidance, got classes"),
+        ([CLASSES, "--classes", "0", "--negative-prompt", "a"], "needs prompts and guidance, got classes"),
+        ([CLASSES, "0", "--negative-prompt", "a"], "draws classes, not prompts"),
         ([CLASSES, "--prompts", "list.txt"], "draws classes, not prompts"),
         ([TINY, *PROMPT, "--size", "10"], "multiples of 4, got 10x10: take 8x8"),
         ([TINY, *PROMPT, "--size", "8", "8", "8"], "one number, or a height and a width, got 3"),
@@ -212,7 +220,7 @@ def test_a_changed_start_picture_is_another_picture(
             "8 masked tokens: take fewer steps",
         ),
         ([TINY, *PROMPT, "--lora", "./nowhere"], "no such Speed-RL result"),
-        ([TINY, *PROMPT, "--lora", "auto"], "unknown Speed-RL result 'tiny-meissonic-speed-rl'"),
+        ([TINY, *PROMPT, "--lora", "auto"], "has no bundled speed-rl: name one or its folder"),
         ([TINY, *PROMPT, "--lora", CLASSES], "was tuned from another model than tiny-meissonic"),
         ([CLASSES, "0", "--lora", LORA], "tuned from meissonic, and this is another model"),
     ],

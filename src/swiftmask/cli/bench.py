@@ -6,7 +6,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from swiftmask.evaluate.speed import SpeedReport, SpeedSetup, Task
     from swiftmask.evaluate.summary import QualityReport
     from swiftmask.pipeline import Pipeline
-
-Rival = Literal["reuse", "extrapolation-1", "extrapolation-2"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class BenchQuality:
     shortcut: str = "auto"
     steps: tuple[int, ...] = (4, 6, 8, 12, 16, 24, 32)
     shortcut_budgets: tuple[str, ...] = ("12:4", "16:4", "16:6", "32:8")
-    rivals: tuple[Rival, ...] | None = None
+    rivals: tuple[measure.Caching, ...] | None = None
     denoising_steps: tuple[int, ...] = ()
     ddim_steps: tuple[int, ...] = ()
     disa: tuple[str, ...] = ()
@@ -115,7 +113,7 @@ class BenchQuality:
     def fitted_to(self, base: "Pipeline") -> "BenchQuality":
         """With what "auto" and an option that was left out mean for this model."""
         if not measure.has_diffusion_head(base):
-            return replace(self, rivals=get_args(Rival) if self.rivals is None else self.rivals)
+            return replace(self, rivals=measure.RIVALS if self.rivals is None else self.rivals)
         no_own = self.shortcut == "auto" and not measure.has_own(self.model, "shortcut")
         return replace(self, shortcut="none" if no_own else self.shortcut, rivals=self.rivals or ())
 

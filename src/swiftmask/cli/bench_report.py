@@ -4,12 +4,12 @@ import json as json_module
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from swiftmask.cli import measure
-from swiftmask.cli.bench import BenchQuality, Rival, Way, parse_budget
+from swiftmask.cli.bench import BenchQuality, Way, parse_budget
 from swiftmask.cli.report_pictures import Requests, draw_shown, draw_timeline, gallery_of, scenes_requests
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class BenchReport:
             shortcut="none" if self.shortcut == "auto" and not own["shortcut"] else self.shortcut,
             steps=tuple(sorted({*self.steps, *(steps for steps, _ in budgets)})),
             shortcut_budgets=self.budgets,
-            rivals=get_args(Rival),
+            rivals=measure.RIVALS,
             denoising_steps=self.denoising_steps,
             ddim_steps=self.ddim_steps,
             disa=self.disa,

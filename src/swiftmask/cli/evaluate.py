@@ -42,7 +42,7 @@ class Evaluate:
     model: Annotated[str, tyro.conf.Positional]
     steps: int = 16
     shortcut: str | None = None
-    caching: Literal["reuse", "extrapolation-1", "extrapolation-2"] | None = None
+    caching: measure.Caching | None = None
     marval: str | None = None
     speed_rl: str | None = None
     full_steps: int | None = None

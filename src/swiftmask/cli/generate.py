@@ -34,7 +34,7 @@ class Generate:
     model: Positional[str]
     """Bundled name, model folder, or Hugging Face repo id (see swiftmask models)."""
     labels: Positional[tuple[str, ...]] = ()
-    """Classes to draw, by number or name."""
+    """Classes to draw, by number or name; of a text-to-image model, prompts."""
     classes: tuple[str, ...] = ()
     """The same as an option."""
     prompt: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class Generate:
     """How many of them run the whole model (with --shortcut or --caching)."""
     shortcut: str | None = None
     """Bundled name, folder or file of a shortcut; auto takes the model's own."""
-    caching: Literal["reuse", "extrapolation-1", "extrapolation-2"] | None = None
+    caching: measure.Caching | None = None
     """A training-free rival instead."""
     marval: str | None = None
     """Bundled name or folder of a MARVAL student, which draws a token in one head call; auto takes the
@@ -85,6 +85,8 @@ class Generate:
     """float32, bfloat16 or float16."""
     device: str | None = None
     """cpu, cuda or mps."""
+    blocks_on_device: int | None = None
+    """Of Lumina-DiMOO on a card it does not fit: blocks that stay there, while the others wait in memory."""
     out: Path = Path("pictures")
     """Folder of the pictures."""
     batch_size: int = 16
@@ -95,8 +97,9 @@ class Generate:
     def run(self) -> int:
         from swiftmask.evaluate.pictures import OVERVIEW
 
-        wanted = self._jobs()
+        self._check_options()
         pipeline = self._pipeline()
+        wanted = self._jobs(pipeline.model.spec.draws)
         jobs.check_jobs(pipeline, wanted)
         canvas = self._canvas(pipeline)
         settings = self._settings(pipeline, canvas)  # complains about impossible steps
@@ -121,12 +124,11 @@ class Generate:
         print(text if self.json else _sentence(summary, self.out))
         return 0
 
-    def _jobs(self) -> list[Job]:
-        """What to draw with which seed."""
-        classes, prompted = (*self.labels, *self.classes), bool(self.prompt or self.prompts)
-        if classes and prompted:
+    def _check_options(self) -> None:
+        """What is wrong whatever the model is, told before it is loaded."""
+        if (self.labels or self.classes) and (self.prompt or self.prompts):
             raise ValueError("give classes or --prompt, not both")
-        if not classes and not prompted:
+        if not (self.labels or self.classes or self.prompt or self.prompts):
             raise ValueError(
                 "nothing to draw: name classes, as in `swiftmask generate MODEL 0 1 2` (or --prompt)"
             )
@@ -134,15 +136,9 @@ class Generate:
             raise ValueError(
                 f"--num and --batch-size must be at least 1, got {self.num} and {self.batch_size}"
             )
-        if self.negative_prompt and (classes or self.guidance == 1.0):
-            wrong = "classes" if classes else "--guidance 1, which turns it off"
+        if self.negative_prompt and (self.classes or self.guidance == 1.0):
+            wrong = "classes" if self.classes else "--guidance 1, which turns it off"
             raise ValueError(f"--negative-prompt needs prompts and guidance, got {wrong}")
-        seeds = self.seeds or tuple(range(self.seed, self.seed + self.num))
-        if classes:
-            return jobs.class_jobs(classes, seeds)
-        return jobs.prompt_jobs(self.prompt, self.prompts, self.negative_prompt, seeds)
-
-    def _pipeline(self) -> "Pipeline":
         accelerated = self.shortcut is not None or self.caching is not None or self.preset is not None
         if self.full_steps is not None and not accelerated:
             raise ValueError("--full-steps needs --shortcut or --caching: without them every step is full")
@@ -150,15 +146,26 @@ class Generate:
             raise ValueError(f"--steps must be at least 1, got {self.steps}")
         if self.mask is not None and self.init_image is None:
             raise ValueError("--mask says what of --init-image is drawn anew: give both")
+
+    def _jobs(self, draws: str) -> list[Job]:
+        """What to draw with which seed. Names without an option are whatever the model draws."""
+        seeds = self.seeds or tuple(range(self.seed, self.seed + self.num))
+        if draws == "class":
+            return jobs.class_jobs((*self.labels, *self.classes), seeds)
+        return jobs.prompt_jobs((*self.labels, *self.prompt), self.prompts, self.negative_prompt, seeds)
+
+    def _pipeline(self) -> "Pipeline":
         from swiftmask.api import accelerate, load
         from swiftmask.core.protocol import SamplingOptions
 
-        pipeline = load(self.model, dtype=self.dtype, device=self.device)
+        pipeline = load(
+            self.model, dtype=self.dtype, device=self.device, blocks_on_device=self.blocks_on_device
+        )
         self._check_kind(pipeline)
         if self.preset is not None:
             return self._preset_on(jobs.sized(pipeline, self.size) if self.size else pipeline, self.preset)
         if self.lora is not None:
-            tuned = f"{pipeline.name}-speed-rl" if self.lora == "auto" else self.lora
+            tuned = measure.speed_rl_of(self.model, self.lora)
             pipeline = accelerate(pipeline, speed_rl=tuned)
         if self.size:
             pipeline = jobs.sized(pipeline, self.size)
@@ -172,11 +179,11 @@ class Generate:
         steps = pipeline.steps if self.steps is None else self.steps
         pipeline = replace(pipeline, sampling=options.over(pipeline.sampling), steps=steps, _flops={})
         if self.marval is not None:
-            student = f"{pipeline.name}-marval" if self.marval == "auto" else self.marval
+            student = measure.marval_of(self.model, self.marval)
             pipeline = accelerate(pipeline, marval=student)
         if self.shortcut is None and self.caching is None:
             return pipeline
-        shortcut = f"{pipeline.name}-shortcut" if self.shortcut == "auto" else self.shortcut
+        shortcut = None if self.shortcut is None else measure.shortcut_of(self.model, self.shortcut)
         return accelerate(pipeline, shortcut=shortcut, caching=self.caching, full_steps=self.full_steps)
 
     def _preset_on(self, pipeline: "Pipeline", preset: Path) -> "Pipeline":
@@ -187,10 +194,10 @@ class Generate:
 
         beside = Settings(
             steps=self.steps,
-            shortcut=f"{pipeline.name}-shortcut" if self.shortcut == "auto" else self.shortcut,
+            shortcut=None if self.shortcut is None else measure.shortcut_of(self.model, self.shortcut),
             caching=self.caching,
-            marval=f"{pipeline.name}-marval" if self.marval == "auto" else self.marval,
-            speed_rl=f"{pipeline.name}-speed-rl" if self.lora == "auto" else self.lora,
+            marval=None if self.marval is None else measure.marval_of(self.model, self.marval),
+            speed_rl=None if self.lora is None else measure.speed_rl_of(self.model, self.lora),
             full_steps=self.full_steps,
             sampling=SamplingOptions(
                 guidance=self.guidance,
@@ -203,13 +210,13 @@ class Generate:
         return apply_preset(pipeline, preset, beside=beside)
 
     def _check_kind(self, pipeline: "Pipeline") -> None:
-        draws, prompted = pipeline.model.spec.draws, bool(self.prompt or self.prompts)
-        if draws == "class" and prompted:
+        draws = pipeline.model.spec.draws
+        if draws == "class" and (self.prompt or self.prompts or self.negative_prompt):
             raise ValueError(
                 f"{pipeline.name} draws classes, not prompts: `swiftmask generate {self.model} 0 1 2`"
             )
-        if draws == "prompt" and not prompted:
-            raise ValueError(f"{pipeline.name} draws prompts, not classes: use --prompt")
+        if draws == "prompt" and self.classes:
+            raise ValueError(f"{pipeline.name} draws prompts, not classes: leave out --classes")
 
     def _canvas(self, pipeline: "Pipeline") -> "Canvas | None":
         """What every picture starts from."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from swiftmask.data.scenes import World
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from swiftmask.evaluate.subjects import Captions
     from swiftmask.evaluate.summary import Origin, QualityReport
     from swiftmask.pipeline import Pipeline
+
+RIVALS = ("reuse", "extrapolation-1", "extrapolation-2")
+"""Training-free accelerators of every model."""
+
+Caching = Literal["reuse", "extrapolation-1", "extrapolation-2", "ml-cache", "ml-cache-refreshed"]
+"""All of them; the last two are Lumina-DiMOO's."""
 
 
 def shortcut_of(model: str, shortcut: str) -> str:
@@ -41,7 +47,7 @@ def _own(model: str, chosen: str, method: str) -> str:
     beside = _beside(model, method)
     if beside is None:
         name = Path(f"{model.rstrip('/')}-{method}").name
-        raise ValueError(f"{model} has no bundled {method}: pass --{method} PATH, or train {name}")
+        raise ValueError(f"{model} has no bundled {method}: name one or its folder, or train {name}")
     return beside
 
 
