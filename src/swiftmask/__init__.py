@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from swiftmask.api import accelerate, load
     from swiftmask.pipeline import Cost, Pipeline, Result
+    from swiftmask.presets import apply_preset
 
 __version__ = "0.1.0"
-__all__ = ["Cost", "Pipeline", "Result", "__version__", "accelerate", "load"]
+__all__ = ["Cost", "Pipeline", "Result", "__version__", "accelerate", "apply_preset", "load"]
 
 _HOMES = {
     "load": "swiftmask.api",
     "accelerate": "swiftmask.api",
+    "apply_preset": "swiftmask.presets",
     "Pipeline": "swiftmask.pipeline",
     "Result": "swiftmask.pipeline",
     "Cost": "swiftmask.pipeline",

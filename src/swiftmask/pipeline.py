@@ -180,15 +180,15 @@ class Pipeline:
         key = tuple(schedule)
         if key not in self._flops:
             if any(step.denoising for step in schedule):
-                two_S, three_S = (self._count_flops(_with_chains(schedule, length)) for length in (2, 3))
+                two_S, three_S = (self.step_flops(_with_chains(schedule, length)) for length in (2, 3))
                 extra_S = [0 if s.denoising is None else s.denoising.num_steps - 2 for s in schedule]
                 per_step = [a + n * (b - a) for a, b, n in zip(two_S, three_S, extra_S, strict=True)]
             else:
-                per_step = self._count_flops(schedule)
+                per_step = self.step_flops(schedule)
             self._flops[key] = sum(per_step)
         return self._flops[key]
 
-    def _count_flops(self, schedule: Schedule) -> list[int]:
+    def step_flops(self, schedule: Schedule) -> list[int]:
         """Operations of each step.
 
         Attention is counted through the math backend: FlopCounterMode reads 0 for fused CPU attention.
@@ -203,6 +203,20 @@ class Pipeline:
                 condition, schedule, [0], canvas, lambda record: totals.append(counter.get_total_flops())
             )
         return [after - before for before, after in pairwise(totals)]
+
+    def sized(self, height: int, width: int) -> "Pipeline":
+        """The same model drawing pictures of so many pixels.
+
+        Errors: ValueError for a size that it cannot draw, a model of one size, or an accelerator in place,
+        which belongs to the size it was made for.
+        """
+        if not hasattr(self.model, "sized"):
+            own = "x".join(map(str, self.picture_size()))
+            raise ValueError(f"{self.name} draws pictures of {own} only: leave out the size")
+        if self.features_fn is not None:
+            raise ValueError(f"{self.name} is accelerated already: choose its size before that")
+        model: MaskedGenerator = self.model.sized(height, width)  # type: ignore[attr-defined]
+        return replace(self, model=model, _flops={})
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
         """Moves the model and the accelerator in place; returns the pipeline."""

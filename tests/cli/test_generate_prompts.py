@@ -207,7 +207,7 @@ def test_a_changed_start_picture_is_another_picture(
         ([TINY, *PROMPT, "--size", "10"], "multiples of 4, got 10x10: take 8x8"),
         ([TINY, *PROMPT, "--size", "8", "8", "8"], "one number, or a height and a width, got 3"),
         ([TINY, *PROMPT, "--size", "large"], "--size"),
-        ([CLASSES, "0", "--size", "16"], "draws pictures of 8x8 only: leave out --size"),
+        ([CLASSES, "0", "--size", "16"], "draws pictures of 8x8 only: leave out the size"),
         ([TINY, *PROMPT, "--input-image", "image.png"], "did you mean --init-image"),
         ([TINY, *PROMPT, "--mask", "half.png"], "give both"),
         ([TINY, *PROMPT, "--init-image", "image.png"], "nothing is left to draw"),

@@ -4,7 +4,7 @@ import json as json_module
 import os
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from swiftmask.core.types import Canvas, Record
+    from swiftmask.evaluate.presets import Settings
     from swiftmask.pipeline import Pipeline, Result
 
 _STAMP = "swiftmask"
@@ -146,6 +147,10 @@ class Generate:
             raise ValueError(f"--steps must be at least 1, got {self.steps}")
         if self.mask is not None and self.init_image is None:
             raise ValueError("--mask says what of --init-image is drawn anew: give both")
+        if len(self.size) > 2:
+            raise ValueError(
+                f"--size takes one number, or a height and a width, got {len(self.size)} numbers"
+            )
 
     def _jobs(self, draws: str) -> list[Job]:
         """What to draw with which seed. Names without an option are whatever the model draws."""
@@ -155,50 +160,31 @@ class Generate:
         return jobs.prompt_jobs((*self.labels, *self.prompt), self.prompts, self.negative_prompt, seeds)
 
     def _pipeline(self) -> "Pipeline":
-        from swiftmask.api import accelerate, load
-        from swiftmask.core.protocol import SamplingOptions
+        """The loaded model with everything that is asked of it."""
+        from swiftmask.api import load
+        from swiftmask.presets import apply_preset, apply_settings
 
         pipeline = load(
             self.model, dtype=self.dtype, device=self.device, blocks_on_device=self.blocks_on_device
         )
         self._check_kind(pipeline)
         if self.preset is not None:
-            return self._preset_on(jobs.sized(pipeline, self.size) if self.size else pipeline, self.preset)
-        if self.lora is not None:
-            tuned = measure.speed_rl_of(self.model, self.lora)
-            pipeline = accelerate(pipeline, speed_rl=tuned)
-        if self.size:
-            pipeline = jobs.sized(pipeline, self.size)
-        options = SamplingOptions(
-            guidance=self.guidance,
-            temperature=self.temperature,
-            choice_temperature=self.choice_temperature,
-            denoising_steps=measure.denoising_steps(self.denoising_steps),
-            sampler=self.sampler,
-        )
-        steps = pipeline.steps if self.steps is None else self.steps
-        pipeline = replace(pipeline, sampling=options.over(pipeline.sampling), steps=steps, _flops={})
-        if self.marval is not None:
-            student = measure.marval_of(self.model, self.marval)
-            pipeline = accelerate(pipeline, marval=student)
-        if self.shortcut is None and self.caching is None:
-            return pipeline
-        shortcut = None if self.shortcut is None else measure.shortcut_of(self.model, self.shortcut)
-        return accelerate(pipeline, shortcut=shortcut, caching=self.caching, full_steps=self.full_steps)
+            return apply_preset(pipeline, self.preset, beside=self._asked())
+        return apply_settings(pipeline, self._asked())
 
-    def _preset_on(self, pipeline: "Pipeline", preset: Path) -> "Pipeline":
-        """The loaded model as the preset says, where no option says otherwise."""
-        from swiftmask.cli.presets import apply_preset
+    def _asked(self) -> "Settings":
+        """The options that decide how the model draws."""
         from swiftmask.core.protocol import SamplingOptions
         from swiftmask.evaluate.presets import Settings
 
-        beside = Settings(
+        return Settings(
             steps=self.steps,
             shortcut=None if self.shortcut is None else measure.shortcut_of(self.model, self.shortcut),
             caching=self.caching,
             marval=None if self.marval is None else measure.marval_of(self.model, self.marval),
             speed_rl=None if self.lora is None else measure.speed_rl_of(self.model, self.lora),
             full_steps=self.full_steps,
+            size=(self.size[0], self.size[-1]) if self.size else None,
             sampling=SamplingOptions(
                 guidance=self.guidance,
                 temperature=self.temperature,
@@ -207,7 +193,6 @@ class Generate:
                 sampler=self.sampler,
             ),
         )
-        return apply_preset(pipeline, preset, beside=beside)
 
     def _check_kind(self, pipeline: "Pipeline") -> None:
         draws = pipeline.model.spec.draws

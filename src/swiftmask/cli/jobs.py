@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from swiftmask.core.protocol import MaskedGenerator
     from swiftmask.core.types import Canvas
     from swiftmask.models.meissonic import Prompt
     from swiftmask.pipeline import Pipeline
@@ -95,20 +94,6 @@ def check_jobs(pipeline: "Pipeline", jobs: Sequence[Job]) -> None:
         raise ValueError(f"{pipeline.name} takes no negative prompt: leave it out, or use a meissonic model")
     check = model.check_prompts if isinstance(model, Meissonic) else model.encode
     check(list(dict.fromkeys(asked_of(jobs))))  # type: ignore[arg-type]
-
-
-def sized(pipeline: "Pipeline", size: Sequence[int]) -> "Pipeline":
-    """The same model drawing squares of one number of pixels, or pictures of a height and a width.
-
-    Errors: ValueError for more than two numbers, a size that the model cannot draw, or a model of one size.
-    """
-    if len(size) > 2:
-        raise ValueError(f"--size takes one number, or a height and a width, got {len(size)} numbers")
-    if not hasattr(pipeline.model, "sized"):
-        height, width = pipeline.picture_size()
-        raise ValueError(f"{pipeline.name} draws pictures of {height}x{width} only: leave out --size")
-    model: MaskedGenerator = pipeline.model.sized(size[0], size[-1])  # type: ignore[attr-defined]
-    return replace(pipeline, model=model, _flops={})
 
 
 def start_canvas(pipeline: "Pipeline", image: Path, mask: Path | None) -> "Canvas":

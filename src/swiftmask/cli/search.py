@@ -1,0 +1,302 @@
+"""The search of `swiftmask tune`: budgets, placements of the best, their sampling, then fresh pictures.
+
+Each of the three stages is a successive halving (evaluate/tuning/halving.py) over the same evaluation seeds;
+what is left is measured once more on pictures that no stage has looked at.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, get_args
+
+from swiftmask.cli.candidates import Placement, Workshop, own_sampling, sampling_grid
+from swiftmask.core.protocol import SamplingOptions
+from swiftmask.evaluate.presets import Settings
+from swiftmask.evaluate.quality import Draw, Drawn, RealPictures, Row, Sample
+from swiftmask.evaluate.study import Store, run_study
+from swiftmask.evaluate.subjects import Subjects
+from swiftmask.evaluate.tuning.halving import (
+    Bounds,
+    Candidate,
+    Round,
+    Standing,
+    compare,
+    halve,
+    merit,
+    planned_flops,
+)
+
+if TYPE_CHECKING:
+    from swiftmask.evaluate.quality import Measurement
+
+SHORTCUT_SHARES = (1 / 4, 3 / 8, 1 / 2, 3 / 4)
+RIVAL_SHARES = (1 / 2, 3 / 4)
+"""Shares of full steps that a bound on the loss lets try; rivals of the shortcut need more of them."""
+
+KEPT_BUDGETS, KEPT_PLACEMENTS, FINALISTS = 3, 2, 3
+FRESH_SEEDS = 1 << 36
+"""Added to the image seeds of the pictures that the finalists are measured on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What is searched.
+
+    Attributes:
+        steps: step counts.
+        reference_steps: of the full model that speed-ups are relative to.
+        shortcut, marval, speed_rl: accelerators that need weights, where there are any.
+        rivals: cachings.
+        denoising_steps: of a diffusion head.
+        guidance, temperature, choice_temperature: values to try on the best of what the rest gives.
+    """
+
+    steps: tuple[int, ...]
+    reference_steps: int
+    shortcut: str | None = None
+    marval: str | None = None
+    speed_rl: str | None = None
+    rivals: tuple[str, ...] = ()
+    denoising_steps: tuple[int, ...] = ()
+    guidance: tuple[float, ...] = ()
+    temperature: tuple[float, ...] = ()
+    choice_temperature: tuple[float, ...] = ()
+
+    def full(self) -> list[Settings]:
+        """The full model with its own sampling, which losses are relative to."""
+        return [Settings(steps=steps) for steps in sorted({*self.steps, self.reference_steps})]
+
+
+@dataclass
+class Meter:
+    """Operations planned and done, for a bar with the time left."""
+
+    show: Callable[[float, float, str], None]
+    done: float = 0.0
+    left: float = 0.0
+    stage: str = ""
+    drawn: dict[str, int] = field(default_factory=dict)
+
+    def plan(self, stage: str, left: float) -> None:
+        """A stage begins, and so much is left in all."""
+        self.stage, self.left = stage, left
+        self.show(self.done, self.done + self.left, stage)
+
+    def following(self, rows: Sequence[Row]) -> Callable[[str, int], None]:
+        """What a study of these rows tells about its progress; pictures of earlier rounds count once."""
+        by_name, told = {row.name: row for row in rows}, dict.fromkeys((row.name for row in rows), 0)
+
+        def advance(name: str, count: int) -> None:
+            row = by_name[name]
+            told[name] += count
+            fresh = max(0, told[name] - self.drawn.get(row.fingerprint, 0))
+            self.drawn[row.fingerprint] = self.drawn.get(row.fingerprint, 0) + fresh
+            self.done += row.flops * fresh
+            self.left = max(0.0, self.left - row.flops * fresh)
+            self.show(self.done, self.done + self.left, f"{self.stage}: {name}")
+
+        return advance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finals:
+    """The finalists, the best first, and the full models beside them, all on fresh pictures."""
+
+    finalists: list[Standing]
+    best_full: Standing
+    reference: Standing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """One search over `space`, within `bounds`.
+
+    Attributes:
+        sample: pictures of an evaluation seed of the search.
+        confirming: the pictures that finalists are measured on.
+        seen: what is known of every candidate from the most pictures it drew, by name.
+    """
+
+    shop: Workshop
+    space: Space
+    bounds: Bounds
+    store: Store
+    real: RealPictures
+    sample: Sample
+    confirming: Sample
+    meter: Meter
+    seen: dict[str, Standing] = field(default_factory=dict)
+
+    def run(self) -> Finals | None:
+        """What is left, on fresh pictures; None if nothing is cheap enough to be tried."""
+        pool = budgets(self.shop, self.space, self.bounds)
+        if not pool:
+            return None
+        full = [self.shop.candidate(settings) for settings in self.space.full()]
+        self._plan("budgets", pool, full)
+        found = self._halve(pool, full, keep=KEPT_BUDGETS)
+        best = [standing.candidate for standing in found.standings]
+        moved = [other for one in best for other in self.shop.other_placements(one) if self._affords(other)]
+        self._plan("placements", [*best, *moved], found.full[:1])
+        found = self._halve([*best, *moved], found.full[:1], keep=KEPT_PLACEMENTS)
+        best = [standing.candidate for standing in found.standings]
+        tuned = [other for one in best for other in self._sampled(one) if self._affords(other)]
+        self._plan("sampling", [*best, *tuned], found.full[:1])
+        found = self._halve([*best, *tuned], found.full[:1], keep=FINALISTS)
+        return self._confirm([standing.candidate for standing in found.standings], found.full[0])
+
+    def ranked(self) -> list[Standing]:
+        """All that was tried: those seen longest first, the best of them first."""
+        return sorted(self.seen.values(), key=lambda s: (-s.pictures, merit(s, self.bounds)))
+
+    def _halve(self, pool: list[Candidate], full: list[Candidate], *, keep: int) -> Round:
+        return halve(
+            pool,
+            full,
+            self.bounds,
+            self._measure,
+            keep=keep,
+            on_round=self._remember,
+        )
+
+    def _confirm(self, finalists: list[Candidate], best_full: Candidate) -> Finals:
+        reference = self.shop.candidate(Settings(steps=self.space.reference_steps))
+        every = {one.row.name: _on_fresh_pictures(one) for one in (*finalists, best_full, reference)}
+        full = [every[name] for name in dict.fromkeys((best_full.row.name, reference.row.name))]
+        rows = [one.row for one in every.values()]
+        self.meter.plan("confirming", self._confirming_flops([row.flops for row in rows]))
+        measured = run_study(rows, self.confirming, self.store, self.real, self.meter.following(rows))
+        found = compare(list(every.values()), full, self.bounds, measured)
+        by_name = {standing.candidate.row.name: standing for standing in found.standings}
+        names = {one.row.name for one in finalists}
+        return Finals(
+            finalists=[standing for name, standing in by_name.items() if name in names],
+            best_full=by_name[found.full[0].row.name],
+            reference=by_name[reference.row.name],
+        )
+
+    def _measure(self, rows: Sequence[Row], num_seeds: int) -> "list[Measurement]":
+        sample = replace(self.sample, num_seeds=num_seeds)
+        return run_study(rows, sample, self.store, self.real, self.meter.following(rows))
+
+    def _remember(self, found: Round) -> None:
+        """A later stage begins with fewer pictures: what is known from more of them stays."""
+        for standing in found.standings:
+            known = self.seen.get(standing.candidate.row.name)
+            if known is None or known.pictures <= standing.pictures:
+                self.seen[standing.candidate.row.name] = standing
+
+    def _sampled(self, candidate: Candidate) -> "Iterator[Candidate]":
+        """The candidate with other guidance and temperatures."""
+        settings = candidate.settings
+        for options in self._grid(settings):
+            yield self.shop.candidate(replace(settings, sampling=options.over(settings.sampling)))
+
+    def _affords(self, candidate: Candidate) -> bool:
+        return self.bounds.affords(candidate.row.flops)
+
+    def _plan(self, stage: str, pool: list[Candidate], full: list[Candidate]) -> None:
+        """Operations from this stage on, as far as they can be told."""
+        mean, mean_full = (fmean(one.row.flops for one in some) for some in (pool, full))
+        num_sampled = KEPT_PLACEMENTS * (1 + len(self._grid(Settings())))
+        stages = {
+            "budgets": (len(pool), len(full), KEPT_BUDGETS),
+            "placements": (len(get_args(Placement)) * KEPT_BUDGETS, 1, KEPT_PLACEMENTS),
+            "sampling": (num_sampled, 1, FINALISTS),
+        }
+        left = self._confirming_flops([mean] * FINALISTS + [mean_full] * 2)
+        for num, num_full, keep in list(stages.values())[list(stages).index(stage) :]:
+            left += self.sample.num_pictures * planned_flops(mean, num, mean_full, num_full, keep=keep)
+        self.meter.plan(stage, left)
+
+    def _grid(self, settings: Settings) -> list[SamplingOptions]:
+        """What to try on these settings; a guidance that makes them cheap is left alone."""
+        has_guidance = settings.sampling.guidance is not None or settings.marval is not None
+        guidance = () if has_guidance else self.space.guidance
+        own = own_sampling(self.shop.base)
+        return sampling_grid(own, guidance, self.space.temperature, self.space.choice_temperature)
+
+    def _confirming_flops(self, flops: Sequence[float]) -> float:
+        return sum(flops) * self.confirming.num_pictures * self.confirming.num_seeds
+
+
+def budgets(shop: Workshop, space: Space, bounds: Bounds) -> list[Candidate]:
+    """Everything that the bound on the cost affords: fewer steps, other weights, and accelerators with as
+    many full steps as it pays for (under a bound on the loss: with several shares of full steps).
+
+    The reference itself is no answer and left out.
+    """
+    settings = dict.fromkeys([*_unaccelerated(shop, space, bounds), *_budgeted(shop, space, bounds)])
+    settings.pop(Settings(steps=space.reference_steps), None)
+    return [shop.candidate(one) for one in settings if bounds.affords(shop.flops(one))]
+
+
+def _unaccelerated(shop: Workshop, space: Space, bounds: Bounds) -> Iterator[Settings]:
+    """The full model with fewer steps, unguided (which halves its cost), with shorter denoising, and other
+    weights in its place.
+    """
+    a_step = shop.flops(Settings(steps=space.reference_steps)) / space.reference_steps
+    fitting = min(int(bounds.flops / a_step + 0.5), space.reference_steps)
+    for steps in sorted({*space.steps, *(n for n in (fitting - 1, fitting) if n > 0)}):
+        yield Settings(steps=steps)
+        for count in space.denoising_steps:
+            yield Settings(steps=steps, sampling=SamplingOptions(denoising_steps=count))
+    if own_sampling(shop.base).guidance not in (None, 1.0):
+        unguided = [Settings(steps=n, sampling=SamplingOptions(guidance=1.0)) for n in sorted(space.steps)]
+        yield from [one for one in unguided if bounds.affords(shop.flops(one))][-1:]
+    for steps in space.steps:
+        yield from (Settings(steps=steps, marval=source) for source in (space.marval,) if source is not None)
+        yield from (
+            Settings(steps=steps, speed_rl=source) for source in (space.speed_rl,) if source is not None
+        )
+
+
+def _budgeted(shop: Workshop, space: Space, bounds: Bounds) -> Iterator[Settings]:
+    """Accelerators, with the counts of full steps that are worth a try."""
+    for steps in (n for n in space.steps if n > 1):
+        for settings in _accelerators(space, Settings(steps=steps)):
+            shares = SHORTCUT_SHARES if settings.caching is None else RIVAL_SHARES
+            counts = {max(1, round(share * steps)) for share in shares if bounds.max_loss is not None}
+            largest = shop.largest_fitting(settings, bounds)
+            if largest is not None and largest < max(counts, default=steps):
+                counts.add(largest)
+            yield from (replace(settings, full_steps=count) for count in sorted(counts))
+
+
+def _accelerators(space: Space, settings: Settings) -> Iterator[Settings]:
+    if space.shortcut is not None:
+        yield replace(settings, shortcut=space.shortcut)
+    yield from (replace(settings, caching=rival) for rival in space.rivals)
+
+
+def _on_fresh_pictures(candidate: Candidate) -> Candidate:
+    """The candidate drawing with image seeds that the search did not use."""
+    row = candidate.row
+    fresh = replace(row, draw=_shifted(row.draw), fingerprint=f"{row.fingerprint}-fresh")
+    return replace(candidate, row=fresh)
+
+
+def _shifted(draw: Draw) -> Draw:
+    def shifted(what: Any, seeds: list[int]) -> Drawn:
+        return draw(what, [FRESH_SEEDS + seed for seed in seeds])
+
+    return shifted
+
+
+@dataclass(frozen=True, slots=True)
+class Undiversified:
+    """Subjects whose diversity within a prompt is not measured: it takes four times the pictures."""
+
+    subjects: Subjects
+
+    def asked(self, seed: int, count: int) -> Sequence[Any]:
+        return self.subjects.asked(seed, count)
+
+    def varied(self, seed: int, count: int) -> Sequence[Any]:
+        return ()
+
+    def facts(self, asked: Sequence[Any]) -> Any:
+        return self.subjects.facts(asked)
+
+    def real(self, first: int, seed: int, count: int) -> Iterator[Any]:
+        return self.subjects.real(first, seed, count)

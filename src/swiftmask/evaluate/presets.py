@@ -1,0 +1,211 @@
+"""Presets: settings to draw with that a search found, and what was measured of them, as one JSON file.
+
+A preset belongs to the weights it was measured on and says whose they are by a fingerprint. Applying it to a
+pipeline is `swiftmask.apply_preset`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from swiftmask.core.protocol import SamplingOptions
+from swiftmask.evaluate.summary import Spread, write_text
+
+VERSION = 1
+_KIND = "swiftmask preset"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a base model draws; None leaves a choice to the pipeline.
+
+    Attributes:
+        steps: decode steps.
+        shortcut, caching, marval, speed_rl: accelerators, as `accelerate` takes them by name or path.
+        full_steps: how many steps run the backbone, or which.
+        size: height and width of the pictures, for a model of several sizes.
+        sampling: guidance, temperatures, and the sampler of a diffusion head.
+    """
+
+    steps: int | None = None
+    shortcut: str | None = None
+    caching: str | None = None
+    marval: str | None = None
+    speed_rl: str | None = None
+    full_steps: int | tuple[int, ...] | None = None
+    size: tuple[int, int] | None = None
+    sampling: SamplingOptions = SamplingOptions()
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and not (isinstance(self.steps, int) and self.steps > 0):
+            raise ValueError(f"steps must be a whole number of at least 1, got {self.steps!r}")
+
+    def over(self, defaults: Self) -> Self:
+        """These settings, with `defaults` where they say nothing.
+
+        A shortcut takes the place of a caching and the other way round.
+
+        Errors: ValueError for another step count than the one that full steps are placed in.
+        """
+        replaces = self.shortcut is not None or self.caching is not None
+        given = {name: getattr(self, name) for name in ("steps", "marval", "speed_rl", "full_steps", "size")}
+        merged = replace(
+            defaults,
+            **{name: value for name, value in given.items() if value is not None},
+            shortcut=self.shortcut if replaces else defaults.shortcut,
+            caching=self.caching if replaces else defaults.caching,
+            sampling=self.sampling.over(defaults.sampling),
+        )
+        moved = merged.steps != defaults.steps and self.full_steps is None
+        if moved and isinstance(defaults.full_steps, tuple):
+            raise ValueError(
+                f"the full steps are placed in {defaults.steps} steps ({_listed(defaults.full_steps)}): "
+                f"say how many of {merged.steps} are full, too"
+            )
+        return merged
+
+    def same_accelerators(self, other: Self) -> bool:
+        """Whether both name the same weights and the same way to save backbone calls."""
+        named = ("shortcut", "caching", "marval", "speed_rl")
+        return all(getattr(self, name) == getattr(other, name) for name in named)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """What one way to draw costs and reaches, on pictures that no search looked at."""
+
+    name: str
+    gflop_per_picture: float
+    ms_per_picture: float
+    score: Spread
+    fd_scenes: Spread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a preset promises, and how that is known.
+
+    Attributes:
+        found: of the preset's settings.
+        reference: of the full model at the step count that speed-ups are relative to.
+        best_full: of the best full model there was, which `loss` is relative to.
+        speedup: operations of the reference over those found.
+        objective: what `loss` is of, "score" or "fd_scenes".
+        loss: relative; the spread is its standard error over evaluation seeds.
+        pictures: for each of `seeds` evaluation seeds.
+    """
+
+    found: Numbers
+    reference: Numbers
+    best_full: Numbers
+    speedup: float
+    objective: str
+    loss: Spread
+    pictures: int
+    seeds: int
+    dtype: str
+    commit: str
+    date: str
+    machine: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """Settings for one base model.
+
+    Attributes:
+        fingerprint: of the base model's weights.
+        accelerated_fingerprint: of the weights with every accelerator in place.
+    """
+
+    model: str
+    fingerprint: str
+    accelerated_fingerprint: str
+    settings: Settings
+    measured: Measured
+
+
+def write_preset(preset: Preset, path: Path) -> None:
+    """The preset as JSON, whole or not at all."""
+    content = {"kind": _KIND, "version": VERSION, **asdict(preset)}
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_preset(path: str | Path) -> Preset:
+    """A written preset.
+
+    Errors: FileNotFoundError; ValueError if it is something else, damaged, or of another version.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no such preset: {path} (`swiftmask tune MODEL --speedup 2` writes one)")
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no preset: expected JSON, got {error}") from error
+    if not isinstance(content, dict) or content.get("kind") != _KIND:
+        raise ValueError(f"{path} is no preset: expected what `swiftmask tune` writes")
+    if content.get("version") != VERSION:
+        raise ValueError(
+            f"{path} is a preset of version {content.get('version')}, this swiftmask reads version {VERSION}"
+        )
+    try:
+        return _preset_of(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is a damaged preset ({error}): tune again") from error
+
+
+def weights_fingerprint(*parts: object) -> str:
+    """Sixteen hex digits of the weights of modules, the same whether they are held in float32 or bfloat16.
+
+    Everything is hashed in bfloat16: rounding there once or twice is the same. Other than modules is skipped.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        for key, value in part.state_dict().items() if isinstance(part, nn.Module) else ():
+            held = value.detach().cpu()
+            rounded = held.to(torch.bfloat16) if held.is_floating_point() else held
+            digest.update(f"{key} {tuple(held.shape)}".encode())
+            digest.update(rounded.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _preset_of(content: Mapping[str, Any]) -> Preset:
+    measured: dict[str, Any] = dict(content["measured"])
+    for name in ("found", "reference", "best_full"):
+        measured[name] = _numbers_of(measured[name])
+    measured["loss"] = Spread(**measured["loss"])
+    return Preset(
+        model=str(content["model"]),
+        fingerprint=str(content["fingerprint"]),
+        accelerated_fingerprint=str(content["accelerated_fingerprint"]),
+        settings=_settings_of(content["settings"]),
+        measured=Measured(**measured),
+    )
+
+
+def _numbers_of(content: Mapping[str, Any]) -> Numbers:
+    spreads: dict[str, Any] = {key: Spread(**content[key]) for key in ("score", "fd_scenes")}
+    return Numbers(**{**content, **spreads})
+
+
+def _settings_of(content: Mapping[str, Any]) -> Settings:
+    given = {name: _frozen(value) for name, value in content.items()}
+    given["sampling"] = SamplingOptions(**{k: _frozen(v) for k, v in content["sampling"].items()})
+    return Settings(**given)
+
+
+def _frozen(value: Any) -> Any:
+    """JSON has lists where the dataclasses have tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _listed(indices: tuple[int, ...]) -> str:
+    return " ".join(map(str, indices))
