@@ -17,7 +17,7 @@ from swiftmask.data.scenes import CLASS_NAMES, NUM_CLASSES, class_attributes
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar.initialisation import initialise
 from swiftmask.models.mar.network import Network, NetworkConfig
-from swiftmask.models.mar.objective import MARTrainer, MaskedBatch, own_mask_rates, train_step
+from swiftmask.models.mar.objective import MARTrainer, MaskedBatch, all_mask_rates, train_step
 from swiftmask.recipes import mar_scenes_codec
 from swiftmask.recipes.mar_scenes_codec import CodecRecipe
 from swiftmask.recipes.provenance import provenance
@@ -33,7 +33,9 @@ class MARRecipe:
     """Sizes and optimisation of the network.
 
     Attributes:
-        num_copies: noisy copies of each masked token in an update.
+        guess_weight: of guessing tokens from their context alone.
+        num_copies, num_noisy_copies: noisy copies of each masked token in an update, and how many of them are
+            very noisy (models/mar/objective.py).
         num_pictures: size of the cache; the network sees each picture several times.
         sampling: defaults written into the model's config.
     """
@@ -43,6 +45,8 @@ class MARRecipe:
     training: TrainingConfig
     sampling: SamplingOptions
     num_copies: int = 2
+    num_noisy_copies: int = 1
+    guess_weight: float = 1.0
     num_pictures: int = 60_000
     name: str = "mar-scenes"
 
@@ -58,7 +62,7 @@ class MARRecipe:
         torch.manual_seed(self.training.seed)
         network = initialise(Network(self.network), class_attributes(torch.arange(NUM_CLASSES)))
         trained = train(
-            MARTrainer(network),
+            MARTrainer(network, self.guess_weight),
             lambda *place: self.batch(latents, *place),
             train_step,
             self.training,
@@ -76,8 +80,15 @@ class MARRecipe:
         """The masked batch of one step, a function of the step alone; a mask rate for each picture."""
         generator = torch.Generator().manual_seed(step_seed(self.training.seed, step, rank))
         tokens_BLC, labels_B = latents.draw(self.training.batch_size // num_ranks, generator)
-        rates_B = own_mask_rates(len(labels_B), generator)
-        return MaskedBatch.draw(tokens_BLC, labels_B, rates_B, generator, num_copies=self.num_copies)
+        rates_B = all_mask_rates(len(labels_B), generator)
+        return MaskedBatch.draw(
+            tokens_BLC,
+            labels_B,
+            rates_B,
+            generator,
+            num_copies=self.num_copies,
+            num_noisy_copies=self.num_noisy_copies,
+        )
 
 
 def recipe() -> MARRecipe:
@@ -85,7 +96,7 @@ def recipe() -> MARRecipe:
     codec = mar_scenes_codec.recipe()
     network = NetworkConfig(
         encoder_width=160,
-        encoder_depth=4,
+        encoder_depth=3,
         encoder_heads=5,
         decoder_width=160,
         decoder_depth=4,
@@ -100,8 +111,8 @@ def recipe() -> MARRecipe:
         dropout=0.0,
     )
     training = TrainingConfig(
-        num_steps=4000,
-        batch_size=96,
+        num_steps=2300,
+        batch_size=64,
         learning_rate=2e-3,
         muon_learning_rate=4e-3,
         warmup_steps=100,

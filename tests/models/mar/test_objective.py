@@ -36,7 +36,14 @@ def test_mask_rates_are_the_papers() -> None:
     assert shared_B.shape == (7,)
 
 
-@pytest.mark.parametrize("rates", [o.shared_mask_rate, o.own_mask_rates])
+def test_mask_rates_of_all_sizes_are_maskgits() -> None:
+    rates_B = o.all_mask_rates(20_000, torch.Generator().manual_seed(0))
+    assert rates_B.min() < 0.01
+    assert rates_B.max() > 0.99
+    assert rates_B.mean().item() == pytest.approx(2 / torch.pi, abs=0.005)
+
+
+@pytest.mark.parametrize("rates", [o.shared_mask_rate, o.own_mask_rates, o.all_mask_rates])
 def test_every_token_is_known_or_masked(rates: Callable[[int, torch.Generator], Tensor]) -> None:
     for seed in range(5):
         rates_B = rates(B, torch.Generator().manual_seed(seed))
@@ -56,6 +63,27 @@ def test_every_token_is_known_or_masked(rates: Callable[[int, torch.Generator], 
 def test_nothing_is_filled_up_where_rates_agree() -> None:
     assert batch_of(torch.full((B,), 0.75)).present_BN is None
     assert batch_of(torch.tensor([0.7, 0.75, 0.8, 0.9, 1.0, 1.0])).present_BN is not None
+
+
+def test_some_copies_can_be_very_noisy() -> None:
+    tokens_BLC, labels_B = torch.zeros(B, L, C), torch.zeros(B, dtype=torch.int64)
+    generator = torch.Generator().manual_seed(0)
+    batch = o.MaskedBatch.draw(
+        tokens_BLC, labels_B, torch.ones(B), generator, num_copies=3, num_noisy_copies=1
+    )
+    assert batch.timesteps_RX[:2].min() < o.NOISY[0]
+    assert batch.timesteps_RX[2].min() >= o.NOISY[0]
+    assert batch.timesteps_RX[2].max() < o.NOISY[1]
+
+
+def test_the_guess_is_added_and_teaches_the_network(network: Network) -> None:
+    torch.manual_seed(0)
+    batch = batch_of(torch.full((B,), 0.75))
+    trainer = o.MARTrainer(network.requires_grad_(True), guess_weight=2.0).eval()
+    loss, metrics = o.train_step(trainer, batch)
+    torch.testing.assert_close(loss, metrics["mse"] + metrics["vb"] + 2.0 * metrics["guess"])
+    (gradient,) = torch.autograd.grad(metrics["guess"], network.mask_token)
+    assert gradient.abs().sum() > 0
 
 
 def test_labels_are_dropped_now_and_then() -> None:

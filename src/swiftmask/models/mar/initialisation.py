@@ -12,8 +12,11 @@ from swiftmask.core.embeddings import attribute_sums
 from swiftmask.core.positions import grid_waves
 from swiftmask.models.mar.network import Network
 
-_LOUDNESS = 0.2
-"""Deviation of the position tables; a projected token of unit variance has about as much."""
+_ENCODER_LOUDNESS, _DECODER_LOUDNESS, _HEAD_LOUDNESS = 0.4, 1.0, 0.2
+"""Deviations of the position tables: as loud as the tokens beside them, and in the head a reminder."""
+
+_LIKENESS = 0.9
+"""Correlation of keys with queries."""
 
 _CLASS_DEVIATION = 0.1
 """Five times that of the buffer rows it is added to: their norm leaves the class in charge."""
@@ -28,12 +31,22 @@ def initialise(network: Network, attributes_NA: Tensor) -> Network:
         attributes_NA: integers, A for each class, such as its shape and its colour.
     """
     config = network.config
-    for table_1TD in (
-        network.encoder_pos_embed_learned,
-        network.decoder_pos_embed_learned,
-        network.diffusion_pos_embed_learned,
+    for table_1TD, loudness in (
+        (network.encoder_pos_embed_learned, _ENCODER_LOUDNESS),
+        (network.decoder_pos_embed_learned, _DECODER_LOUDNESS),
+        (network.diffusion_pos_embed_learned, _HEAD_LOUDNESS),
     ):
         waves_LD = grid_waves(config.grid, table_1TD.shape[-1])
-        table_1TD[0, -config.num_tokens :] = waves_LD * (_LOUDNESS / waves_LD.std())
+        table_1TD[0, -config.num_tokens :] = waves_LD * (loudness / waves_LD.std())
+    for block in (*network.encoder_blocks, *network.decoder_blocks):
+        _look_at_the_like(block.attn.qkv.weight)  # type: ignore[union-attr]
     network.class_emb.weight.copy_(_CLASS_DEVIATION * attribute_sums(attributes_NA, config.encoder_width))
     return network
+
+
+def _look_at_the_like(qkv_ED: Tensor) -> None:
+    """Keys that are nearly the queries, so that rows attend to rows like themselves, their neighbours first
+    ("mimetic initialisation", Trockman & Kolter, arXiv 2305.09828, section 3).
+    """
+    query_DD, key_DD, _ = qkv_ED.chunk(3)
+    key_DD.mul_((1 - _LIKENESS**2) ** 0.5).add_(query_DD, alpha=_LIKENESS)

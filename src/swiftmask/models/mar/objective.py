@@ -1,9 +1,11 @@
 """MAR's training objective: the diffusion loss of masked tokens (Li et al., arXiv 2406.11838, sections 3.2
 and 4).
 
-Upstream masks the same share of every picture of a batch. A share per picture says more with each batch, at a
-price: the encoder is as long as the least masked picture needs, and the other pictures' rows are filled up
-with rows that attention ignores. Both are functions that draw rates, and the rest does not know which.
+Upstream masks the same share of every picture of a batch, at least 70 %. A share per picture says more with
+each batch, at a price: the encoder is as long as the least masked picture needs, and the other pictures' rows
+are filled up with rows that attention ignores. Shares of all sizes show a small model what neighbours say of
+each other, which it did not find out from few known tokens (docs/log.md). All are functions that draw rates,
+and the rest does not know which.
 
 Unlike upstream, the head sees masked tokens alone, and its condition is projected once for all noisy copies
 of a token.
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swiftmask.models.mar.diffusion import NUM_TIMESTEPS, add_noise, noise_error, variational_bound
@@ -23,6 +26,10 @@ from swiftmask.models.mar.network import KnownTokens, Network
 LABEL_DROP = 0.1
 LOWEST_RATE, RATE_DEVIATION = 0.7, 0.25
 """Mask rates are normal around 1 with this deviation, cut off below the lowest and above 1."""
+
+NOISY = (600, 960)
+"""Timesteps (the last excluded) at which a noisy copy says little of its token: the network has to read the
+others."""
 
 
 def shared_mask_rate(batch: int, generator: torch.Generator) -> Tensor:
@@ -33,6 +40,11 @@ def shared_mask_rate(batch: int, generator: torch.Generator) -> Tensor:
 def own_mask_rates(batch: int, generator: torch.Generator) -> Tensor:
     """A rate for each picture: float32 [B]."""
     return _mask_rates(batch, generator)
+
+
+def all_mask_rates(batch: int, generator: torch.Generator) -> Tensor:
+    """A rate for each picture, of any size: MaskGIT's cosine of a uniform number (arXiv 2202.04200)."""
+    return torch.cos(0.5 * math.pi * torch.rand(batch, generator=generator))
 
 
 def _mask_rates(count: int, generator: torch.Generator) -> Tensor:
@@ -72,11 +84,13 @@ class MaskedBatch:
         generator: torch.Generator,
         *,
         num_copies: int = 4,
+        num_noisy_copies: int = 0,
     ) -> Self:
         """Mask tokens at the given rates, drop labels and draw noise with `generator` (on the CPU).
 
         Args:
             num_copies: noisy copies of each masked token ("diffusion_batch_mul").
+            num_noisy_copies: how many of them have timesteps from `NOISY` alone, the others from all.
         """
         batch, length, channels = tokens_BLC.shape
         order_BL = torch.rand(batch, length, generator=generator).argsort(dim=1)
@@ -86,6 +100,10 @@ class MaskedBatch:
         masked_BL = torch.arange(length) < num_masked_B1
         masked_X = (order_BL + length * torch.arange(batch)[:, None])[masked_BL]
         shape = (num_copies, len(masked_X))
+        timesteps_RX = torch.randint(NUM_TIMESTEPS, shape, generator=generator)
+        if num_noisy_copies:
+            noisy_shape = (num_noisy_copies, len(masked_X))
+            timesteps_RX[-num_noisy_copies:] = torch.randint(*NOISY, noisy_shape, generator=generator)
         return cls(
             tokens_BLC=tokens_BLC,
             labels_B=labels_B,
@@ -93,20 +111,29 @@ class MaskedBatch:
             known_BN=order_BL.flip(1)[:, :most_known],
             present_BN=None if present_BN.all() else present_BN,
             masked_X=masked_X,
-            timesteps_RX=torch.randint(NUM_TIMESTEPS, shape, generator=generator),
+            timesteps_RX=timesteps_RX,
             noise_RXC=torch.randn(*shape, channels, generator=generator),
         )
 
 
 class MARTrainer(nn.Module):
-    """The network with its loss as `forward`, so that data-parallel wrapping sees one call per step."""
+    """The network with its loss as `forward`, so that data-parallel wrapping sees one call per step.
 
-    def __init__(self, network: Network) -> None:
+    Args:
+        guess_weight: of an added loss that upstream has not: the squared error of a linear guess of the clean
+            token from the head's condition alone. A head that is shown a noisy copy hardly needs to know what
+            the other tokens say, and a small backbone then learns it late (docs/log.md). The guess is left
+            behind with the trainer.
+    """
+
+    def __init__(self, network: Network, guess_weight: float = 0.0) -> None:
         super().__init__()
         self.network = network
+        self.guess = nn.Linear(network.config.decoder_width, network.config.channels)
+        self._guess_weight = guess_weight
 
     def forward(self, batch: MaskedBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over masked tokens and copies of the noise error plus the variational bound."""
+        """Mean over masked tokens and copies of the noise error plus the variational bound, and the guess."""
         network = self.network
         vectors_BD = network.class_vectors(batch.labels_B)
         null_BD = network.null_vectors(len(vectors_BD))
@@ -118,7 +145,8 @@ class MARTrainer(nn.Module):
         predicted_RXE = network.head(noisy_RXC, batch.timesteps_RX, context_XD)
         mse = noise_error(predicted_RXE, batch.noise_RXC).mean()
         bound = variational_bound(predicted_RXE, clean_XC, noisy_RXC, batch.timesteps_RX).mean()
-        return mse + bound, {"mse": mse, "vb": bound}
+        guess = F.mse_loss(self.guess(context_XD).float(), clean_XC)
+        return mse + bound + self._guess_weight * guess, {"mse": mse, "vb": bound, "guess": guess}
 
 
 def train_step(
