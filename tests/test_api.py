@@ -172,7 +172,7 @@ def test_a_student_takes_the_models_place(golden_mar: MAR, tmp_path: Path) -> No
 def test_operations_of_long_chains_follow_from_short_ones(golden_mar: MAR) -> None:
     pipeline = swiftmask.Pipeline(golden_mar, sampling=SamplingOptions(denoising_steps=7))
     schedule = pipeline.schedule(4)
-    assert pipeline.flops(schedule) == sum(pipeline._count_flops(schedule))
+    assert pipeline.flops(schedule) == sum(pipeline.step_flops(schedule))
 
 
 def test_options_of_another_kind_of_head_are_refused(pipeline: swiftmask.Pipeline) -> None:

@@ -4,6 +4,7 @@ Needs Chromium and playwright (`make browser` and Debian's chromium); skipped wh
 SWIFTMASK_REQUIRE_BROWSER is set, as in CI.
 """
 
+import importlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -259,8 +260,9 @@ def test_timeline(opened: Opened) -> None:
     assert page.locator("#timeline-steps .full").count() == 4
     page.locator("#timeline-play").focus()
     page.keyboard.press("Enter")
-    page.wait_for_function("document.getElementById('timeline-step').value === '4'")
-    page.wait_for_function("document.getElementById('timeline-play').textContent === 'Play'")
+    expect = importlib.import_module("playwright.sync_api").expect
+    expect(page.locator("#timeline-step")).to_have_value("4")
+    expect(page.locator("#timeline-play")).to_have_text("Play")
 
 
 def test_copy_buttons(chromium: Any, page_file: Path) -> None:
@@ -269,10 +271,15 @@ def test_copy_buttons(chromium: Any, page_file: Path) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy the command of reuse-16:4").focus()
     page.keyboard.press("Enter")
-    page.wait_for_function("document.getElementById('status').textContent === 'Copied.'")
+    expect = importlib.import_module("playwright.sync_api").expect
+    expect(page.locator("#status")).to_have_text("Copied.")
     assert page.evaluate("navigator.clipboard.readText()").endswith("# reuse-16:4")
     page.get_by_role("button", name="Copy as Markdown").click()
-    page.wait_for_function("async () => (await navigator.clipboard.readText()).startsWith('## Quality')")
+    for _ in range(50):  # the page's own policy forbids playwright's polling inside of it
+        if page.evaluate("navigator.clipboard.readText()").startswith("## Quality"):
+            break
+        page.wait_for_timeout(100)
+    assert page.evaluate("navigator.clipboard.readText()").startswith("## Quality")
     page.close()
 
 
