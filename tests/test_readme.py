@@ -1,0 +1,51 @@
+"""The tables of the README are those of the result files, number for number."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from swiftmask.evaluate.summary import caption, markdown, read_report
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_quality_table_is_the_measured_one() -> None:
+    report = read_report(RESULTS / "maskgit-scenes-quality.json")
+    table = markdown(report).split("\n\n")[0]
+    assert table in README
+    assert caption(report) in README
+
+
+def test_the_written_markdown_is_that_of_the_json() -> None:
+    report = read_report(RESULTS / "maskgit-scenes-quality.json")
+    assert (RESULTS / "maskgit-scenes-quality.md").read_text() == markdown(report)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_speed_table_is_the_measured_one(dtype: str) -> None:
+    found = json.loads((RESULTS / f"maskgit-512-speed-{dtype}.json").read_text())
+    speed = found["full_step_flops"] / (found["full_step_ms"] / 1000)
+    cells = [
+        dtype,
+        f"{found['full_step_ms']:.0f}",
+        f"{found['shortcut_step_ms']:.1f}",
+        f"{found['ratio']:.1f} x",
+        f"{found['share']:.3f}",
+        f"{speed / 1e12:.2f}",
+        f"{found['matmul_peak_flops'] / 1e12:.2f}",
+        f"{100 * found['peak_share']:.0f} %",
+        f"{found['peak_memory_bytes'] / 2**30:.2f}",
+    ]
+    assert f"| {' | '.join(cells)} |" in README
+    assert found["command"] in README
+
+
+def test_what_the_bundled_model_says_of_itself_is_a_row_of_the_table() -> None:
+    said = json.loads((ROOT / "src/swiftmask/weights/maskgit-scenes/provenance.json").read_text())["measured"]
+    rows = {row.name: row for row in read_report(RESULTS / "maskgit-scenes-quality.json").rows}
+    row = rows[f"vanilla-{said['steps']}"]
+    assert said["judge"] == pytest.approx(row.score.mean, abs=5e-4)
+    assert said["fd_scenes"] == pytest.approx(row.fd_scenes.mean, abs=0.05)
