@@ -1,6 +1,8 @@
 """The tables of the README are those of the result files, number for number."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,16 @@ def test_the_speed_table_is_the_measured_one(dtype: str) -> None:
     ]
     assert f"| {' | '.join(cells)} |" in README
     assert found["command"] in README
+
+
+def test_every_result_has_the_command_that_measures_it_again() -> None:
+    listing = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "run.py", "--list"], capture_output=True, text=True, check=True
+    ).stdout
+    for path in RESULTS.glob("*.json"):
+        assert f"] {path.stem}: " in listing
+    for line in listing.splitlines():
+        assert (RESULTS / f"{line.split()[1].rstrip(':')}.json").is_file()
 
 
 def test_what_the_bundled_model_says_of_itself_is_a_row_of_the_table() -> None:

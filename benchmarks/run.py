@@ -1,0 +1,67 @@
+"""Measure every number of the README and the docs again: the commands behind the files in `results/`.
+
+    python benchmarks/run.py --list
+    python benchmarks/run.py                      # all of them: hours on two CPU cores
+    python benchmarks/run.py maskgit-512-speed-bfloat16
+
+Runs one command after the other, stops at the first that fails, and goes on where it stopped when called
+again with what is left. `tests/test_readme.py` then fails until the README shows the new numbers.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+_SPEED = (
+    "{swiftmask} bench speed maskgit-512 --random-weights --device cpu --batch 1 --steps 32 --full-steps 12"
+)
+_SAMPLER = "{python} benchmarks/mar_straightforward.py mar-b"
+
+COMMANDS = {
+    "maskgit-scenes-quality": (
+        "{swiftmask} bench quality maskgit-scenes --shortcut auto --steps 4 6 8 12 16 24 32 "
+        "--shortcut-budgets 16:4 16:6 --rivals reuse extrapolation-1 extrapolation-2 --pictures 672 "
+        "--batch 96 --seeds 3 --dtype bfloat16 --device cpu --out {results}"
+    ),
+    "maskgit-512-speed-bfloat16": f"{_SPEED} --dtype bfloat16 --repeats 5 --out {{file}}",
+    "maskgit-512-speed-float32": f"{_SPEED} --dtype float32 --repeats 3 --out {{file}}",
+    "mar-b-sampler-batch1": f"{_SAMPLER} --batch 1 --dtype float32 bfloat16 --repeats 3 --json {{file}}",
+    "mar-b-sampler-batch16": (
+        f"{_SAMPLER} --batch 16 --dtype bfloat16 --repeats 2 --steps 16 48 --json {{file}}"
+    ),
+}
+"""What writes `results/NAME.json`."""
+
+
+def command(name: str) -> list[str]:
+    """The words of a command, with this environment's swiftmask and python."""
+    words = {
+        "swiftmask": f"{shlex.quote(sys.executable)} -m swiftmask",
+        "python": shlex.quote(sys.executable),
+        "results": shlex.quote(str(RESULTS)),
+        "file": shlex.quote(str(RESULTS / f"{name}.json")),
+    }
+    return shlex.split(COMMANDS[name].format(**words))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(COMMANDS)}")
+    parser.add_argument("--list", action="store_true", help="print the commands and run none")
+    chosen = parser.parse_args()
+    names = chosen.names or list(COMMANDS)
+    if unknown := [name for name in names if name not in COMMANDS]:
+        parser.error(f"no result is called {unknown[0]}: choose from {', '.join(COMMANDS)}")
+    for place, name in enumerate(names):
+        print(f"[{place + 1}/{len(names)}] {name}: {shlex.join(command(name))}", flush=True)
+        if not chosen.list and subprocess.run(command(name), cwd=RESULTS.parents[1]).returncode:
+            left = " ".join(names[place:])
+            sys.exit(f"{name} failed: mend it and go on with python benchmarks/run.py {left}")
+
+
+if __name__ == "__main__":
+    main()
