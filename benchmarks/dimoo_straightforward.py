@@ -10,10 +10,8 @@ depths, and what a layer costs more gives the figure for all 32. Drawing the tok
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -33,7 +31,7 @@ from swiftmask.models.lumina_dimoo.layout import Layout, PromptCondition, Vocabu
 from swiftmask.models.lumina_dimoo.network import Backbone
 from swiftmask.models.lumina_dimoo.unmask import by_plain_confidence
 from swiftmask.models.lumina_dimoo.weights import RELEASED, random_backbone
-from swiftmask.recipes.provenance import commit, machine
+from swiftmask.recipes.provenance import measurement
 
 STEPS = 64
 GRID = (32, 32)
@@ -234,12 +232,7 @@ def main() -> None:
         "batch": 1,
         "steps": STEPS,
         "repeats": chosen.repeats,
-        "device": chosen.device,
-        "threads": torch.get_num_threads(),
-        "machine": machine(),
-        "commit": commit(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "command": " ".join(["python", *sys.argv]),
+        **measurement(chosen.device),
         "rows": [asdict(row) for row in rows],
     }
     if chosen.json is not None:

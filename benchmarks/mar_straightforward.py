@@ -14,10 +14,8 @@ is an untrained copy of the model.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -37,7 +35,7 @@ from swiftmask.models.mar.diffusion import Process, respaced, respaced_timesteps
 from swiftmask.models.mar.head import HeadNetwork
 from swiftmask.models.mar.network import Network
 from swiftmask.models.mar.weights import RELEASED, random_network
-from swiftmask.recipes.provenance import commit, machine
+from swiftmask.recipes.provenance import measurement
 
 GUIDANCE = 2.9
 
@@ -274,12 +272,7 @@ def main() -> None:
         "denoising_steps": chosen.denoising_steps,
         "guidance": GUIDANCE,
         "repeats": chosen.repeats,
-        "device": chosen.device,
-        "threads": torch.get_num_threads(),
-        "machine": machine(),
-        "commit": commit(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "command": " ".join(["python", *sys.argv]),
+        **measurement(chosen.device),
         "rows": [asdict(row) for row in rows],
     }
     if chosen.json is not None:

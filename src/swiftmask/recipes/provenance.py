@@ -1,7 +1,8 @@
-"""Where a trained checkpoint comes from: written beside its weights."""
+"""Where a trained checkpoint, or a measured number, comes from: written beside it."""
 
 import platform
 import subprocess
+import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,3 +46,15 @@ def machine() -> str:
         processor = names[0] if names else processor
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{processor}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}"
+
+
+def measurement(device: str) -> dict[str, object]:
+    """Where, when and by which command a script of benchmarks/ measured."""
+    return {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "machine": machine(),
+        "commit": commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "command": " ".join(["python", *sys.argv]),
+    }
