@@ -1,6 +1,7 @@
 """`swiftmask demo` on a tiny model: files, report, and a second run."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +40,29 @@ def test_demo(tiny_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     for name in ("grid.png", "timeline.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob("*.png.partial"))
+
+
+def test_a_student_beside_its_teacher_and_fewer_denoising_steps(
+    tiny_mar_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _demo(tiny_mar_scenes, tmp_path).run() == 0
+    full, fast, equal = json.loads(capsys.readouterr().out)["rows"]
+    assert [full["name"], fast["name"]] == ["vanilla-4", "tiny-mar-marval-4"]
+    assert "--marval auto" in fast["command"]
+    assert "--sampler ddim --denoising-steps 10" in equal["command"]
+    assert full["gflop_per_picture"] > fast["gflop_per_picture"]
+    page = (tmp_path / "report.html").read_text()
+    assert "draws a token in one call of the head" in page
+    assert (tmp_path / "timeline.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_accelerator_at_a_time_and_at_least_one(tiny_scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--shortcut or --marval, not both"):
+        Demo(out=tmp_path, model=str(tiny_scenes), shortcut="auto", marval="auto").run()
+    alone = tmp_path / "alone"
+    shutil.copytree(tiny_scenes, alone)
+    with pytest.raises(ValueError, match="no accelerator of its own: name one with --shortcut"):
+        Demo(out=tmp_path / "demo", model=str(alone)).run()
 
 
 def test_again_is_the_same_and_shows_the_frontier(

@@ -24,6 +24,7 @@ from swiftmask.data.scenes import (
     parse_captions,
     render,
     sample_scenes,
+    simple_scenes,
 )
 from swiftmask.data.scenes.world import LATTICE
 
@@ -36,6 +37,17 @@ def assert_same(left: Scenes | Facts, right: Scenes | Facts) -> None:
 def share(facts: Facts, scenes: Scenes) -> torch.Tensor:
     num_true_B, num_stated_B = check(facts, scenes)
     return num_true_B / num_stated_B
+
+
+def assert_apart(scenes: Scenes) -> None:
+    """No two objects of a scene touch, not even the boxes they lie in."""
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        apart_B = torch.maximum(
+            (scenes.x_BO[:, first] - scenes.x_BO[:, second]).abs(),
+            (scenes.y_BO[:, first] - scenes.y_BO[:, second]).abs(),
+        )
+        reach_B = scenes.radius_BO[:, first] + scenes.radius_BO[:, second]
+        assert (apart_B > reach_B)[scenes.shape_BO[:, second] >= 0].all()
 
 
 def swapped(scenes: Scenes, order: list[int]) -> Scenes:
@@ -87,13 +99,7 @@ def test_objects_lie_inside_and_never_overlap(num_objects: int) -> None:
     assert (present_BO.sum(dim=1) == num_objects).all()
     for centre_BO in (scenes.x_BO, scenes.y_BO):
         assert ((centre_BO - scenes.radius_BO >= 0) & (centre_BO + scenes.radius_BO <= 1))[present_BO].all()
-    for first in range(num_objects):
-        for second in range(first):
-            apart_B = torch.maximum(
-                (scenes.x_BO[:, first] - scenes.x_BO[:, second]).abs(),
-                (scenes.y_BO[:, first] - scenes.y_BO[:, second]).abs(),
-            )
-            assert (apart_B > scenes.radius_BO[:, first] + scenes.radius_BO[:, second]).all()
+    assert_apart(scenes)
 
 
 def test_painted_pixels_stay_in_the_box_of_the_radius() -> None:
@@ -156,6 +162,18 @@ def test_class_pictures_are_simple() -> None:
     steps_BX = torch.stack([scenes.x_BO[:, 0], scenes.y_BO[:, 0]], dim=1) * LATTICE
     torch.testing.assert_close(steps_BX, steps_BX.round())
     assert (scenes.pattern_B == PATTERNS.index("plain")).all()
+
+
+def test_several_simple_objects_lie_on_the_lattice_apart_and_in_no_doubtful_relation() -> None:
+    scenes = simple_scenes(range(20_000))
+    assert scenes.count_B.unique().tolist() == [2, 3]
+    assert scenes.radius_BO.unique().shape == (3,)  # two, and none
+    for step_BO in (scenes.x_BO * LATTICE, scenes.y_BO * LATTICE):
+        torch.testing.assert_close(step_BO, step_BO.round())
+    assert_apart(scenes)
+    two = scenes[scenes.count_B == 2]
+    dx_B, dy_B = (two.x_BO[:, 1] - two.x_BO[:, 0]).abs(), (two.y_BO[:, 1] - two.y_BO[:, 0]).abs()
+    assert ((dx_B - dy_B).abs() * LATTICE).min() > 0.9
 
 
 def test_captions_round_trip() -> None:

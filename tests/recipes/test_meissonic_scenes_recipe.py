@@ -77,16 +77,20 @@ def set_codes(codec: VQCodec, codebook_VC: Tensor) -> None:
         codebook_of(codec).copy_(codebook_VC)
 
 
-@pytest.mark.parametrize("percent", [0, 25, 100])
-def test_a_world_is_the_mixture_it_says(percent: int) -> None:
-    scenes = World(simple_percent=percent).scenes(SEEDS)
+@pytest.mark.parametrize(("simple", "single"), [(0, 50), (25, 100), (100, 100), (100, 50), (50, 0)])
+def test_a_world_is_the_mixture_it_says(simple: int, single: int) -> None:
+    scenes = World(simple_percent=simple, single_percent=single).scenes(SEEDS)
     simple_B = (scenes.tilt_BO == 0).all(dim=1)
-    assert int(simple_B.sum()) == len(SEEDS) * percent // 100
-    assert (scenes.count_B[simple_B] == 1).all()
+    assert int(simple_B.sum()) == len(SEEDS) * simple // 100
     assert (scenes.pattern_B[simple_B] == 0).all()
-    labels_B = SEEDS[simple_B] % NUM_CLASSES
-    assert (labels_B.bincount(minlength=NUM_CLASSES) == percent).all(), "evenly over the classes"
-    assert percent == 100 or scenes.count_B.unique().tolist() == [1, 2, 3]
+    single_B = simple_B & (scenes.count_B == 1)
+    assert int(single_B.sum()) == len(SEEDS) * simple * single // 10_000
+    labels_B = SEEDS[single_B] % NUM_CLASSES
+    assert (labels_B.bincount(minlength=NUM_CLASSES) == simple * single // 100).all(), (
+        "evenly over the classes"
+    )
+    if simple * single < 10_000:
+        assert scenes.count_B.unique().tolist() == [1, 2, 3]
 
 
 def test_a_scene_depends_on_its_seed_alone() -> None:
@@ -96,9 +100,10 @@ def test_a_scene_depends_on_its_seed_alone() -> None:
     assert len({float(x) for x in together.x_BO[:, 0]}) > 4
 
 
-def test_a_share_of_a_hundred_and_ten_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"0\.\.100, got 110"):
-        World(simple_percent=110)
+@pytest.mark.parametrize("share", ["simple_percent", "single_percent"])
+def test_a_share_of_a_hundred_and_ten_is_refused(share: str) -> None:
+    with pytest.raises(ValueError, match=rf"{share} must lie in 0\.\.100, got 110"):
+        World(**{share: 110})
 
 
 def test_every_caption_can_be_read_by_tokenizer_and_judges() -> None:

@@ -7,29 +7,46 @@ from typing import TYPE_CHECKING
 
 from swiftmask.cli import measure
 from swiftmask.cli.evaluate import Evaluate
-from swiftmask.cli.report_pictures import draw_first, draw_shown, draw_timeline, gallery_of, scenes_requests
+from swiftmask.cli.report_pictures import (
+    Requests,
+    draw_first,
+    draw_shown,
+    draw_timeline,
+    gallery_of,
+    scenes_requests,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from swiftmask.core.types import Record
     from swiftmask.evaluate.quality import Row
     from swiftmask.evaluate.report import Picture
     from swiftmask.evaluate.summary import QualityReport
-    from swiftmask.pipeline import Pipeline, Result
+    from swiftmask.pipeline import Pipeline
+
+_RIVAL_DENOISING = 10
+"""DDIM steps of a diffusion head that spares as many as it can without being trained."""
+
+_FRAMES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demo:
     """Draw with the full model, the accelerated one, and the full one at equal cost: same seeds.
 
-    Writes OUT/report.html (one file, no network), OUT/*.png and OUT/demo.json. Finished parts are used again.
+    The accelerator is the model's own (its shortcut, its MARVAL student or its Speed-RL weights) unless one
+    is named. Writes OUT/report.html (one file, no network), OUT/*.png and OUT/demo.json. Finished parts are
+    used again.
 
     Attributes:
         out: folder of the report.
         model: bundled name, model folder or Hugging Face repo id.
-        shortcut: the accelerator ("auto" is the model's own).
+        shortcut: accelerate with this shortcut.
+        marval: accelerate with this MARVAL student.
+        speed_rl: accelerate with these Speed-RL weights.
         steps: decode steps.
-        full_steps: how many of them still run the backbone in the accelerated model.
+        full_steps: how many of them still run the backbone with a shortcut; how many there are with Speed-RL.
         pictures: pictures per row, for judging.
         shown: pictures side by side.
         device: where to run ("cpu", "cuda").
@@ -39,7 +56,9 @@ class Demo:
 
     out: Path = Path("demo")
     model: str = "maskgit-scenes"
-    shortcut: str = "auto"
+    shortcut: str | None = None
+    marval: str | None = None
+    speed_rl: str | None = None
     steps: int = 16
     full_steps: int = 6
     pictures: int = 192
@@ -58,14 +77,17 @@ class Demo:
         if not 1 <= self.shown <= self.pictures:
             raise ValueError(f"--shown must be between 1 and --pictures ({self.pictures}), got {self.shown}")
         sample = Sample(num_pictures=self.pictures, num_seeds=1, batch_size=min(96, self.pictures))
-        base, fast = self._pipelines()
-        rows, pipelines = self._rows(base, fast)
+        base = self._base()
+        ways = self._ways(base)
+        rows = [way.row(base, reference=self._reference(way, ways[0].row(base))) for way in ways]
+        pipelines = [way.pipeline(base) for way in ways]
         store = measure.store_of(base, self.out / "measurements.partial")
         report = measure.study(rows, sample, store, model=base.name, command=self.command())
-        drawn = draw_shown(rows, scenes_requests(rows[0], self.pictures), self.shown)
+        requests = scenes_requests(rows[0], self.pictures)
+        drawn = draw_shown(rows, requests, self.shown)
         write_report(report, self.out / "demo.json")
         _write_bytes(self.out / "grid.png", side_by_side(list(drawn.values())))
-        self._write_timeline(rows[1], pipelines[1])
+        _write_bytes(self.out / "timeline.png", filmstrip(pipelines[1], rows[1].steps, requests))
         self._write_page(report, rows, pipelines, drawn)
         if self.json:
             measure.print_json(asdict(report))
@@ -78,40 +100,68 @@ class Demo:
         """What makes this report again."""
         defaults = Demo()
         words: list[object] = ["demo"]
-        for name in ("model", "shortcut", "steps", "full_steps", "pictures", "shown", "device"):
+        names = (
+            "model",
+            "shortcut",
+            "marval",
+            "speed_rl",
+            "steps",
+            "full_steps",
+            "pictures",
+            "shown",
+            "device",
+        )
+        for name in names:
             value = getattr(self, name)
             words += [] if value == getattr(defaults, name) else [f"--{name.replace('_', '-')}", value]
         return measure.command_line(*words, "--out", self.out)
 
-    def _pipelines(self) -> "tuple[Pipeline, Pipeline]":
-        from swiftmask.api import accelerate, load
+    def _base(self) -> "Pipeline":
+        from swiftmask.api import load
 
         if self.model == Demo().model:
             _require_bundled(self.model)
-        shortcut = measure.shortcut_of(self.model, self.shortcut)
         base = load(self.model, device=self.device)
         measure.require_scenes(base)
-        return base, accelerate(base, shortcut=shortcut, full_steps=self.full_steps)
+        return base
 
-    def _rows(self, base: "Pipeline", fast: "Pipeline") -> "tuple[list[Row], list[Pipeline]]":
-        """The full model, the accelerated one, and the full one with as many steps as that cost pays for."""
-        alone = Evaluate(model=self.model, steps=self.steps, pictures=self.pictures, seeds=1)
-        full = measure.row_of(base, self.steps, series="vanilla", command=alone.command())
-        command = replace(alone, shortcut=self.shortcut, full_steps=self.full_steps).command()
-        quick = measure.row_of(fast, self.steps, series="shortcut", command=command, reference=full.name)
-        fewer = max(1, min(self.steps, round(self.steps * quick.flops / full.flops)))
-        if fewer == self.steps:
-            return [full, quick], [base, fast]
-        equal = measure.row_of(base, fewer, series="vanilla", command=replace(alone, steps=fewer).command())
-        return [full, quick, equal], [base, fast, base]
+    def _ways(self, base: "Pipeline") -> list[Evaluate]:
+        """The full model, the accelerated one, and the full one with as many steps as that costs.
 
-    def _write_timeline(self, row: "Row", pipeline: "Pipeline") -> None:
-        """The first shown picture filling up, in one line of pictures."""
-        from swiftmask.evaluate.sheets import filmstrip
+        Errors: ValueError if no accelerator is named and the model has none, or if several are named.
+        """
+        full = Evaluate(
+            model=self.model, steps=self.steps, pictures=self.pictures, seeds=1, device=self.device
+        )
+        method, source = self._accelerator()
+        match method:
+            case "shortcut":
+                fast, rival = replace(full, shortcut=source, full_steps=self.full_steps), full
+            case "marval":
+                fast = replace(full, marval=source)
+                rival = replace(full, sampler="ddim", denoising_steps=(_RIVAL_DENOISING,))
+            case _:
+                fast, rival = replace(full, speed_rl=source, steps=self.full_steps), full
+        equal = _at_cost_of(fast, rival, base)
+        return [full, fast] if equal == full else [full, fast, equal]
 
-        result = draw_first(pipeline, row.steps, scenes_requests(row, self.pictures))
-        images_S3HW, masked_SL = _canvases(pipeline, result, row.steps)
-        _write_bytes(self.out / "timeline.png", filmstrip(images_S3HW, masked_SL, pipeline.model.spec.grid))
+    def _accelerator(self) -> tuple[str, str]:
+        """The method, and where its weights are ("auto": beside the model)."""
+        sources = {"shortcut": self.shortcut, "marval": self.marval, "speed-rl": self.speed_rl}
+        named = [(method, source) for method, source in sources.items() if source is not None]
+        if len(named) > 1:
+            raise ValueError(f"the demo shows one accelerator: --{named[0][0]} or --{named[1][0]}, not both")
+        own = [(method, "auto") for method in sources if measure.has_own(self.model, method)]
+        if not named + own:
+            raise ValueError(
+                f"{self.model} has no accelerator of its own: "
+                "name one with --shortcut, --marval or --speed-rl"
+            )
+        return (named + own)[0]
+
+    def _reference(self, way: Evaluate, full: "Row") -> str | None:
+        """A shortcut should draw the tokens of the full model; other weights need not."""
+        return None if way.shortcut is None else full.name
 
     def _write_page(
         self,
@@ -126,7 +176,7 @@ class Demo:
         requests = scenes_requests(rows[0], self.pictures)
         page = html_report(
             f"{report.model}: full and accelerated",
-            _found(report),
+            _found(report, self._accelerator()[0]),
             report,
             self._frontier(report),
             gallery=gallery_of(drawn, requests),
@@ -173,26 +223,48 @@ def _require_bundled(model: str) -> None:
         )
 
 
-def _found(report: "QualityReport") -> str:
+_METHODS = {
+    "shortcut": "the learned shortcut replaces most runs of its backbone by a small network",
+    "marval": "the MARVAL student draws a token in one call of the head instead of a hundred",
+    "speed-rl": "Speed-RL tuned its weights to need fewer steps",
+}
+
+
+def _found(report: "QualityReport", method: str) -> str:
     full, fast = report.rows[:2]
     cheaper = full.gflop_per_picture / fast.gflop_per_picture
     return (
-        "A masked image generator fills a canvas of tokens step by step; the learned shortcut replaces most "
-        f"runs of its backbone by a small network. Here {fast.steps} steps with {fast.full_steps} full ones "
-        f"cost {cheaper:.1f} times less work than {full.steps} full steps "
+        f"A masked image generator fills a canvas of tokens step by step; {_METHODS[method]}. "
+        f"Here {fast.name} costs {cheaper:.1f} times less work than {full.name}, the full model "
         f"({full.ms_per_picture:.0f} ms became {fast.ms_per_picture:.0f} ms per picture on this machine); "
         f"the independent judge finds {100 * fast.score.mean:.1f} % of the asked-for facts in its pictures, "
         f"against {100 * full.score.mean:.1f} % for the full model."
     )
 
 
-def _canvases(pipeline: "Pipeline", result: "Result", steps: int, count: int = 8) -> "tuple[Tensor, Tensor]":
-    """The first picture's canvas at several steps: pictures [S, 3, H, W] and what is masked [S, L]."""
+def _at_cost_of(fast: Evaluate, rival: Evaluate, base: "Pipeline") -> Evaluate:
+    """The rival with as many steps, at most its own, as come nearest to the fast way's operations."""
+    fast_pipeline, pipeline = fast.pipeline(base), rival.pipeline(base)
+    wanted = fast_pipeline.flops(fast_pipeline.schedule(fast.steps))
+
+    def distance(steps: int) -> int:
+        return abs(pipeline.flops(pipeline.schedule(steps)) - wanted)
+
+    return replace(rival, steps=min(range(1, rival.steps + 1), key=distance))
+
+
+def filmstrip(pipeline: "Pipeline", steps: int, requests: Requests) -> bytes:
+    """A PNG of the first shown picture filling up."""
     import torch
 
-    chosen = sorted({round(index * steps / max(1, count - 1)) for index in range(count)})
-    tokens_L, decided_at_L = result.trajectory.tokens_BL[0], result.trajectory.decided_at_BL[0]
-    masked_SL = torch.stack([decided_at_L >= step for step in chosen])
-    codes_SL = tokens_L.expand_as(masked_SL).masked_fill(masked_SL, 0)  # greyed out, but a code is wanted
-    with torch.no_grad():
-        return pipeline.model.to_pixels(codes_SL).float().cpu(), masked_SL.cpu()
+    from swiftmask.evaluate.sheets import canvas_picture, side_by_side
+
+    frames: list[Tensor] = []
+
+    def watch(record: "Record") -> None:
+        frames.append(canvas_picture(pipeline.model, record.after))
+
+    draw_first(pipeline, steps, requests, watch)
+    last = len(frames) - 1
+    chosen = sorted({round(index * last / (_FRAMES - 1)) for index in range(_FRAMES)})
+    return side_by_side([torch.stack([frames[index] for index in chosen])])

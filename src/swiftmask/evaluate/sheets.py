@@ -1,14 +1,19 @@
-"""Picture sheets: the same seeds side by side, and one canvas filling up. Arrays in, PNG bytes out."""
+"""Pictures side by side as one PNG, and what a canvas looks like before it is finished."""
 
 from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
+from swiftmask.core.protocol import MaskedGenerator
+from swiftmask.core.types import Canvas
+
 _GAP = 4
 _HIDDEN = 0.55
+"""White pixels between pictures, and the grey of what is not decided yet."""
 
 
 def side_by_side(rows_B3HW: Sequence[Tensor], *, scale: int = 2) -> bytes:
@@ -29,15 +34,17 @@ def side_by_side(rows_B3HW: Sequence[Tensor], *, scale: int = 2) -> bytes:
     return _png(sheet)
 
 
-def filmstrip(images_S3HW: Tensor, masked_SL: Tensor, grid: tuple[int, int], *, scale: int = 2) -> bytes:
-    """Canvases of one decode, masked tokens (True) greyed out; `images_S3HW` are their pictures."""
-    rows, columns = grid
-    size = images_S3HW.shape[-2:]
-    masked_SHW = masked_SL.reshape(-1, rows, columns)
-    row_H = (np.arange(size[0]) * rows) // size[0]
-    column_W = (np.arange(size[1]) * columns) // size[1]
-    hidden_SHW = masked_SHW[:, row_H][:, :, column_W]
-    return side_by_side([images_S3HW.masked_fill(hidden_SHW[:, None], _HIDDEN)], scale=scale)
+def canvas_picture(model: MaskedGenerator, canvas: Canvas) -> Tensor:
+    """The first picture of a canvas, undecided positions grey: [3, H, W]."""
+    tokens_1L, masked_1L = canvas.tokens_BL[:1], canvas.masked_BL[:1]
+    where = masked_1L if tokens_1L.ndim == 2 else masked_1L[..., None]
+    image_3HW = model.to_pixels(tokens_1L.masked_fill(where, 0))[0].float().cpu()  # the mask id is no code
+    masked_hw = masked_1L.reshape(model.spec.grid).cpu()
+    rows_H, columns_W = (
+        (torch.arange(pixels) * tokens) // pixels
+        for pixels, tokens in zip(image_3HW.shape[1:], model.spec.grid, strict=True)
+    )
+    return image_3HW.masked_fill(masked_hw[rows_H][:, columns_W], _HIDDEN)
 
 
 def _pixels(images_B3HW: Tensor) -> np.ndarray:

@@ -119,7 +119,7 @@ class DiMOORecipe:
 
     def data_name(self, codec: VQCodec) -> str:
         """What a cache is called, and a checkpoint checked against: the codec and the world."""
-        return f"{fingerprint(codec)}-simple{self.world.simple_percent}"
+        return f"{fingerprint(codec)}-{self.world.name}"
 
     def pictures(self, codec: VQCodec, folder: Path) -> CaptionedCodes:
         """The training pictures, drawn and encoded once."""

@@ -117,7 +117,7 @@ class MeissonicRecipe:
 
     def data_name(self, codec: VQCodec) -> str:
         """What a cache is called, and a checkpoint checked against: the codec and the world."""
-        return f"{fingerprint(codec)}-simple{self.world.simple_percent}"
+        return f"{fingerprint(codec)}-{self.world.name}"
 
     def pictures(self, codec: VQCodec, words: Tokenizer, folder: Path) -> CaptionedCodes:
         """The training pictures, drawn and tokenized once."""
@@ -184,10 +184,10 @@ def recipe() -> MeissonicRecipe:
         codebook_size=tokenizer.num_codes,
         vocabulary_size=tokenizer.num_codes + 1,
         rotary_axes=(4, 14, 14),
-        downsample=False,
+        downsample=True,
     )
     training = TrainingConfig(
-        num_steps=4000,
+        num_steps=6000,
         batch_size=64,
         learning_rate=3e-3,
         muon_learning_rate=6e-3,

@@ -55,7 +55,7 @@ class TokenizerRecipe:
             train_step,
             self.training,
             folder,
-            name=f"meissonic-scenes-tokenizer-simple{self.world.simple_percent}",
+            name=f"meissonic-scenes-tokenizer-{self.world.name}",
             on_log=on_log,
         )
         return pruned(trained.codec, trained.running.count_V, self.num_codes)

@@ -25,6 +25,7 @@ from swiftmask.data.scenes.world import (
     concat_scenes,
     relation,
     sample_scenes,
+    simple_scenes,
 )
 
 __all__ = [
@@ -52,4 +53,5 @@ __all__ = [
     "relation",
     "render",
     "sample_scenes",
+    "simple_scenes",
 ]

@@ -7,34 +7,57 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from swiftmask.data.scenes.captions import captions
-from swiftmask.data.scenes.world import NUM_CLASSES, Scenes, class_scenes, concat_scenes, sample_scenes
+from swiftmask.data.scenes.world import (
+    NUM_CLASSES,
+    Scenes,
+    class_scenes,
+    concat_scenes,
+    sample_scenes,
+    simple_scenes,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Which scenes there are: a mixture of two kinds, dealt out evenly over the seeds.
+    """Which scenes there are: a mixture of three kinds, dealt out evenly over the seeds.
 
     Attributes:
-        simple_percent: how many of a hundred show what class pictures do: one upright object of two exact
+        simple_percent: how many of a hundred are as simple as class pictures: upright objects of two exact
             radii on a lattice, before a plain background. The others have one to three objects anywhere,
             tilted, on patterns. The simple ones are what two cores learn in an hour (docs/log.md).
+        single_percent: how many of a hundred simple ones show one object; the others show two or three.
 
     Errors: ValueError for less than none or more than all.
     """
 
     simple_percent: int = 100
+    single_percent: int = 50
 
     def __post_init__(self) -> None:
-        if not 0 <= self.simple_percent <= 100:
-            raise ValueError(f"simple_percent must lie in 0..100, got {self.simple_percent}")
+        for name in ("simple_percent", "single_percent"):
+            if not 0 <= getattr(self, name) <= 100:
+                raise ValueError(f"{name} must lie in 0..100, got {getattr(self, name)}")
+
+    @property
+    def name(self) -> str:
+        """For files made from these scenes alone."""
+        return f"simple{self.simple_percent}-single{self.single_percent}"
 
     def scenes(self, seeds_B: Tensor) -> Scenes:
         """What the pictures of these seeds show."""
         labels_B = seeds_B % NUM_CLASSES
         # Steps of 37 mix neighbours, and over 4,800 seeds each class gets every residue once.
-        simple_B = (seeds_B + seeds_B // NUM_CLASSES) * 37 % 100 < self.simple_percent
-        parts = [class_scenes(labels_B[simple_B], seeds_B[simple_B]), sample_scenes(seeds_B[~simple_B])]
-        return concat_scenes(parts)[simple_B.long().argsort(descending=True, stable=True).argsort()]
+        place_B = (seeds_B + seeds_B // NUM_CLASSES) * 37 % 100
+        simple_B = place_B < self.simple_percent
+        single_B = simple_B & (place_B * 100 < self.simple_percent * self.single_percent)
+        several_B = simple_B & ~single_B
+        parts = [
+            class_scenes(labels_B[single_B], seeds_B[single_B]),
+            simple_scenes(seeds_B[several_B]),
+            sample_scenes(seeds_B[~simple_B]),
+        ]
+        kind_B = 2 - simple_B.long() - single_B.long()
+        return concat_scenes(parts)[kind_B.argsort(stable=True).argsort()]
 
     def captions(self, seeds_B: Tensor) -> list[str]:
         """Their full captions."""

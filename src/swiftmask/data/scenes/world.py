@@ -27,7 +27,7 @@ CLASS_NAMES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOUR
 _MASK = 0xFFFFFFFF
 _MARGIN = 0.5 / 64  # keeps anti-aliased edges of neighbours apart
 LATTICE = 12
-_CLASS_RADII = (9.25 / 64, 14.25 / 64)
+_EXACT_RADII = (9.25 / 64, 14.25 / 64)
 _SMALL_RADIUS = (8.5 / 64, 10 / 64)
 _LARGE_RADIUS = (13.5 / 64, 15 / 64)
 _PERIOD = 1 / 4  # of a pattern; coarse enough for a grid of 12x12 tokens to draw
@@ -127,13 +127,26 @@ def class_scenes(labels_B: Tensor, seeds: Sequence[int] | Tensor) -> Scenes:
     shape_BO[:, 0], colour_BO[:, 0] = class_attributes(labels_B).unbind(1)
     background_B = _integer(draws_BN[:, _Draw.BACKGROUND], len(COLOURS) - 1)
     background_B = background_B + (background_B >= colour_BO[:, 0])
-    small_BO, radii = scenes.size_BO == 0, (_CLASS_RADII[0], _CLASS_RADII[1])
-    radius_BO = torch.where(small_BO, *radii).masked_fill(scenes.size_BO < 0, 0.0)
+    simple = _simplified(scenes)
+    return replace(simple, shape_BO=shape_BO, colour_BO=colour_BO, background_B=background_B)
+
+
+def simple_scenes(seeds: Sequence[int] | Tensor) -> Scenes:
+    """Two or three objects, as simple as those of class pictures."""
+    draws_BN = _uniform(_as_seeds(seeds))
+    count_B = 2 + _integer(draws_BN[:, _Draw.COUNT], MAX_OBJECTS - 1)
+    return _simplified(_scenes_from_draws(draws_BN, count_B, exact_radii=True))
+
+
+def _simplified(scenes: Scenes) -> Scenes:
+    """Upright objects of exact radii on the lattice, before a plain background.
+
+    What was placed by these radii stays apart: the nearest lattice points are no nearer to the edges of its
+    part of the picture.
+    """
+    radius_BO = _exact_radius(scenes.size_BO).masked_fill(scenes.size_BO < 0, 0.0)
     return replace(
         scenes,
-        shape_BO=shape_BO,
-        colour_BO=colour_BO,
-        background_B=background_B,
         radius_BO=radius_BO,
         x_BO=_on_lattice(scenes.x_BO, radius_BO),
         y_BO=_on_lattice(scenes.y_BO, radius_BO),
@@ -183,13 +196,15 @@ def _integer(uniform: Tensor, num_values: int) -> Tensor:
     return (uniform * num_values).long().clamp(max=num_values - 1)
 
 
-def _scenes_from_draws(draws_BN: Tensor, count_B: Tensor) -> Scenes:
+def _scenes_from_draws(draws_BN: Tensor, count_B: Tensor, *, exact_radii: bool = False) -> Scenes:
     slots_O = torch.arange(MAX_OBJECTS, device=draws_BN.device)
     empty_BO = slots_O >= count_B[:, None]
     background_B = _integer(draws_BN[:, _Draw.BACKGROUND], len(COLOURS))
     shape_BO, colour_BO = _distinct_objects(_per_object(draws_BN, _Draw.KIND), background_B)
     size_BO = _integer(_per_object(draws_BN, _Draw.SIZE), len(SIZES))
     radius_BO = _radius(size_BO, _per_object(draws_BN, _Draw.RADIUS))
+    if exact_radii:
+        radius_BO = _exact_radius(size_BO)
     x_BO, y_BO = _place(draws_BN, count_B, radius_BO)
     tilt_BO = (2 * _per_object(draws_BN, _Draw.TILT) - 1) * _MAX_TILT
     return Scenes(
@@ -232,6 +247,10 @@ def _radius(size_BO: Tensor, uniform_BO: Tensor) -> Tensor:
     small_BO = _SMALL_RADIUS[0] + uniform_BO * (_SMALL_RADIUS[1] - _SMALL_RADIUS[0])
     large_BO = _LARGE_RADIUS[0] + uniform_BO * (_LARGE_RADIUS[1] - _LARGE_RADIUS[0])
     return torch.where(size_BO == 0, small_BO, large_BO)
+
+
+def _exact_radius(size_BO: Tensor) -> Tensor:
+    return torch.where(size_BO == 0, *_EXACT_RADII)
 
 
 def _place(draws_BN: Tensor, count_B: Tensor, radius_BO: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,15 +7,15 @@ from torch import Tensor
 
 from swiftmask.core.protocol import MaskedGenerator
 from swiftmask.core.tokens import CategoricalTokens
-from swiftmask.core.types import Canvas, Record
+from swiftmask.core.types import Record
 from swiftmask.evaluate.report.gallery import picture_uri
+from swiftmask.evaluate.sheets import canvas_picture
 
 DECIDED = 255
 """In a confidence map: this position was decided before the step."""
 
-_HIDDEN = 0.55
 _FRAME = 128
-"""Grey of what is not decided yet, and pixels of a frame's longer side."""
+"""Pixels of a frame's longer side."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class TimelineRecorder:
                 full=record.step.full,
                 num_decided=record.step.num_decided,
                 num_masked=record.step.num_masked_after,
-                frame=picture_uri(_frame(self.model, record.after), at_most=_FRAME),
+                frame=picture_uri(canvas_picture(self.model, record.after), at_most=_FRAME),
                 confidence=None if confidence_L is None else bytes(confidence_L.tolist()),
             )
         )
@@ -84,16 +84,3 @@ def _confidence(model: MaskedGenerator, record: Record) -> Tensor | None:
     confidence_L = torch.full((model.spec.num_tokens,), DECIDED, dtype=torch.uint8)
     confidence_L[positions_BM[0].cpu()] = (100 * likeliest_BM[0]).round().to("cpu", torch.uint8)
     return confidence_L
-
-
-def _frame(model: MaskedGenerator, canvas: Canvas) -> Tensor:
-    """The first picture of a canvas, undecided positions grey: [3, H, W]."""
-    tokens_1L, masked_1L = canvas.tokens_BL[:1], canvas.masked_BL[:1]
-    where = masked_1L if tokens_1L.ndim == 2 else masked_1L[..., None]
-    image_3HW = model.to_pixels(tokens_1L.masked_fill(where, 0))[0].float().cpu()  # the mask id is no code
-    masked_hw = masked_1L.reshape(model.spec.grid).cpu()
-    rows_H, columns_W = (
-        (torch.arange(pixels) * tokens) // pixels
-        for pixels, tokens in zip(image_3HW.shape[1:], model.spec.grid, strict=True)
-    )
-    return image_3HW.masked_fill(masked_hw[rows_H][:, columns_W], _HIDDEN)
