@@ -11,7 +11,9 @@ from PIL import Image
 
 from swiftmask.cli import COMMANDS, main, overview
 from swiftmask.cli.overrides import leaves, override
+from swiftmask.cli.train import Train
 from swiftmask.models.maskgit import MaskGIT
+from swiftmask.training.lock import sole_writer
 
 
 def succeeded(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -140,6 +142,11 @@ def test_train_runs_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for _ in range(2):
         assert str(tmp_path) in succeeded(capsys, *arguments)
     assert (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
+    with sole_writer(tmp_path), pytest.raises(ValueError, match="another run is writing to"):
+        Train(recipe="scenes-judge", out=tmp_path).run()
 
 
 def test_interrupted_training_says_how_to_continue(

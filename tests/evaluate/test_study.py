@@ -200,6 +200,14 @@ def test_a_report_page_stands_alone(report: QualityReport) -> None:
     assert all(row.command in page for row in report.rows)
 
 
+def test_two_processes_keep_each_others_measurements(tmp_path: Path, real: RealPictures) -> None:
+    first, second = Store(tmp_path, "m"), Store(tmp_path, "m")
+    found = run_study([_row("vanilla-4")], SAMPLE, first, real)
+    other = replace(found[0], row="vanilla-8")
+    assert second.add(other) == [*found, other] == first.read()
+    assert second.add(found[0]) == [*found, other], "measured twice, kept once"
+
+
 def test_sheets() -> None:
     from io import BytesIO
 

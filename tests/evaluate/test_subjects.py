@@ -84,7 +84,7 @@ def test_measurements_of_prompts_are_kept(tmp_path: Path) -> None:
     (found,) = run_study([row(CAPTIONS, [])], SAMPLE, store, real)
     assert store.read() == [found]
     assert found.diversity is not None
-    store.write([replace(found, diversity=None)])
+    store.add(replace(found, diversity=None))
     assert "diversity" not in store.path.read_text(), "lines of classes are what they were"
 
 

@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from swiftmask.cli.overrides import leaves, override
 from swiftmask.cli.progress import note, progress_bar
 from swiftmask.registry import recipe_module
+from swiftmask.training.lock import sole_writer
 
 if TYPE_CHECKING:
     from swiftmask.training.loop import Progress
@@ -41,12 +42,11 @@ class Train:
         folder = self.out or Path("runs") / self.recipe
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"--out {folder} is a file: name a folder")
-        folder.mkdir(parents=True, exist_ok=True)
         note(
             f"training {self.recipe} in {folder}; an interrupted run continues where its last checkpoint was"
         )
         try:
-            with progress_bar() as bar:
+            with sole_writer(folder), progress_bar() as bar:
                 finished = config.run(folder, Display(bar))
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the same command continues from the last checkpoint") from None

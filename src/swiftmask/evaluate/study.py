@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from swiftmask.evaluate.quality import Measurement, RealPictures, Row, Sample, measure
 
@@ -53,12 +54,17 @@ class Store:
             )
         return measurements
 
-    def write(self, measurements: Sequence[Measurement]) -> None:
+    def add(self, measurement: Measurement) -> list[Measurement]:
+        """Write one more, and return all there are: several processes can share the work of a study."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = [{"model": self.model}, *map(_line, measurements)]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(partial, self.path)
+        with FileLock(self.folder / ".lock"):
+            others = {_key(other): other for other in self.read()}
+            found = [*(others | {_key(measurement): measurement}).values()]
+            lines = [{"model": self.model}, *map(_line, found)]
+            partial = self.path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            os.replace(partial, self.path)
+        return found
 
     def read_tokens(self, row: Row, seed: int, count: int) -> np.ndarray | None:
         path = self._tokens_path(row, seed, count)
@@ -67,7 +73,7 @@ class Store:
     def write_tokens(self, row: Row, seed: int, tokens_XL: np.ndarray) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._tokens_path(row, seed, len(tokens_XL))
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}.partial")
         with partial.open("wb") as file:
             np.save(file, tokens_XL)
         os.replace(partial, path)
@@ -98,9 +104,7 @@ def run_study(
                 on_progress(row.name, sample.num_pictures)
                 continue
             done[key] = _measure(row, rows, sample, store, real, seed, on_progress)
-            # Another process may have added rows meanwhile: several can share the work of a study.
-            done = {_key(m): m for m in store.read()} | done
-            store.write(list(done.values()))
+            done = {_key(m): m for m in store.add(done[key])} | done
     return [done[key] for key in wanted]
 
 
