@@ -10,7 +10,7 @@ recipe itself. A killed run continues: trainings resume, finished rows are kept,
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from swiftmask.cli import measure
 from swiftmask.cli.evaluate import Evaluate
 from swiftmask.cli.overrides import override
 from swiftmask.evaluate.quality import Sample
-from swiftmask.evaluate.summary import QualityReport, write_text
+from swiftmask.evaluate.summary import QualityReport, Spread, write_text
 from swiftmask.recipes import mar_scenes_marval
 
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -73,6 +73,20 @@ def table(report: QualityReport, students: Mapping[str, Path], chosen: argparse.
     return {**facts, "label": label, "settings_of_all": chosen.set, "teacher": rows[0], "variants": variants}
 
 
+def markdown(content: dict) -> str:
+    """The table as the docs show it."""
+
+    def cells(name: str, settings: Sequence[str], row: dict) -> str:
+        judge, distance = (Spread(**row[column]) for column in ("score", "fd_scenes"))
+        changed = ", ".join(f"`{setting}`" for setting in settings)
+        return f"| {name} | {changed} | {judge.text(3)} | {distance.text(1)} |"
+
+    lines = ["| variant | changed | judge score | fd_scenes |", "|---|---|---|---|"]
+    lines += [cells("teacher", (), content["teacher"])]
+    lines += [cells(row["variant"], row["settings"], row) for row in content["variants"]]
+    return "\n".join(lines) + "\n"
+
+
 def last_metrics(run: Path) -> dict:
     """The last line of a training's log."""
     return json.loads((run / "log.jsonl").read_text().splitlines()[-1])
@@ -98,7 +112,9 @@ def main() -> None:
     students = {name: train(name, chosen) for name in chosen.variants}
     report = judge(students, chosen, " ".join(["python", *sys.argv]))
     content = table(report, students, chosen)
-    write_text(chosen.json or chosen.out / "ablations.json", json.dumps(content, indent=2) + "\n")
+    path = chosen.json or chosen.out / "ablations.json"
+    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path.with_suffix(".md"), markdown(content))
     for name, row in zip(["teacher", *students], report.rows, strict=True):
         print(f"{name:20s} judge {row.score.text(3)}  fd_scenes {row.fd_scenes.text(1)}")
 

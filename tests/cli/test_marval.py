@@ -155,6 +155,10 @@ def test_ablations_write_one_table(
     assert second["calls"] == {"backbone": 1, "head": 1, "decoder": 1, "branches": 1}
     assert "student_loss" in second["last_metrics"]
     assert second["score"]["mean"] >= 0
+    teacher, recipe, head_only = (tmp_path / "ablations.md").read_text().splitlines()[2:]
+    assert teacher.startswith("| teacher |  | ")
+    assert f"| head-only | `part=head` | {second['score']['mean']:.3f} ± 0.000 |" in head_only
+    assert recipe.startswith("| recipe |  | ")
     assert len(list(tmp_path.glob("latents-*"))) == 1
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "teacher",
