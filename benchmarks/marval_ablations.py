@@ -27,6 +27,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "head-only": ("part=head",),
     "first-term-only": ("marval.second_weight=0",),
     "guidance-1.0": ("marval.guidance=1.0",),
+    "guidance-1.2": ("marval.guidance=1.2",),
     "guidance-2.0": ("marval.guidance=2.0",),
     "timesteps-to-700": ("marval.last_timestep=700",),
     "timesteps-from-300": ("marval.first_timestep=300",),
@@ -34,8 +35,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "weight-noise-level": ("weight=noise-level",),
     "narrow-masks": ("marval.mask.std=0.25", "marval.mask.lowest=0.7"),
 }
-"""What each changes; guidance 1.2, timesteps 20 to 980, flat weight and wide masks are the recipe's, narrow
-ones the teacher's."""
+"""What each changes; guidance 1.5, timesteps 20 to 980, flat weight and wide masks are the recipe's, narrow
+ones MAR's own."""
 
 
 def train(name: str, chosen: argparse.Namespace) -> Path:

@@ -158,9 +158,10 @@ def prompt_ids(texts: Sequence[str]) -> Tensor:
 def recipe() -> DiMOORecipe:
     """`swiftmask train dimoo-scenes`: codec, tokens and backbone on two CPU cores, meant for two hours.
 
-    Not run to its end yet: sizes, rates and sampling are first guesses after maskgit-scenes, and captions are
-    those of one object on a plain background (`world.simple_percent=0` is the whole of Scenes). Rotations are
-    quicker than the released model's: their slowest takes a few sequences to turn, not thousands.
+    Not run to its end yet: sizes, rates and sampling are first guesses after maskgit-scenes. Captions are
+    those of one to three objects on a plain background (`world.simple_percent=0` is the whole of Scenes).
+    Rotations are quicker than the released model's: their slowest takes a few sequences to turn, not
+    thousands.
     """
     codec = meissonic_scenes_tokenizer.recipe()
     backbone = BackboneConfig(
