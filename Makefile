@@ -4,8 +4,9 @@ BIN := .venv/bin
 
 .PHONY: demo test check bench browser docs clean
 
-demo: .venv/installed ## pictures, table and report: full model against accelerated
+demo: .venv/installed ## pictures, tables and reports: full models against accelerated ones
 	$(BIN)/swiftmask demo --out demo
+	$(BIN)/swiftmask demo --model mar-scenes --out demo/mar-scenes
 
 test: .venv/installed ## the test-suite, CPU only
 	$(BIN)/python -m pytest

@@ -27,6 +27,16 @@ COMMANDS = {
         "--shortcut-budgets 16:4 16:6 --rivals reuse extrapolation-1 extrapolation-2 --pictures 672 "
         "--batch 96 --seeds 3 --dtype bfloat16 --device cpu --out {results}"
     ),
+    "mar-scenes-quality": (
+        "{swiftmask} bench quality mar-scenes --shortcut none --steps 16 --denoising-steps 50 25 10 5 2 "
+        "--ddim-steps 50 25 10 5 2 1 --disa 50:5 --marval mar-scenes-marval mar-scenes-marval-rl "
+        "--marval-steps 4 8 16 32 --pictures 672 --seeds 3 --batch 96 --dtype bfloat16 --device cpu "
+        "--out {results}"
+    ),
+    "mar-scenes-sampler": (
+        "{python} benchmarks/mar_straightforward.py mar-scenes --ar-steps 16 --steps 2 6 10 14 --batch 1 16 "
+        "--dtype bfloat16 --repeats 5 --json {file}"
+    ),
     "maskgit-512-speed-bfloat16": f"{_SPEED} --dtype bfloat16 --repeats 5 --out {{file}}",
     "maskgit-512-speed-float32": f"{_SPEED} --dtype float32 --repeats 3 --out {{file}}",
     "mar-b-sampler-batch1": f"{_SAMPLER} --batch 1 --dtype float32 bfloat16 --repeats 3 --json {{file}}",

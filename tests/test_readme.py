@@ -12,18 +12,21 @@ from swiftmask.evaluate.summary import caption, markdown, read_report
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text()
+PAGES = {"maskgit-scenes": "README.md", "mar-scenes": "docs/marval.md"}
+"""Where the table of each model stands."""
 
 
-def test_the_quality_table_is_the_measured_one() -> None:
-    report = read_report(RESULTS / "maskgit-scenes-quality.json")
-    table = markdown(report).split("\n\n")[0]
-    assert table in README
-    assert caption(report) in README
+@pytest.mark.parametrize("model", PAGES)
+def test_the_quality_table_is_the_measured_one(model: str) -> None:
+    report, page = read_report(RESULTS / f"{model}-quality.json"), (ROOT / PAGES[model]).read_text()
+    assert markdown(report).split("\n\n")[0] in page
+    assert caption(report) in page
 
 
-def test_the_written_markdown_is_that_of_the_json() -> None:
-    report = read_report(RESULTS / "maskgit-scenes-quality.json")
-    assert (RESULTS / "maskgit-scenes-quality.md").read_text() == markdown(report)
+@pytest.mark.parametrize("model", PAGES)
+def test_the_written_markdown_is_that_of_the_json(model: str) -> None:
+    report = read_report(RESULTS / f"{model}-quality.json")
+    assert (RESULTS / f"{model}-quality.md").read_text() == markdown(report)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -55,9 +58,20 @@ def test_every_result_has_the_command_that_measures_it_again() -> None:
         assert (RESULTS / f"{line.split()[1].rstrip(':')}.json").is_file()
 
 
-def test_what_the_bundled_model_says_of_itself_is_a_row_of_the_table() -> None:
-    said = json.loads((ROOT / "src/swiftmask/weights/maskgit-scenes/provenance.json").read_text())["measured"]
-    rows = {row.name: row for row in read_report(RESULTS / "maskgit-scenes-quality.json").rows}
-    row = rows[f"vanilla-{said['steps']}"]
+@pytest.mark.parametrize(
+    ("weights", "model", "series"),
+    [
+        ("maskgit-scenes", "maskgit-scenes", "vanilla"),
+        ("mar-scenes", "mar-scenes", "vanilla"),
+        ("mar-scenes-marval", "mar-scenes", "mar-scenes-marval"),
+        ("mar-scenes-marval-rl", "mar-scenes", "mar-scenes-marval-rl"),
+    ],
+)
+def test_what_bundled_weights_say_of_themselves_is_a_row_of_the_table(
+    weights: str, model: str, series: str
+) -> None:
+    said = json.loads((ROOT / f"src/swiftmask/weights/{weights}/provenance.json").read_text())["measured"]
+    rows = {row.name: row for row in read_report(RESULTS / f"{model}-quality.json").rows}
+    row = rows[f"{series}-{said['steps']}"]
     assert said["judge"] == pytest.approx(row.score.mean, abs=5e-4)
     assert said["fd_scenes"] == pytest.approx(row.fd_scenes.mean, abs=0.05)

@@ -102,12 +102,14 @@ class BenchQuality:
     def command(self) -> str:
         """What measures all of it again."""
         words: list[object] = ["bench", "quality", self.model, "--shortcut", self.shortcut]
-        words += ["--steps", *self.steps, "--shortcut-budgets", *self.shortcut_budgets]
-        words += [] if self.rivals is None else ["--rivals", *self.rivals]
+        words += ["--steps", *self.steps]
+        if self.shortcut != "none" or self.rivals:
+            words += ["--shortcut-budgets", *self.shortcut_budgets]
+        words += ["--rivals", *self.rivals] if self.rivals else []
         for flag in ("denoising_steps", "ddim_steps", "disa", "marval", "marval_steps", "speed_rl"):
             given = getattr(self, flag)
             words += [f"--{flag.replace('_', '-')}", *given] if given else []
-        words += ["--pictures", self.pictures, "--seeds", self.seeds]
+        words += ["--pictures", self.pictures, "--seeds", self.seeds, "--batch", self.batch]
         return measure.command_line(*words, "--dtype", self.dtype, "--device", self.device, "--out", self.out)
 
     def fitted_to(self, base: "Pipeline") -> "BenchQuality":

@@ -73,6 +73,7 @@ class RewardRecipe:
         """Train, or continue, in `folder`; returns `folder/model`, ready for `accelerate(marval=...)`."""
         teacher, device = read_teacher(self.teacher, trained_by="mar-scenes"), training_device()
         student = read_student(self.student, teacher)
+        started_from = f"{Path(self.student).name} {fingerprint(student)}"
         name = run_name(self.name, teacher, fingerprint(student), self.tuning, self.marval)
         loss = self.reward_loss(teacher, device)
         if self.tuning.divergence_weight == 0:
@@ -82,7 +83,7 @@ class RewardRecipe:
         teacher.to(device)
         torch.manual_seed(self.training.seed)
         trained = train(trainer, batches, train_step, self.training, folder, name=name, on_log=on_log)
-        facts = {"tuning": asdict(self.tuning), "marval": asdict(self.marval), "student": self.student}
+        facts = {"tuning": asdict(self.tuning), "marval": asdict(self.marval), "student": started_from}
         write_student(
             folder / "model",
             trained.student,

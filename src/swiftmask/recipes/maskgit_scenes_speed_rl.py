@@ -61,7 +61,7 @@ class MaskGITSpeedRLRecipe:
             name=run_name(self.name, base, self.speed_rl, self.readers),
             on_log=on_log,
         )
-        facts = {"speed_rl": asdict(self.speed_rl), "base": self.base, "steps": STEPS}
+        facts = {"speed_rl": asdict(self.speed_rl), "base": Path(self.base).name, "steps": STEPS}
         made_by = provenance(self.name, self.training, **facts)
         tuned = write_results(policy, self.speed_rl, folder, base="maskgit-scenes", provenance=made_by)
         assert isinstance(tuned, MaskGIT)

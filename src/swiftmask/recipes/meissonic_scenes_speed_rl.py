@@ -63,7 +63,7 @@ class MeissonicSpeedRLRecipe:
             name=run_name(self.name, base, self.speed_rl, self.readers, self.world, self.num_captions),
             on_log=on_log,
         )
-        facts = {"speed_rl": asdict(self.speed_rl), "world": asdict(self.world), "base": self.base}
+        facts = {"speed_rl": asdict(self.speed_rl), "world": asdict(self.world), "base": Path(self.base).name}
         made_by = provenance(self.name, self.training, **facts, steps=STEPS)
         tuned = write_results(policy, self.speed_rl, folder, base="meissonic-scenes", provenance=made_by)
         assert isinstance(tuned, Meissonic)
