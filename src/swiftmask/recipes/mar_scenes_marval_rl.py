@@ -124,7 +124,7 @@ def unclamped_pixels(teacher: MAR) -> Pixels:
 
 
 def recipe() -> RewardRecipe:
-    """`swiftmask train mar-scenes-marval-rl`: 15 minutes on one CPU core; half of the updates are the
+    """`swiftmask train mar-scenes-marval-rl`: 10 minutes on one CPU core; half of the updates are the
     auxiliary network's. Measured quality in docs/marval.md; nothing here has been swept.
 
     Weights are not cast (`precision`): steps are computed again in the backward pass, where a cast would be

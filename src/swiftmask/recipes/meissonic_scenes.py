@@ -180,7 +180,7 @@ def recipe() -> MeissonicRecipe:
         num_heads=4,
         head_width=32,
         num_double_blocks=2,
-        num_single_blocks=5,
+        num_single_blocks=4,
         text_width=text.hidden_size,
         codebook_size=tokenizer.num_codes,
         vocabulary_size=tokenizer.num_codes + 1,
