@@ -59,8 +59,8 @@ def results(tiny_mar_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     command = BenchQuality(
         model=str(tiny_mar_scenes),
         steps=(2,),
-        denoising_steps=(3,),
-        ddim_steps=(1,),
+        denoising_steps=("3",),
+        ddim_steps=("1", "1x2"),
         disa=("4:2",),
         marval=("auto",),
         marval_steps=(1, 2),
@@ -81,6 +81,7 @@ def test_rows_of_a_diffusion_head(results: Path) -> None:
         "vanilla-2": (2, 6),
         "disa-2x4-2": (2, 4 + 2),
         "ddim-2x1": (2, 2),
+        "ddim-1x2": (1, 2),
         "tiny-mar-marval-1": (1, 1),
         "tiny-mar-marval-2": (2, 2),
     }
@@ -88,7 +89,7 @@ def test_rows_of_a_diffusion_head(results: Path) -> None:
     assert all(row["agreement"] is None for row in rows.values())
     assert "--sampler ancestral --denoising-steps 4 2" in rows["disa-2x4-2"]["command"]
     assert "--shortcut none" in report["command"]
-    assert "--ddim-steps 1 --disa 4:2 --marval auto --marval-steps 1 2" in report["command"]
+    assert "--ddim-steps 1 1x2 --disa 4:2 --marval auto --marval-steps 1 2" in report["command"]
     assert (results / "tiny-mar-frontier.png").read_bytes().startswith(b"\x89PNG")
 
 

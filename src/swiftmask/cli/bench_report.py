@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from swiftmask.cli import measure
-from swiftmask.cli.bench import BenchQuality, Way, parse_budget
+from swiftmask.cli.bench import BenchQuality, Way, check_denoising, parse_budget
 from swiftmask.cli.report_pictures import Requests, draw_shown, draw_timeline, gallery_of, scenes_requests
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ class BenchReport:
     """MARVAL students of a diffusion head, by name or folder; auto is the model's own, if it has one."""
     speed_rl: tuple[str, ...] = ("auto",)
     """Weights tuned for few steps, by name or folder; auto is the model's own, if it has them."""
-    denoising_steps: tuple[int, ...] = ()
-    """Of a diffusion head, ancestral, as further rivals."""
-    ddim_steps: tuple[int, ...] = ()
+    denoising_steps: tuple[str, ...] = ()
+    """Of a diffusion head, ancestral, as further rivals; 8x10 is 10 of them in each of 8 decode steps."""
+    ddim_steps: tuple[str, ...] = ()
     """The same, deterministic."""
     disa: tuple[str, ...] = ()
     """The same, annealed over the decode, as FIRST:LAST pairs."""
@@ -125,6 +125,7 @@ class BenchReport:
         """Errors: ValueError or FileNotFoundError for what is wrong before anything is loaded."""
         for text in self.budgets:
             parse_budget(text)
+        check_denoising(self.denoising_steps, self.ddim_steps)
         if (self.reference is None) != (self.extractor is None):
             raise ValueError("--reference and --extractor go together: real pictures, and whose features")
         if self.reference is None and (self.crop, self.prompts, self.classes) != (None, None, None):
