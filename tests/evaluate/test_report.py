@@ -98,6 +98,12 @@ def test_fewer_steps_are_what_an_accelerator_must_beat(score: float, verdict: st
     assert "2.7 times cheaper" in text
 
 
+def test_findings_say_what_fewer_steps_give_at_equal_cost() -> None:
+    fast = replace(_summary("shortcut-16:4", 3.0, 0.9), equal_cost_score=0.7654)
+    text = findings(comparison_of(_report(FULL, FEWER, fast)))
+    assert text.endswith(" Just fewer steps at the cost of shortcut-16:4 would have 0.765 (interpolated).")
+
+
 def test_findings_without_a_full_model_or_an_affordable_row() -> None:
     fast = _summary("shortcut-16:12", 7.0, 0.95)
     assert "No accelerated row" in findings(comparison_of(_report(FULL, FEWER, fast)))

@@ -123,6 +123,16 @@ def test_a_killed_study_continues(real: RealPictures, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_a_report_says_when_each_of_its_rows_was_measured(real: RealPictures, tmp_path: Path) -> None:
+    first, second = _row("vanilla-4"), _row("vanilla-8")
+    run_study([first], SAMPLE, Store(tmp_path, "m", commit="1a", date="2026-01-01"), real)
+    later = Store(tmp_path, "m", commit="2b", date="2026-01-02")
+    found = run_study([first, second], SAMPLE, later, real)
+    report = summarise([first, second], found, SAMPLE, ORIGIN)
+    assert (report.commit, report.date) == ("1a, 2b", "2026-01-01, 2026-01-02")
+    assert found == run_study([first, second], SAMPLE, Store(tmp_path, "m", commit="3c"), real)
+
+
 def test_other_weights_are_not_mixed(real: RealPictures, tmp_path: Path) -> None:
     rows = [_row("vanilla-4")]
     run_study(rows, SAMPLE, Store(tmp_path, "maskgit abc"), real)

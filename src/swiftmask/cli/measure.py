@@ -211,9 +211,10 @@ def fingerprint(pipeline: "Pipeline", schedule: object = None) -> str:
 def store_of(pipeline: "Pipeline", folder: Path) -> "Store":
     """The folder of half-done results of a base model."""
     from swiftmask.evaluate.study import Store
+    from swiftmask.recipes.provenance import commit
 
     base = replace(pipeline, features_fn=None, full_steps=None, _flops={})
-    return Store(folder, f"{pipeline.name} {fingerprint(base)}")
+    return Store(folder, f"{pipeline.name} {fingerprint(base)}", commit=commit(), date=_today())
 
 
 def study(
@@ -241,8 +242,11 @@ def origin(model: str, command: str) -> "Origin":
     from swiftmask.evaluate.summary import Origin
     from swiftmask.recipes.provenance import commit, machine
 
-    date = datetime.now(UTC).strftime("%Y-%m-%d")
-    return Origin(model=model, commit=commit(), date=date, machine=machine(), command=command)
+    return Origin(model=model, commit=commit(), date=_today(), machine=machine(), command=command)
+
+
+def _today() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
 @contextmanager

@@ -109,6 +109,7 @@ class Measurement:
         ms_per_picture: token decode only, median over batches.
         training_reward: the same score by the reader that training may use; None if it was not asked.
         diversity: within a prompt, mean over prompts (drift.py); None for classes.
+        commit, date: when it was measured; None if nobody said.
     """
 
     row: str
@@ -124,6 +125,8 @@ class Measurement:
     peak_memory_bytes: int
     training_reward: float | None = None
     diversity: float | None = None
+    commit: str | None = None
+    date: str | None = None
 
 
 @dataclass

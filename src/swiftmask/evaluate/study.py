@@ -9,7 +9,7 @@ results of another base model are refused.
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +27,13 @@ class Store:
 
     Args:
         model: name and fingerprint of the base model.
+        commit, date: written beside what is measured from now on.
     """
 
     folder: Path
     model: str
+    commit: str | None = None
+    date: str | None = None
 
     @property
     def path(self) -> Path:
@@ -56,6 +59,7 @@ class Store:
 
     def add(self, measurement: Measurement) -> list[Measurement]:
         """Write one more, and return all there are: several processes can share the work of a study."""
+        measurement = replace(measurement, commit=self.commit, date=self.date)
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
             others = {_key(other): other for other in self.read()}
@@ -103,8 +107,8 @@ def run_study(
             if key in done and not _lacks_tokens(row, rows, store, seed, sample):
                 on_progress(row.name, sample.num_pictures)
                 continue
-            done[key] = _measure(row, rows, sample, store, real, seed, on_progress)
-            done = {_key(m): m for m in store.add(done[key])} | done
+            measurement = _measure(row, rows, sample, store, real, seed, on_progress)
+            done |= {_key(m): m for m in store.add(measurement)}
     return [done[key] for key in wanted]
 
 
@@ -133,8 +137,8 @@ def _measure(
 
 
 def _line(measurement: Measurement) -> dict[str, object]:
-    """A measurement as it is written; what only prompts have is left out for classes."""
-    optional = ("training_reward", "diversity")
+    """A measurement as it is written; what not every one has is left out where it is unknown."""
+    optional = ("training_reward", "diversity", "commit", "date")
     return {k: v for k, v in asdict(measurement).items() if not (k in optional and v is None)}
 
 

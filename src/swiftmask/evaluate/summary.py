@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -61,6 +61,7 @@ class QualityReport:
     """A whole study, as it is published.
 
     Attributes:
+        commit, date: when it was measured; all there are if it took several.
         N: pictures per row and evaluation seed, which is also what `floor` and every `fd_scenes` compare.
         floor: `fd_scenes` of real pictures to other real ones.
     """
@@ -91,7 +92,11 @@ class Origin:
 def summarise(
     rows: Sequence[Row], measurements: Sequence[Measurement], sample: Sample, origin: Origin
 ) -> QualityReport:
-    """Means and spreads of what `run_study` returned."""
+    """Means and spreads of what `run_study` returned.
+
+    Args:
+        origin: its commit and date are for measurements that do not say theirs.
+    """
     by_row = {row.name: [m for m in measurements if m.row == row.name] for row in rows}
     vanilla = [
         (row.flops, fmean(m.score for m in by_row[row.name]), fmean(m.fd_scenes for m in by_row[row.name]))
@@ -99,6 +104,8 @@ def summarise(
         if row.series == "vanilla"
     ]
     floors = {m.seed: m.floor for m in measurements}
+    commits, dates = ([getattr(m, fact) or getattr(origin, fact) for m in measurements] for fact in _WHEN)
+    origin = replace(origin, commit=_each(commits), date=_each(dates))
     return QualityReport(
         **asdict(origin),
         N=sample.num_pictures,
@@ -107,6 +114,13 @@ def summarise(
         floor=Spread.of(list(floors.values())),
         rows=[_summarise_row(row, by_row[row.name], vanilla) for row in rows],
     )
+
+
+_WHEN = ("commit", "date")
+
+
+def _each(values: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(values))
 
 
 def _summarise_row(

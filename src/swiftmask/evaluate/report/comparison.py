@@ -43,7 +43,12 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One row: cost per picture and quality by the key of a quantity."""
+    """One row: cost per picture and quality by the key of a quantity.
+
+    Attributes:
+        equal_cost: the first quantity of the full model with as many steps as cost the same, if measured
+            about there.
+    """
 
     name: str
     series: str
@@ -52,6 +57,7 @@ class Point:
     gflop: float
     ms: float
     values: dict[str, Spread]
+    equal_cost: float | None
     command: str
 
 
@@ -110,6 +116,7 @@ def _of_scenes(report: QualityReport) -> Comparison:
             ms=row.ms_per_picture,
             values={"score": row.score, "fd_scenes": row.fd_scenes}
             | ({} if row.diversity is None else {"diversity": row.diversity}),
+            equal_cost=row.equal_cost_score,
             command=row.command,
         )
         for row in report.rows
@@ -139,6 +146,7 @@ def _of_folder(report: FolderReport) -> Comparison:
             gflop=row.gflop_per_picture,
             ms=row.ms_per_picture,
             values=row.metrics,
+            equal_cost=row.equal_cost,
             command=row.command,
         )
         for row in report.rows
@@ -164,7 +172,7 @@ def _of_folder(report: FolderReport) -> Comparison:
 
 
 def findings(comparison: Comparison) -> str:
-    """What the table says about half the cost of the full model, in two sentences."""
+    """What the table says about half the cost of the full model, in two or three sentences."""
     full, quantity = comparison.full, comparison.quantities[0]
     if full is None:
         return f"{len(comparison.points)} ways to draw with {comparison.model}."
@@ -184,7 +192,13 @@ def findings(comparison: Comparison) -> str:
     if fewer is None:
         return text + "; no row of fewer steps alone is as cheap."
     verdict = _verdict(fast.values[quantity.key], fewer.values[quantity.key], quantity)
-    return text + f"; {verdict} the best of just fewer steps, {fewer.name} with {_value(fewer, quantity)}."
+    text += f"; {verdict} the best of just fewer steps, {fewer.name} with {_value(fewer, quantity)}."
+    if fast.equal_cost is None:
+        return text
+    return (
+        text
+        + f" Just fewer steps at the cost of {fast.name} would have {fast.equal_cost:.3g} (interpolated)."
+    )
 
 
 def model_card(comparison: Comparison) -> str:
