@@ -262,10 +262,14 @@ def markdown_table(
     commands: Sequence[tuple[str, str]],
 ) -> str:
     """A table under its headings, its caption, the command of all rows and of each (by row name)."""
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(row) + " |" for row in cells]
     alone = [f"* {name}: `{own}`" for name, own in commands]
-    return "\n".join([*lines, "", caption, "", f"All rows: `{command}`", "", *alone]) + "\n"
+    return "\n".join([markdown_cells(names, cells), "", caption, "", f"All rows: `{command}`", "", *alone]) + "\n"
+
+
+def markdown_cells(names: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """Cells under their headings, without a newline at the end."""
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)])
 
 
 def _equal_cost(row: RowSummary) -> str:

@@ -1,0 +1,119 @@
+"""One table across models and methods, from the files in `results/`: what each method bought, at what quality.
+
+    python benchmarks/methods_table.py            # Markdown, as docs/methods.md shows it
+
+The last column is what the method's paper says of its own models, metrics and machines. It stands there so
+that nobody has to look for it; nothing in it was measured here, and no column can be compared with it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from swiftmask.evaluate.summary import RowSummary, markdown_cells, read_report
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A row of the full model, a row of a method, and the paper's own words."""
+
+    method: str
+    model: str
+    full: str
+    fast: str
+    paper: str
+
+
+_SHORTCUT_PAPER = (
+    "MaskGIT-512, ImageNet: FID 6.84 at 32 steps of which 12 full, 2.28 times faster than 32 full ones (8.08)"
+)
+_MARVAL_PAPER = "ImageNet 256, MAR-B: FID 3.06 for 2.60, 0.61 s for 20.10 s a picture at batch 1"
+
+ENTRIES = (
+    Entry(
+        method="MIGM-Shortcut",
+        model="maskgit-scenes",
+        full="vanilla-16",
+        fast="shortcut-16:6",
+        paper=_SHORTCUT_PAPER,
+    ),
+    Entry(
+        method="feature reuse",
+        model="maskgit-scenes",
+        full="vanilla-16",
+        fast="reuse-16:6",
+        paper="",
+    ),
+    Entry(
+        method="10 DDIM steps",
+        model="mar-scenes",
+        full="vanilla-16",
+        fast="ddim-16x10",
+        paper="",
+    ),
+    Entry(
+        method="MARVAL",
+        model="mar-scenes",
+        full="vanilla-16",
+        fast="mar-scenes-marval-16",
+        paper=_MARVAL_PAPER,
+    ),
+    Entry(
+        method="MARVAL-RL",
+        model="mar-scenes",
+        full="vanilla-16",
+        fast="mar-scenes-marval-rl-8",
+        paper="ImageNet 256, the H size: ImageReward -0.107 to -0.064, CLIP score 29.33 to 29.78",
+    ),
+)
+
+_HEADINGS = (
+    "method",
+    "model",
+    "full model",
+    "judge, fd_scenes",
+    "with the method",
+    "judge, fd_scenes",
+    "GFLOP, times fewer",
+    "ms, times fewer",
+    "fewer steps at that cost",
+    "its paper, on its own models",
+)
+
+
+def table() -> str:
+    """The whole of it, in Markdown."""
+    cells = []
+    for entry in ENTRIES:
+        rows = {row.name: row for row in read_report(RESULTS / f"{entry.model}-quality.json").rows}
+        cells.append(_cells(entry, rows[entry.full], rows[entry.fast]))
+    return markdown_cells(_HEADINGS, cells)
+
+
+def _cells(entry: Entry, full: RowSummary, fast: RowSummary) -> tuple[str, ...]:
+    equal_cost = (
+        ""
+        if fast.equal_cost_score is None or fast.equal_cost_fd_scenes is None
+        else f"{fast.equal_cost_score:.3f}, {fast.equal_cost_fd_scenes:.0f}"
+    )
+    return (
+        entry.method,
+        entry.model,
+        entry.full,
+        _quality(full),
+        entry.fast,
+        _quality(fast),
+        f"{full.gflop_per_picture / fast.gflop_per_picture:.1f}",
+        f"{full.ms_per_picture / fast.ms_per_picture:.1f}",
+        equal_cost,
+        entry.paper,
+    )
+
+
+def _quality(row: RowSummary) -> str:
+    return f"{row.score.mean:.3f}, {row.fd_scenes.mean:.0f}"
+
+
+if __name__ == "__main__":
+    print(table())
