@@ -263,7 +263,10 @@ def markdown_table(
 ) -> str:
     """A table under its headings, its caption, the command of all rows and of each (by row name)."""
     alone = [f"* {name}: `{own}`" for name, own in commands]
-    return "\n".join([markdown_cells(names, cells), "", caption, "", f"All rows: `{command}`", "", *alone]) + "\n"
+    return (
+        "\n".join([markdown_cells(names, cells), "", caption, "", f"All rows: `{command}`", "", *alone])
+        + "\n"
+    )
 
 
 def markdown_cells(names: Sequence[str], cells: Sequence[Sequence[str]]) -> str:

@@ -166,7 +166,7 @@ def recipe() -> DiMOORecipe:
     codec = meissonic_scenes_tokenizer.recipe()
     backbone = BackboneConfig(
         width=192,
-        depth=6,
+        depth=4,
         num_heads=6,
         mlp_width=512,
         vocabulary_size=WordPrompts(WORDS).num_ids + 6 + codec.num_codes,
@@ -174,7 +174,7 @@ def recipe() -> DiMOORecipe:
     )
     training = TrainingConfig(
         num_steps=4000,
-        batch_size=64,
+        batch_size=48,
         learning_rate=3e-3,
         muon_learning_rate=6e-3,
         warmup_steps=100,
