@@ -49,6 +49,13 @@ def test_quality(tiny_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (tmp_path / "tiny-frontier.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_command_says_that_no_rivals_were_wanted(tmp_path: Path) -> None:
+    command = _bench(tmp_path, tmp_path)
+    assert "--rivals reuse --pictures" in command.command()
+    assert "--rivals --pictures" in replace(command, rivals=()).command()
+    assert "--rivals" not in replace(command, rivals=None).command()
+
+
 def test_quality_again_draws_nothing(
     tiny_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

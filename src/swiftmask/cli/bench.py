@@ -104,7 +104,7 @@ class BenchQuality:
         words += ["--steps", *self.steps]
         if self.shortcut != "none" or self.rivals:
             words += ["--shortcut-budgets", *self.shortcut_budgets]
-        words += ["--rivals", *self.rivals] if self.rivals else []
+        words += [] if self.rivals is None else ["--rivals", *self.rivals]
         for flag in ("denoising_steps", "ddim_steps", "disa", "marval", "marval_steps", "speed_rl"):
             given = getattr(self, flag)
             words += [f"--{flag.replace('_', '-')}", *given] if given else []
@@ -116,7 +116,7 @@ class BenchQuality:
         if not measure.has_diffusion_head(base):
             return replace(self, rivals=measure.RIVALS if self.rivals is None else self.rivals)
         no_own = self.shortcut == "auto" and not measure.has_own(self.model, "shortcut")
-        return replace(self, shortcut="none" if no_own else self.shortcut, rivals=self.rivals or ())
+        return replace(self, shortcut="none" if no_own else self.shortcut)
 
     def _evaluate(self, steps: int) -> Evaluate:
         return Evaluate(
