@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from swiftmask.evaluate.summary import caption, markdown, read_report
+from swiftmask.evaluate.summary import caption, markdown, read_report, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -27,6 +27,21 @@ def test_the_quality_table_is_the_measured_one(model: str) -> None:
 def test_the_written_markdown_is_that_of_the_json(model: str) -> None:
     report = read_report(RESULTS / f"{model}-quality.json")
     assert (RESULTS / f"{model}-quality.md").read_text() == markdown(report)
+
+
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "docs" / "reports").glob("*.html")), ids=lambda page: page.stem
+)
+def test_the_report_page_shows_the_measured_rows(page: Path) -> None:
+    content = page.read_text()
+    for row in table(read_report(RESULTS / f"{page.stem}-quality.json")):
+        assert f"<td>{row[1]}</td><td>{row[2]}</td>" in content, row[0]
+
+
+def test_the_table_across_methods_is_that_of_the_results() -> None:
+    script = [sys.executable, ROOT / "benchmarks" / "methods_table.py"]
+    printed = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    assert printed in (ROOT / "docs" / "methods.md").read_text()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
