@@ -1,4 +1,4 @@
-"""One table across models and methods, from the files in `results/`: what each method bought, at what quality.
+"""One table across models and methods, from the files in `results/`: what each bought, at what quality.
 
     python benchmarks/methods_table.py            # Markdown, as docs/methods.md shows it
 

@@ -173,7 +173,7 @@ def recipe() -> DiMOORecipe:
         rope_theta=1000.0,
     )
     training = TrainingConfig(
-        num_steps=4000,
+        num_steps=3000,
         batch_size=48,
         learning_rate=3e-3,
         muon_learning_rate=6e-3,

@@ -77,19 +77,21 @@ def few_steps(*, targets: str) -> SpeedRLConfig:
         generation_batch_size=64,
         step_policy="stratified:4,5,6,8",
         speed=SpeedConfig(fastest=4, reference=STEPS, slowest=8),
+        images_per_forward=64,
+        activations="kept",
     )
 
 
 def first_guesses(config: SpeedRLConfig) -> TrainingConfig:
     """Optimisation of a small model, all of whose weights are trained; nothing here has been swept."""
     return TrainingConfig(
-        num_steps=300 * config.updates_per_round,
+        num_steps=150 * config.updates_per_round,
         batch_size=config.generation_batch_size // config.steps_per_generation,
-        learning_rate=5e-5,
+        learning_rate=2e-4,
         betas=(0.9, 0.99),
         warmup_steps=10,
         ema_decay=0.98,
-        precision="no",
+        precision="bf16",
         save_every=10,
         log_every=1,
     )
