@@ -13,6 +13,8 @@ _STYLES = (("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#56B4E9", "v"
 _VANILLA = ("#222222", "o")
 _UNNUMBERED = ("reuse", "extrapolation-1", "extrapolation-2")
 """Measured where the shortcut is: one set of numbers will do."""
+_ROOM = (0.045, 0.09)
+"""What a number takes of a panel, across and up."""
 
 
 def frontier_png(report: QualityReport) -> bytes:
@@ -20,9 +22,12 @@ def frontier_png(report: QualityReport) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.6, 4.3), dpi=110, layout="constrained")
+    figure = Figure(figsize=(9.6, 4.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
+    if report.floor.mean > 0:
+        right.set_yscale("log")
+        _ticks_at_1_2_5(right.yaxis)
     for axes, value, label in ((left, "score", "judge score, higher is better"), (right, "fd_scenes", "")):
         _draw_panel(axes, report, value)
         axes.set_ylabel(label or f"fd_scenes (N = {report.N}), lower is better")
@@ -37,11 +42,8 @@ def frontier_png(report: QualityReport) -> bytes:
         fontsize=9,
         color="#555555",
     )
-    if report.floor.mean > 0:
-        right.set_yscale("log")
-        right.yaxis.set_major_formatter("{x:g}")
-        right.yaxis.set_minor_formatter("{x:g}")
-    left.legend(fontsize=9, frameon=False, loc="lower right")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=9, frameon=False)
     figure.suptitle(f"{report.model}: quality against cost (numbers: {_numbers(report)})", fontsize=11)
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
@@ -59,27 +61,44 @@ def save_frontier(report: QualityReport, path: Path) -> None:
 def _draw_panel(axes: Any, report: QualityReport, value: str) -> None:
     names = list(dict.fromkeys(row.series for row in report.rows))
     styles = dict(zip([name for name in names if name != "vanilla"], _STYLES * len(names), strict=False))
-    for name in names:
-        rows = sorted((r for r in report.rows if r.series == name), key=lambda row: row.gflop_per_picture)
-        _draw_series(axes, name, rows, value, styles.get(name, _VANILLA))
     axes.set_xscale("log")
-    ticks = sorted({_rounded(row.gflop_per_picture) for row in report.rows if row.series == "vanilla"})
-    if ticks:
+    for name in names:
+        _draw_series(axes, name, _rows_of(report, name), value, styles.get(name, _VANILLA))
+    ticks = sorted({_rounded(row.gflop_per_picture) for row in _rows_of(report, "vanilla")})
+    if len(ticks) > 2:
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
+    else:
+        _ticks_at_1_2_5(axes.xaxis)
+    taken: list[tuple[float, float]] = []
+    for name in names:
+        if name not in _UNNUMBERED:
+            _number_series(axes, name, _rows_of(report, name), value, styles.get(name, _VANILLA)[0], taken)
     axes.set_xlabel("GFLOP per picture (log scale)")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _rows_of(report: QualityReport, series: str) -> list[RowSummary]:
+    """Cheapest first."""
+    rows = [row for row in report.rows if row.series == series]
+    return sorted(rows, key=lambda row: row.gflop_per_picture)
+
+
+def _ticks_at_1_2_5(axis: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
 def _draw_series(
     axes: Any, name: str, rows: Sequence[RowSummary], value: str, style: tuple[str, str]
 ) -> None:
-    costs = [row.gflop_per_picture for row in rows]
     spreads = [getattr(row, value) for row in rows]
-    label = "full model, fewer steps" if name == "vanilla" else name
     axes.errorbar(
-        costs,
+        [row.gflop_per_picture for row in rows],
         [spread.mean for spread in spreads],
         [spread.spread for spread in spreads],
         color=style[0],
@@ -88,19 +107,37 @@ def _draw_series(
         linestyle="-" if name == "vanilla" else "none",
         linewidth=1.5,
         capsize=2.5,
-        label=label,
+        label="full model, fewer steps" if name == "vanilla" else name,
     )
-    if name in _UNNUMBERED:
-        return
-    for row, cost, spread in zip(rows, costs, spreads, strict=True):
+
+
+def _number_series(
+    axes: Any,
+    name: str,
+    rows: Sequence[RowSummary],
+    value: str,
+    colour: str,
+    taken: list[tuple[float, float]],
+) -> None:
+    """Numbers beside the points, but where another point's number already stands.
+
+    Args:
+        taken: places of numbers so far, as shares of the panel; grows.
+    """
+    for row in rows:
+        point = (row.gflop_per_picture, getattr(row, value).mean)
+        across, up = axes.transAxes.inverted().transform(axes.transData.transform(point))
+        if any(abs(across - x) < _ROOM[0] and abs(up - y) < _ROOM[1] for x, y in taken):
+            continue
+        taken.append((across, up))
         axes.annotate(
             row.name.removeprefix(f"{name}-"),
-            (cost, spread.mean),
+            point,
             xytext=(4, -11) if name == "vanilla" else (-3, 9),
             rotation=0 if name == "vanilla" else 60,
             textcoords="offset points",
             fontsize=8,
-            color=style[0],
+            color=colour,
         )
 
 
