@@ -1,13 +1,12 @@
-"""dimoo-scenes: a small text-to-image Lumina-DiMOO on 12x12 tokens: LLaDA over captions and codes in one
+"""dimoo-scenes: a small text-to-image Lumina-DiMOO on 8x8 tokens: LLaDA over captions and codes in one
 vocabulary.
 
-Three stages, each resumable: the codec, a cache of encoded pictures with their captions, and the backbone.
-The codec is that of meissonic-scenes, settings and all (both draw through aMUSEd's VQGAN, the same pictures),
-so one training of it serves both: `codec_run` names the folder of one that is done or under way.
+Three stages, each resumable: the codec (that of meissonic-scenes, for smaller pictures), a cache of encoded
+pictures with their captions, and the backbone.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -163,18 +162,18 @@ def recipe() -> DiMOORecipe:
     Rotations are quicker than the released model's: their slowest takes a few sequences to turn, not
     thousands.
     """
-    codec = meissonic_scenes_tokenizer.recipe()
+    codec = replace(meissonic_scenes_tokenizer.recipe(), resolution=32)
     backbone = BackboneConfig(
         width=192,
-        depth=4,
+        depth=5,
         num_heads=6,
         mlp_width=512,
         vocabulary_size=WordPrompts(WORDS).num_ids + 6 + codec.num_codes,
         rope_theta=1000.0,
     )
     training = TrainingConfig(
-        num_steps=3000,
-        batch_size=48,
+        num_steps=3600,
+        batch_size=64,
         learning_rate=3e-3,
         muon_learning_rate=6e-3,
         warmup_steps=100,
