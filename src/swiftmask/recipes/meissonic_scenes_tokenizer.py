@@ -55,7 +55,7 @@ class TokenizerRecipe:
             train_step,
             self.training,
             folder,
-            name=f"meissonic-scenes-tokenizer-{self.world.name}",
+            name=f"meissonic-scenes-tokenizer-{self.resolution}px-{self.world.name}",
             on_log=on_log,
         )
         return pruned(trained.codec, trained.running.count_V, self.num_codes)
