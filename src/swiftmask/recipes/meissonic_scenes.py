@@ -196,7 +196,7 @@ def recipe() -> MeissonicRecipe:
         precision="bf16-weights",
         save_every=100,
     )
-    sampling = SamplingOptions(guidance=3.0, temperature=1.0, choice_temperature=2.0)
+    sampling = SamplingOptions(guidance=1.5, temperature=0.9, choice_temperature=0.5)
     return MeissonicRecipe(
         tokenizer=tokenizer, text=text, transformer=transformer, training=training, sampling=sampling
     )

@@ -85,7 +85,7 @@ def few_steps(*, targets: str) -> SpeedRLConfig:
 def first_guesses(config: SpeedRLConfig) -> TrainingConfig:
     """Optimisation of a small model, all of whose weights are trained; nothing here has been swept."""
     return TrainingConfig(
-        num_steps=150 * config.updates_per_round,
+        num_steps=100 * config.updates_per_round,
         batch_size=config.generation_batch_size // config.steps_per_generation,
         learning_rate=2e-4,
         betas=(0.9, 0.99),
