@@ -37,6 +37,10 @@ COMMANDS = {
         "{python} benchmarks/mar_straightforward.py mar-scenes --ar-steps 16 --steps 2 6 10 14 --batch 1 16 "
         "--dtype bfloat16 --repeats 5 --json {file}"
     ),
+    "marval-ablations": (
+        "{python} benchmarks/marval_ablations.py --teacher src/swiftmask/weights/mar-scenes --updates 300 "
+        "--set training.batch_size=32 --pictures 240 --seeds 2 --json {file}"
+    ),
     "maskgit-512-speed-bfloat16": f"{_SPEED} --dtype bfloat16 --repeats 5 --out {{file}}",
     "maskgit-512-speed-float32": f"{_SPEED} --dtype float32 --repeats 3 --out {{file}}",
     "mar-b-sampler-batch1": f"{_SAMPLER} --batch 1 --dtype float32 bfloat16 --repeats 3 --json {{file}}",
