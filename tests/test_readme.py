@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from swiftmask.evaluate.summary import Spread, caption, markdown, read_report, table
+from swiftmask.evaluate.summary import caption, markdown, read_report, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
