@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from swiftmask.api import load
+from swiftmask.cli import measure
 from swiftmask.cli.bench import BenchQuality, check_denoising, parse_budget
 from swiftmask.cli.evaluate import Evaluate
+from swiftmask.models.lumina_dimoo import LuminaDiMOO
+from swiftmask.pipeline import Pipeline
 
 
 def _bench(model: Path, out: Path) -> BenchQuality:
@@ -143,3 +147,9 @@ def test_mistakes_are_one_clear_line(
     (tmp_path / "alone" / "tiny-shortcut").rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="no bundled shortcut: name one or its folder"):
         replace(evaluate, model=str(alone), shortcut="auto").run()
+
+
+def test_rivals_are_those_that_the_model_can_do(tiny_scenes: Path, golden_dimoo: LuminaDiMOO) -> None:
+    anywhere = ("reuse", "extrapolation-1", "extrapolation-2")
+    assert measure.rivals_of(load(tiny_scenes)) == anywhere
+    assert measure.rivals_of(Pipeline(golden_dimoo)) == (*anywhere, "ml-cache", "ml-cache-refreshed")

@@ -39,8 +39,8 @@ class BenchQuality:
             diffusion head may have none).
         steps: step counts of the full model.
         shortcut_budgets: accelerated rows, as STEPS:FULL pairs.
-        rivals: training-free accelerators of the backbone, measured at the same pairs (default: all for
-            models of codes, none for a diffusion head).
+        rivals: training-free accelerators of the backbone, measured at the same pairs (default: all there
+            are for models of codes, none for a diffusion head).
         denoising_steps: of a diffusion head, ancestral, at each of --steps; 8x10 is 10 of them in each of 8
             decode steps.
         ddim_steps: the same, deterministic.
@@ -114,7 +114,7 @@ class BenchQuality:
     def fitted_to(self, base: "Pipeline") -> "BenchQuality":
         """With what "auto" and an option that was left out mean for this model."""
         if not measure.has_diffusion_head(base):
-            return replace(self, rivals=measure.RIVALS if self.rivals is None else self.rivals)
+            return replace(self, rivals=measure.rivals_of(base) if self.rivals is None else self.rivals)
         no_own = self.shortcut == "auto" and not measure.has_own(self.model, "shortcut")
         return replace(self, shortcut="none" if no_own else self.shortcut)
 

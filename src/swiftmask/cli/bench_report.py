@@ -148,7 +148,7 @@ class BenchReport:
             shortcut="none" if self.shortcut == "auto" and not own["shortcut"] else self.shortcut,
             steps=tuple(sorted({*self.steps, *(steps for steps, _ in budgets)})),
             shortcut_budgets=self.budgets,
-            rivals=measure.RIVALS,
+            rivals=measure.rivals_of(base),
             denoising_steps=self.denoising_steps,
             ddim_steps=self.ddim_steps,
             disa=self.disa,

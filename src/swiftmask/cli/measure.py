@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     from swiftmask.evaluate.summary import Origin, QualityReport
     from swiftmask.pipeline import Pipeline
 
-RIVALS = ("reuse", "extrapolation-1", "extrapolation-2")
-"""Training-free accelerators of every model."""
-
 Caching = Literal["reuse", "extrapolation-1", "extrapolation-2", "ml-cache", "ml-cache-refreshed"]
-"""All of them; the last two are Lumina-DiMOO's."""
+"""Training-free accelerators."""
+
+
+def rivals_of(pipeline: "Pipeline") -> tuple[Caching, ...]:
+    """Those that a model can be accelerated with: ML-Cache needs one that recomputes single columns."""
+    anywhere: tuple[Caching, ...] = ("reuse", "extrapolation-1", "extrapolation-2")
+    if not hasattr(pipeline.model, "features_and_cache"):
+        return anywhere
+    return (*anywhere, "ml-cache", "ml-cache-refreshed")
 
 
 def shortcut_of(model: str, shortcut: str) -> str:
