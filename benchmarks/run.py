@@ -30,8 +30,8 @@ COMMANDS = {
     "mar-scenes-quality": (
         "{swiftmask} bench quality mar-scenes --shortcut none --steps 16 --denoising-steps 50 25 10 5 2 "
         "--ddim-steps 50 25 10 5 2 1 4x5 8x5 8x10 --disa 50:5 "
-        "--marval mar-scenes-marval mar-scenes-marval-rl --marval-steps 4 8 16 32 --pictures 672 --seeds 3 --batch 96 --dtype bfloat16 --device cpu "
-        "--out {results}"
+        "--marval mar-scenes-marval mar-scenes-marval-rl --marval-steps 4 8 16 32 "
+        "--pictures 672 --seeds 3 --batch 96 --dtype bfloat16 --device cpu --out {results}"
     ),
     "mar-scenes-sampler": (
         "{python} benchmarks/mar_straightforward.py mar-scenes --ar-steps 16 --steps 2 6 10 14 --batch 1 16 "
