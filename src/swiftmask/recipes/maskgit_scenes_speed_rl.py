@@ -76,7 +76,7 @@ def classes_scored_by(reader: SceneReader) -> Callable[[Tensor, Sequence[int]], 
 
 
 def recipe() -> MaskGITSpeedRLRecipe:
-    """`swiftmask train maskgit-scenes-speed-rl`: 300 rounds of 64 pictures on two CPU cores.
+    """`swiftmask train maskgit-scenes-speed-rl`: 160 rounds of 64 pictures on two CPU cores.
 
     Not run to its end yet: rates, length and the weight of the speed reward are first guesses.
     """

@@ -77,7 +77,7 @@ class MeissonicSpeedRLRecipe:
 
 
 def recipe() -> MeissonicSpeedRLRecipe:
-    """`swiftmask train meissonic-scenes-speed-rl`: 100 rounds of 64 pictures on two CPU cores; the text
+    """`swiftmask train meissonic-scenes-speed-rl`: 160 rounds of 64 pictures on two CPU cores; the text
     encoder stays as it is.
 
     Not run to its end yet: rates, length and the weight of the speed reward are first guesses.
