@@ -63,7 +63,7 @@ class Readers:
 
 
 def few_steps(*, targets: str) -> SpeedRLConfig:
-    """Settings for about 16 steps made 5: groups of eight pictures at 4 and 5 steps, whole parameters trained.
+    """Settings for about 16 steps made 5: groups of eight pictures at 4 and 5 steps, all parameters trained.
 
     The wanted number has a neighbour because pictures of one group must differ in their steps for a speed
     reward to say anything; more steps than that would only cost time.
