@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import swiftmask
+from swiftmask.cli.bench import BenchQuality
 from swiftmask.cli.evaluate import Evaluate
 from swiftmask.core.vq_codec import VQConfig, build_vq_codec
 from swiftmask.methods.speed_rl import TuningConfig, make_policy, write_policy
@@ -73,6 +74,28 @@ def test_a_row_of_tuned_weights(
     printed = " ".join(capsys.readouterr().out.split())
     assert "diversity" in printed
     assert "training reward" in printed.lower()
+
+
+def test_tuned_weights_at_steps_of_their_own(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = BenchQuality(
+        model=str(model_folder),
+        shortcut="none",
+        rivals=(),
+        steps=(3,),
+        speed_rl=("auto",),
+        speed_rl_steps=(1, 2),
+        pictures=4,
+        seeds=1,
+        batch=4,
+        out=tmp_path,
+        json=True,
+    )
+    assert command.run() == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in report["rows"]] == ["vanilla-3", "tiny-speed-rl-1", "tiny-speed-rl-2"]
+    assert "--speed-rl auto --speed-rl-steps 1 2" in report["command"]
 
 
 def test_the_world_must_be_known(model_folder: Path, tmp_path: Path) -> None:

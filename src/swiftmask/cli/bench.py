@@ -47,8 +47,8 @@ class BenchQuality:
         disa: the same, annealed over the decode, as FIRST:LAST pairs.
         marval: MARVAL students to measure, by name or folder ("auto" is the model's own).
         marval_steps: their decode steps (default: --steps).
-        speed_rl: weights tuned by Speed-RL to measure at --steps, by name or folder ("auto" is the model's
-            own).
+        speed_rl: weights tuned by Speed-RL to measure, by name or folder ("auto" is the model's own).
+        speed_rl_steps: their decode steps (default: --steps).
         pictures: pictures per row for each evaluation seed.
         seeds: evaluation seeds.
         batch: pictures at a time.
@@ -69,6 +69,7 @@ class BenchQuality:
     marval: tuple[str, ...] = ()
     marval_steps: tuple[int, ...] = ()
     speed_rl: tuple[str, ...] = ()
+    speed_rl_steps: tuple[int, ...] = ()
     pictures: int = 700
     seeds: int = 3
     batch: int = 100
@@ -105,7 +106,8 @@ class BenchQuality:
         if self.shortcut != "none" or self.rivals:
             words += ["--shortcut-budgets", *self.shortcut_budgets]
         words += [] if self.rivals is None else ["--rivals", *self.rivals]
-        for flag in ("denoising_steps", "ddim_steps", "disa", "marval", "marval_steps", "speed_rl"):
+        heads = ("denoising_steps", "ddim_steps", "disa", "marval", "marval_steps")
+        for flag in (*heads, "speed_rl", "speed_rl_steps"):
             given = getattr(self, flag)
             words += [f"--{flag.replace('_', '-')}", *given] if given else []
         words += ["--pictures", self.pictures, "--seeds", self.seeds, "--batch", self.batch]
@@ -162,7 +164,7 @@ class BenchQuality:
                 alone = replace(self._evaluate(steps), marval=student)
                 yield Way(alone, alone.row(base))
         for policy in self.speed_rl:
-            for steps in self.steps:
+            for steps in self.speed_rl_steps or self.steps:
                 alone = replace(self._evaluate(steps), speed_rl=policy)
                 yield Way(alone, alone.row(base))
 
