@@ -1,0 +1,71 @@
+"""The bundled weights: they fit in the package, load as anyone would load them, and draw what is asked."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import swiftmask
+from swiftmask import registry
+from swiftmask.cli import measure
+from swiftmask.core.protocol import SamplingOptions
+from swiftmask.data.scenes import NUM_CLASSES
+from swiftmask.rewards.scenes import caption_reward, class_reward, load_judge
+
+MODELS = registry.bundled_names("model")
+METHODS = [
+    (model, method)
+    for model in MODELS
+    for method in ("shortcut", "marval", "speed-rl")
+    if measure.has_own(model, method)
+]
+FASTER = SamplingOptions(sampler="ddim", denoising_steps=10)
+"""Ten denoising steps say as much as a hundred."""
+
+
+def judged(pipeline: swiftmask.Pipeline, *, steps: int) -> float:
+    """Share of the facts that the judge finds in 24 pictures."""
+    seeds = list(range(24))
+    if pipeline.model.spec.draws == "class":
+        labels = [(7 * seed) % NUM_CLASSES for seed in seeds]
+        images = pipeline.generate(labels, seeds=seeds, steps=steps, output_type="pt").images
+        assert isinstance(images, torch.Tensor)
+        return class_reward(load_judge())(images, torch.tensor(labels)).mean().item()
+    captions = measure.captions_of(pipeline).world.captions(torch.tensor(seeds))
+    images = pipeline.generate(prompts=captions, seeds=seeds, steps=steps, output_type="pt").images
+    assert isinstance(images, torch.Tensor)
+    return caption_reward(load_judge())(images, captions).mean().item()
+
+
+def loaded(model: str) -> swiftmask.Pipeline:
+    pipeline = swiftmask.load(model)
+    if not measure.has_diffusion_head(pipeline):
+        return pipeline
+    return replace(pipeline, sampling=FASTER.over(pipeline.sampling))
+
+
+@pytest.mark.parametrize("folder", sorted(registry.WEIGHTS.iterdir()), ids=lambda folder: folder.name)
+def test_weights_are_small_and_say_how_they_were_made(folder: Path) -> None:
+    assert all(file.stat().st_size <= 8_000_000 for file in folder.rglob("*") if file.is_file())
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["recipe"] in registry.recipe_names()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_bundled_model_draws_what_is_asked(model: str) -> None:
+    assert judged(loaded(model), steps=8) > 0.7
+
+
+@pytest.mark.parametrize(("model", "method"), METHODS)
+def test_a_bundled_accelerator_goes_with_its_model(model: str, method: str) -> None:
+    weights = f"{model}-{method}"
+    match method:
+        case "shortcut":
+            fast = swiftmask.accelerate(loaded(model), shortcut=weights, full_steps=5)
+        case "marval":
+            fast = swiftmask.accelerate(swiftmask.load(model), marval=weights)
+        case _:
+            fast = swiftmask.accelerate(loaded(model), speed_rl=weights)
+    assert judged(fast, steps=8) > 0.7
