@@ -33,6 +33,10 @@ COMMANDS = {
         "--marval mar-scenes-marval mar-scenes-marval-rl --marval-steps 4 8 16 32 "
         "--pictures 672 --seeds 3 --batch 96 --dtype bfloat16 --device cpu --out {results}"
     ),
+    "meissonic-scenes-quality": (
+        "{swiftmask} bench quality meissonic-scenes --shortcut none --steps 2 3 4 5 6 8 12 16 24 --rivals "
+        "--pictures 672 --seeds 3 --batch 96 --dtype bfloat16 --device cpu --out {results}"
+    ),
     "mar-scenes-sampler": (
         "{python} benchmarks/mar_straightforward.py mar-scenes --ar-steps 16 --steps 2 6 10 14 --batch 1 16 "
         "--dtype bfloat16 --repeats 5 --json {file}"
@@ -40,6 +44,10 @@ COMMANDS = {
     "marval-ablations": (
         "{python} benchmarks/marval_ablations.py --teacher src/swiftmask/weights/mar-scenes --updates 300 "
         "--set training.batch_size=32 --pictures 240 --seeds 2 --json {file}"
+    ),
+    "meissonic-1024-speed": (
+        "{python} benchmarks/meissonic_speed.py --device cpu --precision bf16 --method lora --batch 1 "
+        "--steps 1 --repeats 2 --matmul-sizes 2048 --out {file}"
     ),
     "maskgit-512-speed-bfloat16": f"{_SPEED} --dtype bfloat16 --repeats 5 --out {{file}}",
     "maskgit-512-speed-float32": f"{_SPEED} --dtype float32 --repeats 3 --out {{file}}",

@@ -12,7 +12,11 @@ from swiftmask.evaluate.summary import caption, markdown, read_report, table
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text()
-PAGES = {"maskgit-scenes": "README.md", "mar-scenes": "docs/marval.md"}
+PAGES = {
+    "maskgit-scenes": "README.md",
+    "mar-scenes": "docs/marval.md",
+    "meissonic-scenes": "docs/speed_rl.md",
+}
 """Where the table of each model stands."""
 
 
@@ -42,6 +46,19 @@ def test_the_table_across_methods_is_that_of_the_results() -> None:
     script = [sys.executable, ROOT / "benchmarks" / "methods_table.py"]
     printed = subprocess.run(script, capture_output=True, text=True, check=True).stdout
     assert printed in (ROOT / "docs" / "methods.md").read_text()
+
+
+def test_the_speed_of_meissonic_is_the_measured_one() -> None:
+    page = (ROOT / "docs" / "speed_rl.md").read_text()
+    found = json.loads((RESULTS / "meissonic-1024-speed.json").read_text())
+    for part in ("forward", "update"):
+        cells = [
+            f"{found[f'{part}_ms']:.0f}",
+            f"{found[f'{part}_flops'] / 1e12:.2f}",
+            f"{100 * found[f'{part}_peak_share']:.0f} %",
+            f"{found[f'{part}_peak_memory_bytes'] / 2**30:.1f}",
+        ]
+        assert f"| {' | '.join(cells)} |" in page
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -78,6 +95,7 @@ def test_every_result_has_the_command_that_measures_it_again() -> None:
     [
         ("maskgit-scenes", "maskgit-scenes", "vanilla"),
         ("mar-scenes", "mar-scenes", "vanilla"),
+        ("meissonic-scenes", "meissonic-scenes", "vanilla"),
         ("mar-scenes-marval", "mar-scenes", "mar-scenes-marval"),
         ("mar-scenes-marval-rl", "mar-scenes", "mar-scenes-marval-rl"),
     ],

@@ -161,9 +161,9 @@ class MeissonicRecipe:
 def recipe() -> MeissonicRecipe:
     """`swiftmask train meissonic-scenes`: tokenizer, tokens and transformer on two CPU cores.
 
-    Not run to its end yet: rates and sampling are first guesses after maskgit-scenes. Captions are those of
-    one to three objects on a plain background (`world.simple_percent=0` is the whole of Scenes); blocks run
-    on 6x6 tokens (docs/log.md).
+    100 minutes on one of them. Captions are those of one to three objects on a plain background
+    (`world.simple_percent=0` is the whole of Scenes); blocks run on 6x6 tokens. What was tried is in
+    docs/log.md, measured quality in docs/speed_rl.md.
     """
     tokenizer = meissonic_scenes_tokenizer.recipe()
     text = TextConfig(

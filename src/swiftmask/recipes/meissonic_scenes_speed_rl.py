@@ -80,7 +80,7 @@ def recipe() -> MeissonicSpeedRLRecipe:
     """`swiftmask train meissonic-scenes-speed-rl`: 160 rounds of 64 pictures on two CPU cores; the text
     encoder stays as it is.
 
-    Not run to its end yet: rates, length and the weight of the speed reward are first guesses.
+    No run of it has gained anything yet (docs/log.md): rates, length and the size of rounds are guesses.
     """
     speed_rl = few_steps(targets=r"transformer\..*")
     return MeissonicSpeedRLRecipe(speed_rl=speed_rl, training=first_guesses(speed_rl))
