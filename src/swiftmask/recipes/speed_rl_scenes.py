@@ -63,9 +63,9 @@ class Readers:
 
 
 def few_steps(*, targets: str) -> SpeedRLConfig:
-    """Settings for about 16 steps made 5: groups of eight pictures at 4 and 5 steps, all parameters trained.
+    """Settings for about 16 steps made 5: groups of eight pictures at 4 to 6 steps, all parameters trained.
 
-    The wanted number has a neighbour because pictures of one group must differ in their steps for a speed
+    The wanted number has neighbours because pictures of one group must differ in their steps for a speed
     reward to say anything; more steps than that would only cost time.
 
     Args:
@@ -75,7 +75,7 @@ def few_steps(*, targets: str) -> SpeedRLConfig:
         tuning=TuningConfig(method="full", targets=targets),
         num_generations=8,
         generation_batch_size=64,
-        step_policy="stratified:4,5",
+        step_policy="stratified:4,5,6",
         speed=SpeedConfig(fastest=4, reference=STEPS, slowest=6),
         images_per_forward=64,
         activations="kept",
