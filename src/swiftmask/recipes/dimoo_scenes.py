@@ -41,8 +41,7 @@ class DiMOORecipe:
         world: what the pictures show; the codec's recipe has its own, which may be wider.
         sampling: defaults written into the model's config.
         num_pictures: size of the token cache; the backbone sees each picture several times.
-        codec_run: folder of a run of `meissonic-scenes-tokenizer`, or `tokenizer` below one of
-            meissonic-scenes; empty for one of its own.
+        codec_run: folder of a run of `codec` that is done or under way; empty for one of its own.
     """
 
     codec: TokenizerRecipe
