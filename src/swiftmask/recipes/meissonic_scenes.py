@@ -16,7 +16,7 @@ from torch import Tensor
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.vq_codec import VQCodec
 from swiftmask.models.meissonic import Meissonic, Prompt
-from swiftmask.models.meissonic.initialisation import initialise
+from swiftmask.models.meissonic.initialisation import ignore_micro_conditions, initialise
 from swiftmask.models.meissonic.network import Transformer, TransformerConfig
 from swiftmask.models.meissonic.objective import MaskedBatch, TransformerTrainer, train_step
 from swiftmask.models.meissonic.text import (
@@ -134,7 +134,7 @@ class MeissonicRecipe:
         """Transformer and text encoder before training, a function of the seed."""
         torch.manual_seed(self.training.seed)
         transformer = initialise(Transformer(self.transformer), codebook_of(codec))
-        return transformer, build_text_encoder(self.text, words)
+        return ignore_micro_conditions(transformer), build_text_encoder(self.text, words)
 
     def batch(
         self, pictures: CaptionedCodes, null_T: Tensor, step: int, rank: int, num_ranks: int

@@ -78,9 +78,10 @@ class MeissonicSpeedRLRecipe:
 
 def recipe() -> MeissonicSpeedRLRecipe:
     """`swiftmask train meissonic-scenes-speed-rl`: 160 rounds of 64 pictures on two CPU cores; the text
-    encoder stays as it is.
+    encoder stays as it is, and what reads the micro-conditions, which never change here
+    (`ignore_micro_conditions`).
 
     No run of it has gained anything yet (docs/log.md): rates, length and the size of rounds are guesses.
     """
-    speed_rl = few_steps(targets=r"transformer\..*")
+    speed_rl = few_steps(targets=r"transformer\.(?!cond_embed\.).*")
     return MeissonicSpeedRLRecipe(speed_rl=speed_rl, training=first_guesses(speed_rl))

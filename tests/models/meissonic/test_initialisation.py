@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from swiftmask.models.meissonic.initialisation import initialise
+from swiftmask.models.meissonic.initialisation import ignore_micro_conditions, initialise
 from swiftmask.models.meissonic.network import Transformer, TransformerConfig
 from swiftmask.models.meissonic.rotary import places_of, rotary_at
 
@@ -64,3 +64,16 @@ def test_every_block_is_heard_from_the_first_step_on(transformer: Transformer) -
     assert (moved_D - base_D).norm() > 0.05 * base_D.norm()
     assert (told_D - base_D).norm() > 0.05 * base_D.norm()
     torch.testing.assert_close(later_D, base_D)
+
+
+def test_ignored_micro_conditions_change_nothing_and_learn_nothing() -> None:
+    torch.manual_seed(0)
+    told = ignore_micro_conditions(initialise(Transformer(CONFIG), torch.eye(4, 8)))
+    states_XTC, pooled_XD = torch.randn(1, 3, 8), torch.randn(2, CONFIG.width)
+
+    def vector_XD(micro: float) -> Tensor:
+        return told.condition(states_XTC, pooled_XD, torch.full((2, 5), micro)).vector_XD
+
+    torch.testing.assert_close(vector_XD(0.0), vector_XD(1024.0), rtol=0, atol=0)
+    assert not told.cond_embed.linear_1.weight.requires_grad
+    assert F.silu(vector_XD(6.0)).std(dim=0).mean() > 0.02  # prompts are still told apart

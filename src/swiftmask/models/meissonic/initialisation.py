@@ -45,3 +45,18 @@ def initialise(transformer: Transformer, codebook_VC: Tensor) -> Transformer:
     transformer.embed.embeddings.weight[: len(rows_VD)] = rows_VD
     transformer.mlm_layer.conv2.weight.copy_(_HEAD_DEVIATION * rows_VD[:, :, None, None])
     return transformer
+
+
+@torch.no_grad()
+def ignore_micro_conditions(transformer: Transformer) -> Transformer:
+    """Take the micro-conditions out, for pictures that all have the same ones; in place.
+
+    As inputs that never change, their 1,280 sinusoids are one bias that learns hundreds of times as fast as
+    any other: it ran away and shut the SiLU in front of every block's shifts, scales and gates for good.
+    What mixes them with the pooled prompt reads the prompt alone, and stays as it starts.
+    """
+    mixing, width = transformer.cond_embed.linear_1, transformer.config.width
+    nn.init.normal_(mixing.weight[:, :width], std=width**-0.5)
+    mixing.weight[:, width:] = 0.0
+    mixing.requires_grad_(False)
+    return transformer
