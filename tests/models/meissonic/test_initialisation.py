@@ -71,9 +71,9 @@ def test_ignored_micro_conditions_change_nothing_and_learn_nothing() -> None:
     told = ignore_micro_conditions(initialise(Transformer(CONFIG), torch.eye(4, 8)))
     states_XTC, pooled_XD = torch.randn(1, 3, 8), torch.randn(2, CONFIG.width)
 
-    def vector_XD(micro: float) -> Tensor:
+    def vector(micro: float) -> Tensor:
         return told.condition(states_XTC, pooled_XD, torch.full((2, 5), micro)).vector_XD
 
-    torch.testing.assert_close(vector_XD(0.0), vector_XD(1024.0), rtol=0, atol=0)
+    torch.testing.assert_close(vector(0.0), vector(1024.0), rtol=0, atol=0)
     assert not told.cond_embed.linear_1.weight.requires_grad
-    assert F.silu(vector_XD(6.0)).std(dim=0).mean() > 0.02  # prompts are still told apart
+    assert F.silu(vector(6.0)).std(dim=0).mean() > 0.02  # prompts are still told apart
