@@ -21,12 +21,8 @@ from statistics import fmean
 from swiftmask.cli import measure
 from swiftmask.cli.overrides import override
 from swiftmask.evaluate.summary import write_text
-from swiftmask.recipes.maskgit_scenes_speed_rl import MaskGITSpeedRLRecipe
-from swiftmask.recipes.meissonic_scenes_speed_rl import MeissonicSpeedRLRecipe
-from swiftmask.recipes.speed_rl_scenes import STEPS
+from swiftmask.recipes.speed_rl_scenes import STEPS, SceneSpeedRLRecipe
 from swiftmask.registry import recipe_module
-
-Recipe = MaskGITSpeedRLRecipe | MeissonicSpeedRLRecipe
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "recipe": (),
@@ -69,9 +65,9 @@ class Curve:
         return fmean(self.values[-max(1, round(share * len(self.values))) :])
 
 
-def configured(name: str, seed: int, chosen: argparse.Namespace) -> Recipe:
+def configured(name: str, seed: int, chosen: argparse.Namespace) -> SceneSpeedRLRecipe:
     """The recipe of one training."""
-    recipe: Recipe = recipe_module(chosen.recipe).recipe()
+    recipe: SceneSpeedRLRecipe = recipe_module(chosen.recipe).recipe()
     base = [] if chosen.base is None else [f"base={chosen.base}"]
     recipe = override(recipe, [*base, "sheets.every=0", *chosen.set, *VARIANTS[name]])
     speed_rl = replace(recipe.speed_rl, seed=seed)

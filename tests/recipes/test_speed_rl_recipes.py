@@ -14,22 +14,35 @@ import swiftmask
 from swiftmask.core.vq_codec import VQConfig, build_vq_codec
 from swiftmask.data.scenes import CLASS_NAMES, NUM_CLASSES, class_scenes, parse_captions, render
 from swiftmask.methods.speed_rl import SpeedConfig, SpeedRLConfig
+from swiftmask.models.lumina_dimoo import LuminaDiMOO
+from swiftmask.models.lumina_dimoo.network import Backbone
+from swiftmask.models.lumina_dimoo.prompts import WordPrompts
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
 from swiftmask.models.meissonic import Meissonic
 from swiftmask.models.meissonic.network import Transformer as MeissonicTransformer
 from swiftmask.models.meissonic.text import build_text_encoder, word_tokenizer
-from swiftmask.recipes import maskgit_scenes_speed_rl, meissonic_scenes, meissonic_scenes_speed_rl
+from swiftmask.recipes import (
+    dimoo_scenes,
+    dimoo_scenes_speed_rl,
+    maskgit_scenes_speed_rl,
+    meissonic_scenes,
+    meissonic_scenes_speed_rl,
+)
 from swiftmask.recipes.captioned_scenes import CAPTION_LENGTH, WORDS
-from swiftmask.recipes.maskgit_scenes_speed_rl import MaskGITSpeedRLRecipe, classes_scored_by
-from swiftmask.recipes.meissonic_scenes_speed_rl import MeissonicSpeedRLRecipe
-from swiftmask.recipes.speed_rl_scenes import STEPS, Readers, first_guesses
+from swiftmask.recipes.speed_rl_scenes import (
+    STEPS,
+    Readers,
+    SceneSpeedRLRecipe,
+    classes_scored_by,
+    first_guesses,
+)
 from swiftmask.recipes.speed_rl_sheets import SheetConfig
 from swiftmask.rewards.scenes import caption_reward, load_reward
 from swiftmask.training.loop import Progress
 
-Recipe = MaskGITSpeedRLRecipe | MeissonicSpeedRLRecipe
+RECIPES = [maskgit_scenes_speed_rl, meissonic_scenes_speed_rl, dimoo_scenes_speed_rl]
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +83,31 @@ def meissonic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def dimoo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained Lumina-DiMOO with the words of captions, on 4x4 tokens."""
+    torch.manual_seed(0)
+    real = dimoo_scenes.recipe()
+    recipe = replace(real, codec=replace(real.codec, num_codes=16, resolution=16))
+    sizes = replace(
+        real.backbone, width=16, depth=1, num_heads=2, mlp_width=16, vocabulary_size=recipe.vocabulary.size
+    )
+    codec = VQConfig(
+        block_out_channels=(4, 4, 4), layers_per_block=1, latent_channels=4, num_vq_embeddings=16,
+        norm_num_groups=2,
+    )  # fmt: skip
+    model = LuminaDiMOO(
+        Backbone(sizes),
+        build_vq_codec(codec),
+        WordPrompts(WORDS),
+        vocabulary=recipe.vocabulary,
+        grid=recipe.grid,
+    )
+    folder = tmp_path_factory.mktemp("dimoo")
+    model.save_pretrained(folder, provenance={})
+    return folder
+
+
 def smaller(config: SpeedRLConfig) -> SpeedRLConfig:
     """Two pictures of each of two prompts, at two and three steps."""
     return replace(
@@ -82,15 +120,18 @@ def smaller(config: SpeedRLConfig) -> SpeedRLConfig:
     )
 
 
-def shortened(recipe: Recipe, base: Path) -> Recipe:
+def shortened(recipe: SceneSpeedRLRecipe, base: Path) -> SceneSpeedRLRecipe:
     config = smaller(recipe.speed_rl)
     training = replace(first_guesses(config), num_steps=2, learning_rate=1e-2, warmup_steps=1)
     return replace(recipe, speed_rl=config, training=training, base=str(base))
 
 
 @pytest.fixture(scope="module")
-def recipes(maskgit_folder: Path, meissonic_folder: Path) -> dict[str, Recipe]:
+def recipes(
+    maskgit_folder: Path, meissonic_folder: Path, dimoo_folder: Path
+) -> dict[str, SceneSpeedRLRecipe]:
     return {
+        "dimoo": shortened(replace(dimoo_scenes_speed_rl.recipe(), num_captions=8), dimoo_folder),
         "maskgit": shortened(maskgit_scenes_speed_rl.recipe(), maskgit_folder),
         "meissonic": shortened(replace(meissonic_scenes_speed_rl.recipe(), num_captions=8), meissonic_folder),
     }
@@ -112,25 +153,32 @@ def draw(folder: Path) -> Tensor:
     return images
 
 
-@pytest.mark.parametrize("name", ["maskgit", "meissonic"])
+@pytest.mark.parametrize(
+    ("name", "tuned_part"),
+    [
+        ("maskgit", "transformer."),
+        ("meissonic", "transformer."),
+        ("dimoo", "backbone.model.transformer.blocks."),
+    ],
+)
 def test_a_toy_run_tunes_the_transformer_alone_and_refuses_other_settings(
-    recipes: dict[str, Recipe], name: str, tmp_path: Path
+    recipes: dict[str, SceneSpeedRLRecipe], name: str, tuned_part: str, tmp_path: Path
 ) -> None:
     recipe, seen = recipes[name], set[str]()
     recipe = replace(recipe, sheets=SheetConfig(every=10, steps=(2, 3), num_prompts=2))
     folder = recipe.run(tmp_path, lambda progress: seen.update(progress.metrics))
     assert {"rewards/scenes-reward/mean", "rewards/scenes-judge/mean", "reward_by_steps/2", "kl"} <= seen
-    assert draw(folder).shape == (1, 3, 8, 8)
+    assert draw(folder).shape[:2] == (1, 3)
     before, after = (load_file(f / "model.safetensors") for f in (Path(recipe.base), folder))
     assert before.keys() == after.keys()
     changed = {key for key in before if not torch.equal(before[key].half(), after[key])}
     assert changed
-    assert all(key.startswith("transformer.") for key in changed)
+    assert all(key.startswith(tuned_part) for key in changed)
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-000000.png"]
     tuned = swiftmask.accelerate(swiftmask.load(recipe.base), speed_rl=tmp_path)
     assert tuned.steps == STEPS
     assert isinstance(tuned.model, torch.nn.Module)
-    state = tuned.model.state_dict()
+    state = dict(tuned.model.named_parameters())
     assert all(torch.equal(state[key].half(), value) for key, value in policy_of(tmp_path).items())
     provenance = json.loads((folder / "provenance.json").read_text())
     assert (provenance["steps"], provenance["speed_rl"]["num_generations"]) == (STEPS, 2)
@@ -138,7 +186,9 @@ def test_a_toy_run_tunes_the_transformer_alone_and_refuses_other_settings(
         replace(recipe, speed_rl=replace(recipe.speed_rl, beta=0.5)).run(tmp_path)
 
 
-def test_a_killed_run_continues_to_the_same_model(recipes: dict[str, Recipe], tmp_path: Path) -> None:
+def test_a_killed_run_continues_to_the_same_model(
+    recipes: dict[str, SceneSpeedRLRecipe], tmp_path: Path
+) -> None:
     whole = recipes["maskgit"].run(tmp_path / "whole")
     recipe = recipes["maskgit"]
     often = replace(recipe, training=replace(recipe.training, save_every=1))
@@ -154,7 +204,7 @@ def test_a_killed_run_continues_to_the_same_model(recipes: dict[str, Recipe], tm
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-@pytest.mark.parametrize("module", [maskgit_scenes_speed_rl, meissonic_scenes_speed_rl])
+@pytest.mark.parametrize("module", RECIPES)
 def test_without_its_base_a_recipe_says_how_to_get_one(module, tmp_path: Path) -> None:
     recipe = replace(module.recipe(), base=str(tmp_path / "nowhere"))
     name = recipe.name.removesuffix("-speed-rl")
@@ -162,9 +212,9 @@ def test_without_its_base_a_recipe_says_how_to_get_one(module, tmp_path: Path) -
         recipe.run(tmp_path)
 
 
-@pytest.mark.parametrize("module", [maskgit_scenes_speed_rl, meissonic_scenes_speed_rl])
+@pytest.mark.parametrize("module", RECIPES)
 def test_the_wanted_number_of_steps_is_trained_and_rewarded(module) -> None:
-    recipe: Recipe = module.recipe()
+    recipe: SceneSpeedRLRecipe = module.recipe()
     counts = [int(count) for count in recipe.speed_rl.step_policy.split(":")[1].split(",")]
     speed = recipe.speed_rl.speed
     assert STEPS in counts
@@ -184,7 +234,7 @@ def test_the_judge_is_held_out_and_another_than_the_reward() -> None:
 
 def test_prompts_are_different_captions_that_judges_can_read() -> None:
     recipe = replace(meissonic_scenes_speed_rl.recipe(), num_captions=300)
-    texts = [str(text) for text in recipe.prompts().what]
+    texts = [str(text) for text in recipe.prompts("prompt").what]
     assert 100 < len(set(texts)) == len(texts) <= 300
     assert len(parse_captions(texts)) == len(texts)
 

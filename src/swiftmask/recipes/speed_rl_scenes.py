@@ -1,19 +1,19 @@
-"""What the Speed-RL recipes on Scenes share: settings for about 16 steps made 5, two judges, the run and what
-it leaves: `policy`, what was trained and nothing else, to go with its base; and a whole model beside it.
-
-The training reader of Scenes is the reward; the held-out judge scores every round beside it with weight zero,
-so that a reward that is gamed shows in the log while the run goes on.
+"""Speed-RL (arXiv 2512.01094) on Scenes, for any model that scores its tokens: settings for about 16 steps
+made 5, two judges, the run and what it leaves: `policy`, what was trained and nothing else, to go with its
+base; and a whole model beside it.
 """
 
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch import Tensor
 
-from swiftmask.core.protocol import MaskedGenerator
+from swiftmask.data.scenes import NUM_CLASSES
 from swiftmask.methods.speed_rl import (
     Judge,
     Judges,
@@ -28,10 +28,12 @@ from swiftmask.methods.speed_rl import (
     write_policy,
 )
 from swiftmask.methods.speed_rl.judges import Reward
+from swiftmask.recipes.captioned_scenes import PROMPT_SEED, World
 from swiftmask.recipes.marval_distillation import OnLog, fingerprint, training_device
+from swiftmask.recipes.provenance import provenance
 from swiftmask.recipes.speed_rl_sheets import SheetConfig, Sheets, tracked
-from swiftmask.registry import WEIGHTS
-from swiftmask.rewards.scenes import SceneReader, load_reader
+from swiftmask.registry import WEIGHTS, describe, generator_class
+from swiftmask.rewards.scenes import SceneReader, caption_reward, class_reward, load_reader
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig
 
@@ -114,77 +116,109 @@ def require_base(folder: str | Path, *, trained_by: str) -> Path:
     return folder
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What a policy is asked to draw, who scores it, and what is shown of it meanwhile."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneSpeedRLRecipe:
+    """Objective, judges, prompts and optimisation.
 
-    prompts: Prompts
-    judges: Judges
-    sheets: SheetConfig
-
-
-def tune(
-    base: MaskedGenerator,
-    task: Task,
-    config: SpeedRLConfig,
-    training: TrainingConfig,
-    folder: Path,
-    *,
-    name: str,
-    on_log: OnLog | None,
-) -> MaskedGenerator:
-    """Train, or continue, in `folder`; returns the averaged policy. Sample sheets go to `folder/samples`.
-
-    Args:
-        base: on the device of the training; frozen.
-        name: from `run_name`.
-
-    Errors: ValueError for settings that do not go together.
+    Attributes:
+        name: the base's, and "-speed-rl".
+        base: model folder of the model that is tuned.
+        sheets: sample pictures while it trains.
+        world: what prompts ask for; the one the base was trained on.
+        num_captions: captions drawn, of a base that draws captions; those that say the same are one prompt.
     """
-    task.sheets.check(training)
-    trainer = SpeedRLTrainer(base, config)
-    rounds = Rounds(trainer, task.prompts, task.judges, training)
-    torch.manual_seed(training.seed)
-    with tracked(training, folder, name) as trackers:
-        samples = Sheets(task.sheets, task.prompts, config.sampling, folder / "samples", trackers)
-        if PartialState().is_main_process:
-            samples.first(base)
 
-        def log(progress: Progress) -> None:
-            trackers.log(progress)
-            if on_log is not None:
-                on_log(progress)
+    name: str
+    base: str
+    speed_rl: SpeedRLConfig
+    training: TrainingConfig
+    readers: Readers = Readers()
+    sheets: SheetConfig = SheetConfig()
+    world: World = World()
+    num_captions: int = 4096
 
-        untracked = replace(training, report_to=())
-        trained = train(
-            trainer, rounds.batch, train_step, untracked, folder, name=name, on_log=log, on_save=samples
+    def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
+        """Train, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`. Beside it lies
+        `folder/policy`, for `swiftmask.accelerate(base, speed_rl=folder)`.
+
+        Errors: FileNotFoundError if there is no base. ValueError for settings that do not go together.
+        """
+        base = self._read_base().to(training_device())
+        policy = self._tune(base, folder, on_log)
+        made_by = self._provenance(base)
+        write_policy(
+            folder / "policy",
+            policy,
+            tuning=self.speed_rl.tuning,
+            provenance=made_by,
+            base_name=self.base_name,
+            steps=STEPS,
+            dtype=torch.float16,
         )
-    return trained.policy.model
+        tuned: Any = merged(policy)
+        tuned.save_pretrained(folder / "model", provenance=made_by, dtype=torch.float16)
+        return folder / "model"
+
+    @property
+    def base_name(self) -> str:
+        return self.name.removesuffix("-speed-rl")
+
+    def prompts(self, draws: str) -> Prompts:
+        """All classes, or captions of pictures that the base was not trained on.
+
+        Args:
+            draws: of the base's spec.
+        """
+        if draws == "class":
+            return Prompts(range(NUM_CLASSES))
+        seeds_B = PROMPT_SEED + torch.arange(self.num_captions)
+        return Prompts(list(dict.fromkeys(self.world.captions(seeds_B))))
+
+    def _read_base(self) -> Any:
+        folder = require_base(self.base, trained_by=self.base_name)
+        return generator_class(describe(folder).family).from_pretrained(folder)
+
+    def _tune(self, base: Any, folder: Path, on_log: OnLog | None) -> Any:
+        """The averaged policy. Sample sheets go to `folder/samples`."""
+        self.sheets.check(self.training)
+        trainer = SpeedRLTrainer(base, self.speed_rl)
+        prompts = self.prompts(base.spec.draws)
+        judges = self.readers.judges(SCORINGS[base.spec.draws])
+        rounds = Rounds(trainer, prompts, judges, self.training)
+        settings = (self.speed_rl, self.readers, self.world, self.num_captions)
+        name = run_name(self.name, base, *settings)
+        torch.manual_seed(self.training.seed)
+        with tracked(self.training, folder, name) as trackers:
+            samples = Sheets(self.sheets, prompts, self.speed_rl.sampling, folder / "samples", trackers)
+            if PartialState().is_main_process:
+                samples.first(base)
+
+            def log(progress: Progress) -> None:
+                trackers.log(progress)
+                if on_log is not None:
+                    on_log(progress)
+
+            untracked = replace(self.training, report_to=())
+            trained = train(
+                trainer, rounds.batch, train_step, untracked, folder, name=name, on_log=log, on_save=samples
+            )
+        return trained.policy.model
+
+    def _provenance(self, base: Any) -> dict[str, object]:
+        facts = {"speed_rl": asdict(self.speed_rl), "base": Path(self.base).name, "steps": STEPS}
+        if base.spec.draws == "prompt":
+            facts["world"] = asdict(self.world)
+        return provenance(self.name, self.training, **facts)
 
 
-def write_results(
-    policy: MaskedGenerator,
-    config: SpeedRLConfig,
-    folder: Path,
-    *,
-    base: str,
-    provenance: Mapping[str, object],
-) -> MaskedGenerator:
-    """Write `folder/policy`, and give the policy as a model of the base's kind, to be written whole.
+def classes_scored_by(reader: SceneReader) -> Callable[[Tensor, Sequence[int]], Tensor]:
+    """Share of a class's facts that the reader finds in each picture."""
+    reward = class_reward(reader)
+    return lambda images_B3HW, labels: reward(images_B3HW, torch.tensor(labels))
 
-    Args:
-        base: what the base is called.
-    """
-    write_policy(
-        folder / "policy",
-        policy,
-        tuning=config.tuning,
-        provenance=provenance,
-        base_name=base,
-        steps=STEPS,
-        dtype=torch.float16,
-    )
-    return merged(policy)
+
+SCORINGS: dict[str, Callable[[SceneReader], Reward]] = {"class": classes_scored_by, "prompt": caption_reward}
+"""From a reader to a score of pictures, by what a base draws."""
 
 
 def run_name(name: str, base: torch.nn.Module, *settings: object) -> str:
