@@ -10,6 +10,7 @@ import pytest
 from swiftmask.api import load
 from swiftmask.cli import measure
 from swiftmask.cli.bench import BenchQuality, check_denoising, parse_budget
+from swiftmask.cli.errors import run_safely
 from swiftmask.cli.evaluate import Evaluate
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
 from swiftmask.pipeline import Pipeline
@@ -69,6 +70,21 @@ def test_quality_again_draws_nothing(
     monkeypatch.setattr("swiftmask.pipeline.Pipeline.generate", None)
     command.run()
     assert capsys.readouterr().out == first
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, a disk that is always full")
+def test_a_full_disk_is_one_clear_line_and_what_was_measured_stays(
+    tiny_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = replace(_bench(tiny_scenes, tmp_path), steps=(2,), shortcut_budgets=())
+    full = tmp_path / "tiny-quality.json.partial"
+    full.symlink_to("/dev/full")
+    assert run_safely(command.run, debug=False) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "swiftmask: no space left on device"
+    full.unlink()
+    monkeypatch.setattr("swiftmask.pipeline.Pipeline.generate", None)  # nothing is drawn a second time
+    assert command.run() == 0
+    assert json.loads(capsys.readouterr().out)["N"] == 12
 
 
 def test_quality_of_another_model_is_refused(tmp_path: Path, write_tiny_scenes: Callable[..., Path]) -> None:
