@@ -1,12 +1,17 @@
 """The tables of the README are those of the result files, number for number."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from swiftmask.cli import COMMANDS
+from swiftmask.cli.errors import parse
 from swiftmask.evaluate.summary import caption, markdown, read_report, table
 
 ROOT = Path(__file__).parents[1]
@@ -18,6 +23,22 @@ PAGES = {
     "meissonic-scenes": "docs/speed_rl.md",
 }
 """Where the table of each model stands."""
+
+
+def _shown_commands() -> list[str]:
+    """Every `swiftmask ...` that the README and the docs show as a line of its own."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    lines = [line for page in pages for line in page.read_text().splitlines()]
+    return sorted({match[1] for line in lines if (match := re.match(r"    swiftmask (.+)", line))})
+
+
+@pytest.mark.parametrize("shown", _shown_commands())
+def test_every_command_shown_can_be_given(shown: str) -> None:
+    words = shlex.split(shown, comments=True)
+    name = words[0] if words[0] in COMMANDS else " ".join(words[:2])
+    command = COMMANDS[name]
+    command_class = getattr(import_module(f"swiftmask.cli.{command.module}"), command.name)
+    parse(command_class, words[len(name.split()) :], prog=name)
 
 
 @pytest.mark.parametrize("model", PAGES)
