@@ -2,9 +2,10 @@
 
     python benchmarks/marval_ablations.py --teacher runs/mar-scenes/model --updates 400 --out runs/ablations
 
-Each variant is the recipe mar-scenes-marval with the settings of `VARIANTS` changed, for a few hundred
-updates (half of them the auxiliary network's): enough to see what hurts, too few for the quality of the
-recipe itself. A killed run continues: trainings resume, finished rows are kept, `--variants` takes some.
+Each variant is the recipe mar-scenes-marval, set to where it stood before these runs (`START`), with the
+settings of `VARIANTS` changed, for a few hundred updates (half of them the auxiliary network's): enough to
+see what hurts, too few for the quality of the recipe itself. A killed run continues: trainings resume,
+finished rows are kept, `--variants` takes some.
 """
 
 import argparse
@@ -22,8 +23,11 @@ from swiftmask.evaluate.quality import Sample
 from swiftmask.evaluate.summary import QualityReport, Spread, write_text
 from swiftmask.recipes import mar_scenes_marval
 
+START = ("marval.first_timestep=20", "marval.mask.std=0.5", "marval.mask.lowest=0.05")
+"""The wide masks and the timesteps that the recipe had, and dropped for what these runs found."""
+
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "recipe": (),
+    "start": (),
     "head-only": ("part=head",),
     "first-term-only": ("marval.second_weight=0",),
     "guidance-1.0": ("marval.guidance=1.0",),
@@ -35,14 +39,14 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "weight-noise-level": ("weight=noise-level",),
     "narrow-masks": ("marval.mask.std=0.25", "marval.mask.lowest=0.7"),
 }
-"""What each changes; guidance 1.5, timesteps 20 to 980, flat weight and wide masks are the recipe's, narrow
-ones MAR's own."""
+"""What each changes of a start with guidance 1.5, timesteps 20 to 980, flat weight and wide masks; narrow
+ones are MAR's own."""
 
 
 def train(name: str, chosen: argparse.Namespace) -> Path:
     """The student of one variant, trained or continued."""
     settings = [f"training.num_steps={chosen.updates}", f"teacher={chosen.teacher}", f"latents={chosen.out}"]
-    recipe = override(mar_scenes_marval.recipe(), [*settings, *chosen.set, *VARIANTS[name]])
+    recipe = override(mar_scenes_marval.recipe(), [*settings, *START, *chosen.set, *VARIANTS[name]])
     return recipe.run(chosen.out / name)
 
 

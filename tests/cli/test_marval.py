@@ -143,7 +143,7 @@ def test_ablations_write_one_table(
     tiny_mar_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = ["training.batch_size=4", "training.log_every=1", "num_pictures=24"]
-    arguments = ["--teacher", tiny_mar_scenes, "--variants", "recipe", "head-only", "--updates", 2]
+    arguments = ["--teacher", tiny_mar_scenes, "--variants", "start", "head-only", "--updates", 2]
     arguments += ["--steps", 1, "--pictures", 4, "--seeds", 1, "--out", tmp_path, "--set", *small]
     monkeypatch.setattr(sys, "argv", ["marval_ablations.py", *map(str, arguments)])
     script("marval_ablations").main()
@@ -151,19 +151,19 @@ def test_ablations_write_one_table(
     assert content["label"].startswith("short runs: 2 updates")
     assert content["teacher"]["calls"]["head"] == 3
     first, second = content["variants"]
-    assert (first["variant"], first["settings"]) == ("recipe", [])
+    assert (first["variant"], first["settings"]) == ("start", [])
     assert (second["variant"], second["settings"]) == ("head-only", ["part=head"])
     assert second["calls"] == {"backbone": 1, "head": 1, "decoder": 1, "branches": 1}
     assert "student_loss" in second["last_metrics"]
     assert second["score"]["mean"] >= 0
-    teacher, recipe, head_only = (tmp_path / "ablations.md").read_text().splitlines()[2:]
+    teacher, start, head_only = (tmp_path / "ablations.md").read_text().splitlines()[2:]
     assert teacher.startswith("| teacher |  | ")
     assert f"| head-only | `part=head` | {second['score']['mean']:.3f} ± 0.000 |" in head_only
-    assert recipe.startswith("| recipe |  | ")
+    assert start.startswith("| start |  | ")
     assert len(list(tmp_path.glob("latents-*"))) == 1
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "teacher",
-        "recipe",
+        "start",
         "head-only",
     ]
 
@@ -173,9 +173,10 @@ def test_every_ablation_names_settings_of_the_recipe() -> None:
     from swiftmask.recipes import mar_scenes_marval
 
     recipe = mar_scenes_marval.recipe()
-    variants = script("marval_ablations").VARIANTS
-    changed = [override(recipe, settings) for settings in variants.values()]
-    assert changed[0] == recipe
+    start, variants = (getattr(script("marval_ablations"), name) for name in ("START", "VARIANTS"))
+    changed = [override(recipe, [*start, *settings]) for settings in variants.values()]
+    taken = ("timesteps-from-300", "narrow-masks")  # what the recipe has now
+    assert override(recipe, [*start, *(setting for name in taken for setting in variants[name])]) == recipe
     assert len({repr(other) for other in changed}) == len(variants), "two variants are the same"
 
 
