@@ -168,7 +168,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused_before_training(tmp_path: Pat
 
 
 def test_a_shortcut_needs_its_base(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no base model in .* \(swiftmask train dimoo-scenes\)"):
+    with pytest.raises(FileNotFoundError, match=r"no base in .* \(swiftmask train dimoo-scenes\)"):
         tiny_shortcut(tmp_path).run(tmp_path / "run")
 
 

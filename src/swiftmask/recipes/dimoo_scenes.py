@@ -22,9 +22,9 @@ from swiftmask.models.lumina_dimoo.objective import BackboneTrainer, MaskedBatch
 from swiftmask.models.lumina_dimoo.prompts import WordPrompts
 from swiftmask.recipes import meissonic_scenes_tokenizer
 from swiftmask.recipes.captioned_scenes import CAPTION_LENGTH, WORDS, CaptionedCodes, World
-from swiftmask.recipes.marval_distillation import fingerprint
 from swiftmask.recipes.meissonic_scenes_tokenizer import TokenizerRecipe
 from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.runs import fingerprint
 from swiftmask.recipes.vq_codec_training import codebook_of
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig, step_seed

@@ -10,9 +10,8 @@ from swiftmask.methods.shortcut import RotaryShortcut, RotaryShortcutConfig, wri
 from swiftmask.methods.shortcut.training import RoundsConfig, ShortcutTrainer, TeacherRounds, train_step
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
 from swiftmask.recipes.captioned_scenes import PROMPT_SEED, World
-from swiftmask.recipes.marval_distillation import training_device
 from swiftmask.recipes.provenance import provenance
-from swiftmask.recipes.speed_rl_scenes import require_base, run_name
+from swiftmask.recipes.runs import require_model, run_name, training_device
 from swiftmask.registry import WEIGHTS
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig
@@ -42,7 +41,10 @@ class RotaryShortcutRecipe:
 
         Errors: FileNotFoundError if there is no base.
         """
-        source, device = require_base(self.base, trained_by="dimoo-scenes"), training_device()
+        source, device = (
+            require_model(self.base, setting="base", trained_by="dimoo-scenes"),
+            training_device(),
+        )
         teacher = LuminaDiMOO.from_pretrained(source, dtype=torch.bfloat16, device=device)
         head = LuminaDiMOO.from_pretrained(source, device=device).requires_grad_(False)
         rounds = TeacherRounds(teacher.requires_grad_(False), self.rounds, self.prompts, RotaryShortcut.fresh)

@@ -14,7 +14,7 @@ from torch import Tensor
 from swiftmask.data.images import CachedLatents, ImageFolder, cache_latents
 from swiftmask.models.mar.codec import KLCodec
 from swiftmask.models.mar.weights import read_released_codec
-from swiftmask.recipes.marval_distillation import OnLog, fingerprint, training_device
+from swiftmask.recipes.runs import OnLog, fingerprint, training_device
 from swiftmask.training.loop import Progress
 
 

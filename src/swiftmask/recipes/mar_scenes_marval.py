@@ -12,18 +12,15 @@ from swiftmask.methods.marval import write_student
 from swiftmask.methods.marval.training import MarvalConfig
 from swiftmask.models.mar import MAR
 from swiftmask.recipes.marval_distillation import (
-    OnLog,
     Part,
     Weight,
     clean_tokens,
     distil,
-    fingerprint,
     make_distillation,
     read_teacher,
-    run_name,
-    training_device,
 )
 from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.runs import OnLog, fingerprint, run_name, training_device
 from swiftmask.recipes.scenes_latents import SceneLatents
 from swiftmask.registry import WEIGHTS
 from swiftmask.training.setup import TrainingConfig

@@ -29,15 +29,9 @@ from swiftmask.methods.marval.training import Auxiliary, MarvalBatches, MarvalCo
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar.generator import to_latents
 from swiftmask.recipes.mar_scenes_marval import scene_latents
-from swiftmask.recipes.marval_distillation import (
-    OnLog,
-    clean_tokens,
-    fingerprint,
-    read_teacher,
-    run_name,
-    training_device,
-)
+from swiftmask.recipes.marval_distillation import clean_tokens, read_teacher
 from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.runs import OnLog, fingerprint, run_name, training_device
 from swiftmask.registry import WEIGHTS
 from swiftmask.rewards.scenes import load_reader
 from swiftmask.rewards.scenes_likelihood import class_log_likelihood

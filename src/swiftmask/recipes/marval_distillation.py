@@ -1,13 +1,11 @@
 """What the MARVAL recipes share: a teacher, real tokens as a function of the step, and the run itself."""
 
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import PartialState
-from torch import Tensor, nn
+from torch import Tensor
 
 from swiftmask.methods.marval import Student, head_parameters, network_parameters
 from swiftmask.methods.marval.objective import diffusion_rate, flat, noise_level
@@ -20,10 +18,9 @@ from swiftmask.methods.marval.training import (
     train_step,
 )
 from swiftmask.models.mar import MAR
-from swiftmask.training.loop import Progress, train
+from swiftmask.recipes.runs import OnLog, require_model
+from swiftmask.training.loop import train
 from swiftmask.training.setup import TrainingConfig, step_seed
-
-OnLog = Callable[[Progress], None]
 
 Part = Literal["network", "head"]
 """What a student and its auxiliary network train: everything that draws a token, or the head alone."""
@@ -50,12 +47,8 @@ def read_teacher(folder: str | Path, *, trained_by: str) -> MAR:
 
     Errors: FileNotFoundError, ValueError for a damaged folder.
     """
-    if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(
-            f"no teacher in {folder}: train it (swiftmask train {trained_by}) and give its folder, as in "
-            f"teacher=runs/{trained_by}/model"
-        )
-    return MAR.from_pretrained(folder).requires_grad_(False)
+    source = require_model(folder, setting="teacher", trained_by=trained_by)
+    return MAR.from_pretrained(source).requires_grad_(False)
 
 
 def clean_tokens(draw: DrawTokens, training: TrainingConfig, device: torch.device) -> CleanTokens:
@@ -93,24 +86,3 @@ def distil(
     batches = MarvalBatches(clean, config)
     trained = train(trainer, batches, train_step, training, folder, name=name, on_log=on_log)
     return trained.student
-
-
-def run_name(name: str, teacher: MAR, *settings: object) -> str:
-    """What a checkpoint is checked against beside the optimisation: the teacher, and settings of the loss."""
-    return f"{name}-{fingerprint(teacher)}-{zlib.crc32(repr(settings).encode()):08x}"
-
-
-def training_device() -> torch.device:
-    """Where the training loop will put a model; a teacher has to be there before it is copied."""
-    device = PartialState().device
-    assert device is not None
-    return device
-
-
-def fingerprint(module: nn.Module) -> str:
-    """Eight hex digits of a module's weights."""
-    checksum = 0
-    for value in module.state_dict().values():
-        bytes_X = value.detach().cpu().contiguous().flatten().view(torch.uint8)
-        checksum = zlib.crc32(bytes_X.numpy().tobytes(), checksum)
-    return f"{checksum:08x}"

@@ -18,16 +18,14 @@ from swiftmask.models.mar.weights import RELEASED
 from swiftmask.recipes.image_latents import LatentsRecipe, required
 from swiftmask.recipes.marval_distillation import (
     DrawTokens,
-    OnLog,
     Part,
     Weight,
     clean_tokens,
     distil,
     make_distillation,
-    run_name,
-    training_device,
 )
 from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.runs import OnLog, run_name, training_device
 from swiftmask.training.setup import TrainingConfig
 
 

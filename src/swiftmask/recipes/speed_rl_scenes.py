@@ -3,7 +3,6 @@ made 5, two judges, the run and what it leaves: `policy`, what was trained and n
 base; and a whole model beside it.
 """
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,8 +28,8 @@ from swiftmask.methods.speed_rl import (
 )
 from swiftmask.methods.speed_rl.judges import Reward
 from swiftmask.recipes.captioned_scenes import PROMPT_SEED, World
-from swiftmask.recipes.marval_distillation import OnLog, fingerprint, training_device
 from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.runs import OnLog, require_model, run_name, training_device
 from swiftmask.recipes.speed_rl_sheets import SheetConfig, Sheets, tracked
 from swiftmask.registry import WEIGHTS, describe, generator_class
 from swiftmask.rewards.scenes import SceneReader, caption_reward, class_reward, load_reader
@@ -99,23 +98,6 @@ def first_guesses(config: SpeedRLConfig) -> TrainingConfig:
     )
 
 
-def require_base(folder: str | Path, *, trained_by: str) -> Path:
-    """The folder, if a model is in it.
-
-    Args:
-        trained_by: the recipe that makes it, for the complaint.
-
-    Errors: FileNotFoundError.
-    """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"no base model in {folder}: train it (swiftmask train {trained_by}) and give its folder, as in "
-            f"base=runs/{trained_by}/model"
-        )
-    return folder
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneSpeedRLRecipe:
     """Objective, judges, prompts and optimisation.
@@ -175,7 +157,7 @@ class SceneSpeedRLRecipe:
         return Prompts(list(dict.fromkeys(self.world.captions(seeds_B))))
 
     def _read_base(self) -> Any:
-        folder = require_base(self.base, trained_by=self.base_name)
+        folder = require_model(self.base, setting="base", trained_by=self.base_name)
         return generator_class(describe(folder).family).from_pretrained(folder)
 
     def _tune(self, base: Any, folder: Path, on_log: OnLog | None) -> Any:
@@ -219,10 +201,3 @@ def classes_scored_by(reader: SceneReader) -> Callable[[Tensor, Sequence[int]], 
 
 SCORINGS: dict[str, Callable[[SceneReader], Reward]] = {"class": classes_scored_by, "prompt": caption_reward}
 """From a reader to a score of pictures, by what a base draws."""
-
-
-def run_name(name: str, base: torch.nn.Module, *settings: object) -> str:
-    """What a checkpoint is checked against beside the optimisation: the base's weights, and the settings of
-    rewards, prompts and objective.
-    """
-    return f"{name}-{fingerprint(base)}-{zlib.crc32(repr(settings).encode()):08x}"
