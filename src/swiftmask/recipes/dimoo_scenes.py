@@ -154,12 +154,11 @@ def prompt_ids(texts: Sequence[str]) -> Tensor:
 
 
 def recipe() -> DiMOORecipe:
-    """`swiftmask train dimoo-scenes`: codec, tokens and backbone on two CPU cores, meant for two hours.
+    """`swiftmask train dimoo-scenes`: codec, tokens and backbone in two and a half hours on one CPU core.
 
-    Not run to its end yet: sizes, rates and sampling are first guesses after maskgit-scenes. Captions are
-    those of one to three objects on a plain background (`world.simple_percent=0` is the whole of Scenes).
-    Rotations are quicker than the released model's: their slowest takes a few sequences to turn, not
-    thousands.
+    Captions are those of one to three objects on a plain background (`world.simple_percent=0` is the whole of
+    Scenes). Rotations are quicker than the released model's: their slowest takes a few sequences to turn, not
+    thousands. What was tried is in docs/log.md, measured quality in docs/lumina_dimoo.md.
     """
     codec = replace(meissonic_scenes_tokenizer.recipe(), resolution=32)
     backbone = BackboneConfig(
@@ -171,7 +170,7 @@ def recipe() -> DiMOORecipe:
         rope_theta=1000.0,
     )
     training = TrainingConfig(
-        num_steps=3600,
+        num_steps=7200,
         batch_size=64,
         learning_rate=3e-3,
         muon_learning_rate=6e-3,
@@ -179,5 +178,5 @@ def recipe() -> DiMOORecipe:
         precision="bf16-weights",
         save_every=100,
     )
-    sampling = SamplingOptions(guidance=3.0, temperature=1.0, choice_temperature=1.0)
+    sampling = SamplingOptions(guidance=1.5, temperature=0.8, choice_temperature=0.5)
     return DiMOORecipe(codec=codec, backbone=backbone, training=training, sampling=sampling)

@@ -90,7 +90,7 @@ def recipe() -> RotaryShortcutRecipe:
         ),
         rounds=RoundsConfig(updates_per_round=40, step_counts=(8, 12, 16, 24, 32), token_weight=0.5),
         training=TrainingConfig(
-            num_steps=4500,
+            num_steps=1500,
             batch_size=64,
             learning_rate=4e-3,
             muon_learning_rate=4e-3,
