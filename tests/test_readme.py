@@ -21,6 +21,7 @@ PAGES = {
     "maskgit-scenes": "README.md",
     "mar-scenes": "docs/marval.md",
     "meissonic-scenes": "docs/speed_rl.md",
+    "dimoo-scenes": "docs/lumina_dimoo.md",
 }
 """Where the table of each model stands."""
 

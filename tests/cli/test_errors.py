@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from swiftmask.cli import main
-from swiftmask.cli.errors import flatten
+from swiftmask.cli.errors import flatten, with_own
 from swiftmask.models.mar import MAR
 from swiftmask.models.maskgit import MaskGIT
 
@@ -320,3 +320,15 @@ def test_flattened_box(rule: str) -> None:
     box = [f"{rule} Oops {rule}", *(f"{side} {line} {side}" for line in said), rule]
     assert flatten("\n".join(box)) == "Unrecognized options: --a (did you mean --b?)"
     assert flatten("\n".join([box[0], rule, *box[1:]])) == "Unrecognized options: --a (did you mean --b?)"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["a", "--shortcut", "--full-steps", "6"], ["a", "--shortcut", "auto", "--full-steps", "6"]),
+        (["a", "--marval"], ["a", "--marval", "auto"]),
+        (["a", "--lora", "folder", "--json"], ["a", "--lora", "folder", "--json"]),
+    ],
+)
+def test_an_accelerator_that_is_not_named_is_the_models_own(given: list[str], meant: list[str]) -> None:
+    assert with_own(given) == meant

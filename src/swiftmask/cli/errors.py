@@ -13,6 +13,7 @@ USER_MISTAKES = (ValueError, OSError)
 """What our own functions raise for a wrong name, number, file or a full disk."""
 
 CommandClass = TypeVar("CommandClass")
+_ACCELERATORS = ("--shortcut", "--marval", "--lora")
 _RULE = re.compile("[─-]{3,}")
 
 
@@ -55,12 +56,23 @@ def parse(command_class: type[CommandClass], args: Sequence[str], *, prog: str) 
     options: tuple[Any, ...] = (tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff)
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(command_class, args=list(args), prog=prog, config=options)
+            return tyro.cli(command_class, args=with_own(args), prog=prog, config=options)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         sys.stderr.write(f"{prog}: {flatten(complaint.getvalue())}; see {prog} --help\n")
         raise SystemExit(2) from None
+
+
+def with_own(args: Sequence[str]) -> list[str]:
+    """The arguments, with "auto" after an accelerator's option that names none: the model's own is meant."""
+    filled = []
+    for place, arg in enumerate(args):
+        filled.append(arg)
+        named = place + 1 < len(args) and not args[place + 1].startswith("--")
+        if arg in _ACCELERATORS and not named:
+            filled.append("auto")
+    return filled
 
 
 def flatten(boxed: str) -> str:

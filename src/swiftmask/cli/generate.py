@@ -61,7 +61,7 @@ class Generate:
     full_steps: int | None = None
     """How many of them run the whole model (with --shortcut or --caching)."""
     shortcut: str | None = None
-    """Bundled name, folder or file of a shortcut; auto takes the model's own."""
+    """Bundled name, folder or file of a shortcut; auto, or no name, takes the model's own."""
     caching: measure.Caching | None = None
     """A training-free rival instead."""
     marval: str | None = None
