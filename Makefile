@@ -7,7 +7,6 @@ BIN := .venv/bin
 demo: .venv/installed ## pictures, tables and reports: full models against accelerated ones
 	$(BIN)/swiftmask demo --out demo
 	$(BIN)/swiftmask demo --model mar-scenes --out demo/mar-scenes
-	$(BIN)/swiftmask demo --model dimoo-scenes --out demo/dimoo-scenes
 
 test: .venv/installed ## the test-suite, CPU only
 	$(BIN)/python -m pytest

@@ -39,20 +39,6 @@ ENTRIES = (
         paper=_SHORTCUT_PAPER,
     ),
     Entry(
-        method="MIGM-Shortcut",
-        model="dimoo-scenes",
-        full="vanilla-16",
-        fast="shortcut-16:6",
-        paper="Lumina-DiMOO, 64 steps of which 11 full: 4.91 times faster, ImageReward 0.87 for 0.913",
-    ),
-    Entry(
-        method="ML-Cache",
-        model="dimoo-scenes",
-        full="vanilla-16",
-        fast="ml-cache-16:6",
-        paper="Lumina-DiMOO, 1024 px, 64 steps: 22 s for 45 s",
-    ),
-    Entry(
         method="feature reuse",
         model="maskgit-scenes",
         full="vanilla-16",
