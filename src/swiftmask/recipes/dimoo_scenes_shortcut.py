@@ -77,8 +77,8 @@ class RotaryShortcutRecipe:
 def recipe() -> RotaryShortcutRecipe:
     """`swiftmask train dimoo-scenes-shortcut`: an eighth of the backbone's parameters, for two CPU cores.
 
-    Its one run does worse than feature reuse (docs/log.md), so nothing is bundled: sizes, rates and rounds are
-    still those of maskgit-scenes-shortcut.
+    Its one run does worse than feature reuse (docs/log.md), so nothing is bundled: sizes, rates and rounds
+    are still those of maskgit-scenes-shortcut.
     """
     return RotaryShortcutRecipe(
         shortcut=RotaryShortcutConfig(
