@@ -118,15 +118,30 @@ def test_diversity_is_the_share_of_differing_codes():
     assert diversity(tokens_PKL[:, :1].expand(2, 4, -1)) == 0
 
 
-def test_dropped_pictures_weigh_nothing_and_the_rest_share_their_weight(start, make_config, make_training):
+def test_dropped_pictures_are_not_replayed_and_the_rest_share_their_weight(start, make_config, make_training):
     trainer, rounds = start(make_config(filter=NO_FILTER), make_training(1))
     rounds.batch(0, 0, 1)
     trainer.round.kept_B[:4] = 0
-    batch = rounds._lessons(0, 0, 0, 1)
-    weights_B = torch.zeros(8)
-    for lesson in batch:
-        weights_B[list(lesson.replay.rows)] = lesson.weights_B
-    assert weights_B.tolist() == [0] * 4 + [0.25] * 4
+    lessons = rounds._lessons(0, 0, 0, 1)
+    replayed = [tokens_L for lesson in lessons for tokens_L in lesson.replay.trajectory.tokens_BL.tolist()]
+    assert sorted(replayed) == sorted(trainer.round.tokens_BL[4:].tolist())
+    assert [weight for lesson in lessons for weight in lesson.weights_B.tolist()] == [0.25] * 4
+
+
+def test_processes_share_what_is_kept(start, make_config, make_training):
+    """Three pictures of two processes; with one picture the second still has something to run."""
+    trainer, rounds = start(make_config(filter=NO_FILTER), make_training(1))
+    rounds.batch(0, 0, 1)
+    trainer.round.kept_B[:5] = 0
+    weights = [
+        [w for lesson in rounds._lessons(0, 0, rank, 2) for w in lesson.weights_B.tolist()] for rank in (0, 1)
+    ]
+    assert weights == [[pytest.approx(2 / 3)] * 2, [pytest.approx(2 / 3)]]
+    trainer.round.kept_B[:7] = 0
+    weights = [
+        [w for lesson in rounds._lessons(0, 0, rank, 2) for w in lesson.weights_B.tolist()] for rank in (0, 1)
+    ]
+    assert weights == [[2.0], [0.0]]
 
 
 def test_a_round_without_anything_to_learn_changes_nothing(transparent, judges, make_config, make_training):

@@ -159,16 +159,19 @@ class Rounds:
         return torch.cat(parts).contiguous()
 
     def _lessons(self, number: int, part: int, rank: int, num_ranks: int) -> list[Lesson]:
-        """Of one part of the round, this process's share of it."""
+        """Of one part of the round, this process's share of what the filter kept."""
         config, held = self._config, self._trainer.round
         size = config.generation_batch_size // config.steps_per_generation
         images = range(part * size, (part + 1) * size)
-        mine = share(images, rank, num_ranks)
+        is_kept = held.kept_B.tolist()
+        kept = [image for image in images if is_kept[image]]
+        # nothing to learn from: one picture of weight 0, because every process takes part in a backward pass
+        mine = kept[rank::num_ranks] or [images[0]]
         prompts, planned = self._assigned(number, mine)
-        num_kept = held.kept_B[images.start : images.stop].sum().clamp(min=1)
+        num_kept = max(len(kept), 1)
         lessons = []
         for replay in self._replays(
-            Rollouts(held.tokens_BL[list(mine)], held.decided_at_BL[list(mine)]), prompts, planned
+            Rollouts(held.tokens_BL[mine], held.decided_at_BL[mine]), prompts, planned
         ):
             rows = [mine[row] for row in replay.rows]
             old_BL = held.old_log_prob_BL[rows] if config.updates_per_round > 1 else None
@@ -176,7 +179,7 @@ class Rounds:
             lessons.append(Lesson(replay, old_BL, held.advantages_B[rows], weights_B))
         return lessons
 
-    def _assigned(self, number: int, images: range) -> tuple[Prompts, list[int]]:
+    def _assigned(self, number: int, images: Sequence[int]) -> tuple[Prompts, list[int]]:
         """What some pictures of a round show, and how many steps are planned for each."""
         config = self._config
         generator = torch.Generator().manual_seed(step_seed(config.seed, number, _COUNT_STREAM))
