@@ -50,7 +50,7 @@ class RotaryShortcutRecipe:
         rounds = TeacherRounds(teacher.requires_grad_(False), self.rounds, self.prompts, RotaryShortcut.fresh)
         torch.manual_seed(self.training.seed)
         trained = train(
-            ShortcutTrainer(RotaryShortcut(self.shortcut).start_as_copy(), head, self.rounds.token_weight),
+            ShortcutTrainer(RotaryShortcut(self.shortcut).start_as_copy(), head, self.rounds),
             rounds.batch,
             train_step,
             self.training,

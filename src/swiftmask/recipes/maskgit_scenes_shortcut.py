@@ -42,7 +42,7 @@ class ShortcutRecipe:
         head = MaskGIT.from_pretrained(self.teacher).requires_grad_(False)
         shortcut = Shortcut(self.shortcut).start_as_copy().fit_to_embeddings(_embeddings(head))
         trained = train(
-            ShortcutTrainer(shortcut, head, self.rounds.token_weight),
+            ShortcutTrainer(shortcut, head, self.rounds),
             rounds.batch,
             train_step,
             self.training,

@@ -9,7 +9,14 @@ import torch
 
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.methods.shortcut import RotaryShortcut, RotaryShortcutConfig, Shortcut, ShortcutConfig
-from swiftmask.methods.shortcut.training import RoundsConfig, ShortcutTrainer, TeacherRounds, train_step
+from swiftmask.methods.shortcut.training import (
+    RoundsConfig,
+    ShortcutTrainer,
+    TeacherRounds,
+    forward_divergence,
+    reverse_divergence,
+    train_step,
+)
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
 from swiftmask.models.lumina_dimoo.layout import FreshTokens
 from swiftmask.models.maskgit import MaskGIT
@@ -91,23 +98,42 @@ def test_batches_are_a_function_of_the_step(teacher):
 
 def test_a_fresh_copying_shortcut_scores_exactly_the_copy_baseline(teacher):
     batch = TeacherRounds(teacher, ROUNDS, labels).batch(0, 0, 1)
-    loss, metrics = ShortcutTrainer(small_shortcut().start_as_copy(), teacher)(batch)
+    loss, metrics = ShortcutTrainer(small_shortcut().start_as_copy(), teacher, ROUNDS)(batch)
     torch.testing.assert_close(metrics["mse"], metrics["copy_mse"])
     torch.testing.assert_close(loss, metrics["copy_mse"])
 
 
-def test_token_divergence_is_zero_for_perfect_features(teacher):
+@pytest.mark.parametrize("divergence", ["forward", "reverse"])
+def test_token_divergence_is_zero_for_perfect_features(teacher, divergence):
     batch = TeacherRounds(teacher, ROUNDS, labels).batch(0, 0, 1)
-    trainer = ShortcutTrainer(small_shortcut(), teacher, token_weight=1.0)
+    trainer = ShortcutTrainer(
+        small_shortcut(), teacher, replace(ROUNDS, token_weight=1.0, token_divergence=divergence)
+    )
     for link in batch.links:
         assert trainer._divergence(link.target_GBTD, link) == pytest.approx(0.0, abs=1e-6)
         assert trainer._divergence(link.target_GBTD + 0.5, link) > 1e-4
 
 
-@pytest.mark.parametrize("token_weight", [0.0, 0.5])
-def test_a_shortcut_learns_to_beat_copying(teacher, token_weight):
-    rounds = TeacherRounds(teacher, ROUNDS, labels)
-    trainer = ShortcutTrainer(small_shortcut().start_as_copy(), teacher, token_weight)
+def test_reverse_divergence_prefers_a_guess_to_vagueness():
+    """Code 0 in three pictures of four, and a shortcut that answers the same to all."""
+    teachers_BV = torch.tensor([[0.97, 0.02, 0.01]] * 3 + [[0.02, 0.97, 0.01]]).log()
+    guess_BV, vague_BV = (
+        torch.tensor([each]).log().expand(4, -1) for each in ([0.93, 0.06, 0.01], [0.74, 0.25, 0.01])
+    )
+    assert forward_divergence(vague_BV, teachers_BV) < forward_divergence(guess_BV, teachers_BV)
+    assert reverse_divergence(guess_BV, teachers_BV) < reverse_divergence(vague_BV, teachers_BV)
+
+
+def test_an_unknown_divergence_is_refused():
+    with pytest.raises(ValueError, match="token_divergence must be forward or reverse, got 'sideways'"):
+        replace(ROUNDS, token_divergence="sideways")
+
+
+@pytest.mark.parametrize("token", [(0.0, "forward"), (0.5, "forward"), (0.5, "reverse")])
+def test_a_shortcut_learns_to_beat_copying(teacher, token):
+    config = replace(ROUNDS, token_weight=token[0], token_divergence=token[1])
+    rounds = TeacherRounds(teacher, config, labels)
+    trainer = ShortcutTrainer(small_shortcut().start_as_copy(), teacher, config)
     optimizer = torch.optim.Adam(trainer.parameters(), 3e-3)
     shares = []
     for step in range(80):
@@ -120,7 +146,7 @@ def test_a_shortcut_learns_to_beat_copying(teacher, token_weight):
 
 
 def test_the_teacher_is_not_part_of_what_is_trained_or_saved(teacher):
-    trainer = ShortcutTrainer(small_shortcut(), teacher)
+    trainer = ShortcutTrainer(small_shortcut(), teacher, ROUNDS)
     assert all(name.startswith("shortcut.") for name in trainer.state_dict())
 
 
@@ -171,7 +197,7 @@ def test_a_rotary_shortcut_reads_the_same_in_training_as_in_a_decode(golden_dimo
 @pytest.mark.parametrize("token_weight", [0.0, 0.5])
 def test_a_rotary_shortcut_learns_to_beat_copying(token_weight: float, golden_dimoo: LuminaDiMOO) -> None:
     rounds = rotary_rounds(golden_dimoo)
-    trainer = ShortcutTrainer(rotary_shortcut(), golden_dimoo, token_weight)
+    trainer = ShortcutTrainer(rotary_shortcut(), golden_dimoo, replace(ROUNDS, token_weight=token_weight))
     optimizer = torch.optim.Adam(trainer.parameters(), 5e-3)
     loss, metrics = trainer(rounds.batch(0, 0, 1))
     torch.testing.assert_close(metrics["mse"], metrics["copy_mse"])
@@ -187,7 +213,7 @@ def test_a_rotary_shortcut_learns_to_beat_copying(token_weight: float, golden_di
 
 def test_what_a_rotary_shortcut_reads_depends_on_the_prompt(golden_dimoo: LuminaDiMOO) -> None:
     """Of the conditional branch; the null branch has no prompt to read."""
-    trainer = ShortcutTrainer(RotaryShortcut(rotary_shortcut().config), golden_dimoo)
+    trainer = ShortcutTrainer(RotaryShortcut(rotary_shortcut().config), golden_dimoo, ROUNDS)
     batch = rotary_rounds(golden_dimoo).batch(0, 0, 1)
     link = batch.links[0]
     fresh = link.fresh
@@ -215,7 +241,7 @@ def test_a_killed_training_of_a_rotary_shortcut_continues_with_the_same_losses(
             if progress.step == kill_at:
                 raise KilledError
 
-        trainer = ShortcutTrainer(rotary_shortcut(), golden_dimoo, 0.5)
+        trainer = ShortcutTrainer(rotary_shortcut(), golden_dimoo, replace(ROUNDS, token_weight=0.5))
         batches = rotary_rounds(golden_dimoo).batch
         train(trainer, batches, train_step, config, folder, name="test", on_log=watch)
         return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]

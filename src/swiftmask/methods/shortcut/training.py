@@ -6,7 +6,8 @@ function of its number and an update of its step, so a resumed run sees the same
 shortcut forward through up to `max_rollout` of its own predictions, as inference will, and matches the
 teacher's features at the positions still masked after each step (MIGM-Shortcut, arXiv 2602.23996, trains
 single steps on stored features and one step count). An optional second term matches the guided token
-distributions, which is what sampling reads.
+distributions, which is what sampling reads. Forward divergence covers what the teacher might draw, and a
+shortcut that cannot tell becomes vague; reverse divergence keeps to what the teacher is likely to draw.
 
 Both networks are trained by the same code: `fresh` says what a network reads of a decision, and what it
 returns goes to the network as it is. Upstream's loss for Lumina-DiMOO covers prompt and decided codes too;
@@ -31,6 +32,19 @@ from swiftmask.methods.shortcut.network import Shortcut
 from swiftmask.training.setup import step_seed
 
 
+def forward_divergence(predicted_X: Tensor, teachers_X: Tensor) -> Tensor:
+    """KL(teacher || predicted) of log-probabilities [..., V], summed over everything."""
+    return F.kl_div(predicted_X, teachers_X, log_target=True, reduction="sum")
+
+
+def reverse_divergence(predicted_X: Tensor, teachers_X: Tensor) -> Tensor:
+    """KL(predicted || teacher), the same way."""
+    return forward_divergence(teachers_X, predicted_X)
+
+
+DIVERGENCES = {"forward": forward_divergence, "reverse": reverse_divergence}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundsConfig:
     """How the teacher's features are made and used.
@@ -42,6 +56,9 @@ class RoundsConfig:
         step_counts: decode lengths N, taken in turn.
         max_rollout: longest chain of the shortcut's own predictions.
         token_weight: weight of the divergence between guided token distributions.
+        token_divergence: "forward", from the teacher's to the shortcut's, or "reverse".
+
+    Errors: ValueError for another divergence.
     """
 
     images_per_round: int = 64
@@ -50,8 +67,15 @@ class RoundsConfig:
     step_counts: tuple[int, ...] = (8, 12, 16, 24, 32)
     max_rollout: int = 3
     token_weight: float = 0.0
+    token_divergence: str = "forward"
     seed: int = 0
     sampling: SamplingOptions = SamplingOptions()
+
+    def __post_init__(self) -> None:
+        if self.token_divergence not in DIVERGENCES:
+            raise ValueError(
+                f"token_divergence must be {' or '.join(DIVERGENCES)}, got {self.token_divergence!r}"
+            )
 
 
 class Fresh(Protocol):
@@ -196,13 +220,15 @@ class ShortcutTrainer(nn.Module):
 
     Args:
         teacher: needed for the token term only (its head); its weights are not trained and not saved here.
+        rounds: say how much the token term weighs and which divergence it is.
     """
 
-    def __init__(self, shortcut: AnyShortcut, teacher: MaskedGenerator, token_weight: float = 0.0) -> None:
+    def __init__(self, shortcut: AnyShortcut, teacher: MaskedGenerator, rounds: RoundsConfig) -> None:
         super().__init__()
         self.shortcut = shortcut
         self._teacher = (teacher,)  # in a tuple, so that it is not a submodule
-        self._token_weight = token_weight
+        self._token_weight = rounds.token_weight
+        self._token_divergence = DIVERGENCES[rounds.token_divergence]
 
     def forward(self, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over the chain of feature (and token) errors at masked positions.
@@ -240,7 +266,7 @@ class ShortcutTrainer(nn.Module):
         if self._token_weight == 0.0:
             return features_GBTD.new_zeros(())
         predicted, target = (self._log_probs(f, link) for f in (features_GBTD, link.target_GBTD))
-        return F.kl_div(predicted, target, log_target=True, reduction="sum") / predicted[..., 0].numel()
+        return self._token_divergence(predicted, target) / predicted[..., 0].numel()
 
     def _log_probs(self, features_GBTD: Tensor, link: Link) -> Tensor:
         (teacher,) = self._teacher
