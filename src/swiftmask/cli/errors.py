@@ -14,6 +14,7 @@ USER_MISTAKES = (ValueError, OSError)
 
 CommandClass = TypeVar("CommandClass")
 _ACCELERATORS = ("--shortcut", "--marval", "--lora")
+"""Options that name an accelerator, of every command that has them."""
 _RULE = re.compile("[─-]{3,}")
 
 

@@ -65,11 +65,11 @@ class Generate:
     caching: measure.Caching | None = None
     """A training-free rival instead."""
     marval: str | None = None
-    """Bundled name or folder of a MARVAL student, which draws a token in one head call; auto takes the
-    model's own. Goes with --shortcut and --caching."""
+    """Bundled name or folder of a MARVAL student, which draws a token in one head call; auto, or no
+    name, takes the model's own. Goes with --shortcut and --caching."""
     lora: str | None = None
-    """Bundled name or folder of what Speed-RL tuned for few steps, adapters or whole weights; auto takes the
-    model's own. Goes with --shortcut and --caching."""
+    """Bundled name or folder of what Speed-RL tuned for few steps, adapters or whole weights; auto,
+    or no name, takes the model's own. Goes with --shortcut and --caching."""
     preset: Path | None = None
     """File of settings that swiftmask tune found best; options beside it override it."""
     guidance: float | None = None
