@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from accelerate import PartialState
 from torch import Tensor
 
 from swiftmask.data.images import CachedLatents, ImageFolder, cache_latents
@@ -16,6 +15,7 @@ from swiftmask.models.mar.codec import KLCodec
 from swiftmask.models.mar.weights import read_released_codec
 from swiftmask.recipes.runs import OnLog, fingerprint, training_device
 from swiftmask.training.loop import Progress
+from swiftmask.training.processes import processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class LatentsRecipe:
         def encode_moments(images_B3HW: Tensor) -> Tensor:
             return codec.moments(images_B3HW.to(codec.quant_conv.weight.device))
 
-        with PartialState().main_process_first():
+        with processes().main_process_first():
             cache_latents(
                 images,
                 encode_moments,

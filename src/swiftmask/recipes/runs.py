@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch import nn
 
 from swiftmask.training.loop import Progress
+from swiftmask.training.processes import processes
 
 OnLog = Callable[[Progress], None]
 
@@ -49,6 +49,6 @@ def fingerprint(module: nn.Module) -> str:
 
 def training_device() -> torch.device:
     """Where the training loop will put a model; a teacher has to be there before it is copied."""
-    device = PartialState().device
+    device = processes().device
     assert device is not None
     return device

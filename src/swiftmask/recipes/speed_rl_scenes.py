@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
 from swiftmask.data.scenes import NUM_CLASSES
@@ -34,6 +33,7 @@ from swiftmask.recipes.speed_rl_sheets import SheetConfig, Sheets, tracked
 from swiftmask.registry import WEIGHTS, describe, generator_class
 from swiftmask.rewards.scenes import SceneReader, caption_reward, class_reward, load_reader
 from swiftmask.training.loop import Progress, train
+from swiftmask.training.processes import processes
 from swiftmask.training.setup import TrainingConfig
 
 STEPS = 5
@@ -172,7 +172,7 @@ class SceneSpeedRLRecipe:
         torch.manual_seed(self.training.seed)
         with tracked(self.training, folder, name) as trackers:
             samples = Sheets(self.sheets, prompts, self.speed_rl.sampling, folder / "samples", trackers)
-            if PartialState().is_main_process:
+            if processes().is_main_process:
                 samples.first(base)
 
             def log(progress: Progress) -> None:

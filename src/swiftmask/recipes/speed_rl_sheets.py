@@ -24,6 +24,7 @@ from swiftmask.evaluate.sheets import side_by_side
 from swiftmask.methods.speed_rl import Prompts, SpeedRLTrainer
 from swiftmask.methods.speed_rl.rollouts import as_planned
 from swiftmask.training.loop import Progress
+from swiftmask.training.processes import on_cpu
 from swiftmask.training.setup import TrainingConfig
 
 _NAME = "samples"
@@ -80,7 +81,7 @@ class Trackers:
 @contextmanager
 def tracked(training: TrainingConfig, folder: Path, name: str) -> Iterator[Trackers]:
     """The trackers that `training.report_to` names, closed at the end; none if it names none."""
-    accelerator = Accelerator(log_with=list(training.report_to) or None, project_dir=folder)
+    accelerator = Accelerator(cpu=on_cpu(), log_with=list(training.report_to) or None, project_dir=folder)
     if training.report_to:
         accelerator.init_trackers(name)
     try:

@@ -21,6 +21,7 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from swiftmask.training.checkpoint import load_checkpoint, save_checkpoint
+from swiftmask.training.processes import on_cpu
 from swiftmask.training.setup import (
     Batches,
     Metrics,
@@ -117,7 +118,7 @@ def _start(model: nn.Module, config: TrainingConfig, folder: Path, name: str) ->
     # Trainers that take turns (MARVAL) leave parameters without a gradient; several processes must know.
     turns = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
-        log_with=list(config.report_to) or None, project_dir=folder, kwargs_handlers=[turns]
+        cpu=on_cpu(), log_with=list(config.report_to) or None, project_dir=folder, kwargs_handlers=[turns]
     )
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(accelerator.device)

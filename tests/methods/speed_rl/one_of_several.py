@@ -19,6 +19,7 @@ from swiftmask.methods.speed_rl import (
     TuningConfig,
     train_step,
 )
+from swiftmask.recipes.runs import training_device
 from swiftmask.training.loop import train
 from swiftmask.training.setup import TrainingConfig
 
@@ -29,6 +30,7 @@ def share_of_dark_pixels(images, prompts):
 
 
 def main(folder: Path) -> None:
+    training_device()  # a recipe asks before the loop does
     config = SpeedRLConfig(
         tuning=TuningConfig(method="full", targets=r"transformer\.transformer\..*\.net\.\d\.weight"),
         num_generations=4,

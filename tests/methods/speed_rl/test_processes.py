@@ -23,7 +23,6 @@ def run(folder: Path, num_processes: int) -> None:
         subprocess.Popen(
             [sys.executable, SCRIPT, folder],
             env=os.environ
-            | {"ACCELERATE_USE_CPU": "true"}
             | {key: str(value) for key, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()},
         )
         for rank in range(num_processes)
