@@ -1,6 +1,7 @@
 """The Speed-RL recipes at toy size: whole runs to folders that load, and what they are made of."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -223,6 +224,12 @@ def test_the_wanted_number_of_steps_is_trained_and_rewarded(module) -> None:
     else:
         assert (speed.fastest, speed.reference, speed.slowest) == (min(counts), STEPS, max(counts))
     assert recipe.training.batch_size == recipe.speed_rl.generation_batch_size
+
+
+def test_a_run_knows_its_readers_wherever_they_lie(tmp_path: Path) -> None:
+    moved = Readers(reward=str(shutil.copytree(Readers().reward, tmp_path / "elsewhere")))
+    assert moved.fingerprints() == Readers().fingerprints()
+    assert Readers(reward=Readers().judge).fingerprints() != Readers().fingerprints()
 
 
 def test_the_judge_is_held_out_and_another_than_the_reward() -> None:

@@ -28,10 +28,10 @@ from swiftmask.methods.speed_rl import (
 from swiftmask.methods.speed_rl.judges import Reward
 from swiftmask.recipes.captioned_scenes import PROMPT_SEED, World
 from swiftmask.recipes.provenance import provenance
-from swiftmask.recipes.runs import OnLog, require_model, run_name, training_device
+from swiftmask.recipes.runs import OnLog, fingerprint, require_model, run_name, training_device
 from swiftmask.recipes.speed_rl_sheets import SheetConfig, Sheets, tracked
 from swiftmask.registry import WEIGHTS, describe, generator_class
-from swiftmask.rewards.scenes import SceneReader, caption_reward, class_reward, load_reader
+from swiftmask.rewards.scenes import NetworkReader, SceneReader, caption_reward, class_reward, load_reader
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.processes import processes
 from swiftmask.training.setup import TrainingConfig
@@ -58,9 +58,15 @@ class Readers:
         Args:
             scoring: from a reader to a score of pictures.
         """
-        device = training_device()
-        reward, judge = (scoring(load_reader(folder, device)) for folder in (self.reward, self.judge))
+        reward, judge = (scoring(reader) for reader in self._read(training_device()))
         return Judges([Judge("scenes-reward", reward), Judge("scenes-judge", judge, weight=0.0)])
+
+    def fingerprints(self) -> list[str]:
+        """Of their weights, wherever the folders lie."""
+        return [fingerprint(reader) for reader in self._read(torch.device("cpu"))]
+
+    def _read(self, device: torch.device) -> list[NetworkReader]:
+        return [load_reader(folder, device) for folder in (self.reward, self.judge)]
 
 
 def few_steps(*, targets: str) -> SpeedRLConfig:
@@ -167,7 +173,7 @@ class SceneSpeedRLRecipe:
         prompts = self.prompts(base.spec.draws)
         judges = self.readers.judges(SCORINGS[base.spec.draws])
         rounds = Rounds(trainer, prompts, judges, self.training)
-        settings = (self.speed_rl, self.readers, self.world, self.num_captions)
+        settings = (self.speed_rl, self.readers.fingerprints(), self.world, self.num_captions)
         name = run_name(self.name, base, *settings)
         torch.manual_seed(self.training.seed)
         with tracked(self.training, folder, name) as trackers:
