@@ -53,6 +53,12 @@ COMMANDS = {
         "{python} benchmarks/meissonic_speed.py --device cpu --precision bf16 --method lora --batch 1 "
         "--steps 1 --repeats 2 --matmul-sizes 2048 --out {file}"
     ),
+    "dimoo-speed": (
+        "{python} benchmarks/dimoo_speed.py --layers 2 4 --batch 1 --repeats 3 --dtype bfloat16 --json {file}"
+    ),
+    "dimoo-straightforward": (
+        "{python} benchmarks/dimoo_straightforward.py --layers 1 4 --dtype bfloat16 --json {file}"
+    ),
     "maskgit-512-speed-bfloat16": f"{_SPEED} --dtype bfloat16 --repeats 5 --out {{file}}",
     "maskgit-512-speed-float32": f"{_SPEED} --dtype float32 --repeats 3 --out {{file}}",
     "mar-b-sampler-batch1": f"{_SAMPLER} --batch 1 --dtype float32 bfloat16 --repeats 3 --json {{file}}",

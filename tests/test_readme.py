@@ -83,6 +83,21 @@ def test_the_speed_of_meissonic_is_the_measured_one() -> None:
         assert f"| {' | '.join(cells)} |" in page
 
 
+def test_the_speed_of_lumina_dimoo_is_the_measured_one() -> None:
+    page = (ROOT / "docs" / "lumina_dimoo.md").read_text()
+    found = json.loads((RESULTS / "dimoo-speed.json").read_text())
+    (shortcut, ml_cache), (whole,) = found["rows"], found["whole_model"]
+    times = [shortcut["full_step_ms"], shortcut["shortcut_step_ms"], ml_cache["shortcut_step_ms"]]
+    cells = [f"{ms:.0f}" for ms in times]
+    cells += [f"{100 * shortcut['peak_share']:.0f} %", f"{shortcut['peak_memory_bytes'] / 1e9:.1f}"]
+    assert f"| 4 layers, measured | {' | '.join(cells)} |" in page
+    times = [whole[f"{part}_step_ms"] for part in ("full", "shortcut", "ml_cache")]
+    assert f"| 32 layers, computed from 2 and 4 | {' | '.join(f'{ms:.0f}' for ms in times)} |" in page
+    for row in json.loads((RESULTS / "dimoo-straightforward.json").read_text())["rows"]:
+        cells = [f"{row['ours_ms']:.0f}", f"{row['straightforward_ms']:.0f}", f"{row['ratio']:.2f} x"]
+        assert f" | {' | '.join(cells)} |" in page
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_speed_table_is_the_measured_one(dtype: str) -> None:
     found = json.loads((RESULTS / f"maskgit-512-speed-{dtype}.json").read_text())
