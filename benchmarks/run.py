@@ -35,7 +35,8 @@ COMMANDS = {
     ),
     "meissonic-scenes-quality": (
         "{swiftmask} bench quality meissonic-scenes --shortcut none --steps 2 3 4 5 6 8 12 16 24 --rivals "
-        "--speed-rl meissonic-scenes-speed-rl --pictures 672 --seeds 3 --batch 96 --dtype bfloat16 --device cpu --out {results}"
+        "--speed-rl meissonic-scenes-speed-rl --pictures 672 --seeds 3 --batch 96 --dtype bfloat16 "
+        "--device cpu --out {results}"
     ),
     "dimoo-scenes-quality": (
         "{swiftmask} bench quality dimoo-scenes --shortcut none --steps 4 6 8 12 16 24 "

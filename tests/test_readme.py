@@ -133,6 +133,7 @@ def test_every_result_has_the_command_that_measures_it_again() -> None:
         ("maskgit-scenes", "maskgit-scenes", "vanilla"),
         ("mar-scenes", "mar-scenes", "vanilla"),
         ("meissonic-scenes", "meissonic-scenes", "vanilla"),
+        ("meissonic-scenes-speed-rl", "meissonic-scenes", "meissonic-scenes-speed-rl"),
         ("mar-scenes-marval", "mar-scenes", "mar-scenes-marval"),
         ("mar-scenes-marval-rl", "mar-scenes", "mar-scenes-marval-rl"),
     ],
