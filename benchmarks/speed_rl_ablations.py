@@ -21,8 +21,18 @@ from statistics import fmean
 from swiftmask.cli import measure
 from swiftmask.cli.overrides import override
 from swiftmask.evaluate.summary import write_text
+from swiftmask.methods.speed_rl import SpeedConfig
 from swiftmask.recipes.speed_rl_scenes import STEPS, SceneSpeedRLRecipe
 from swiftmask.registry import recipe_module
+
+SEVERAL_STEPS = (
+    f"speed_rl.step_policy=stratified:{STEPS - 1},{STEPS},{STEPS + 1}",
+    f"speed_rl.speed.weight={SpeedConfig().weight}",
+    f"speed_rl.speed.fastest={STEPS - 1}",
+    f"speed_rl.speed.reference={STEPS}",
+    f"speed_rl.speed.slowest={STEPS + 1}",
+)
+"""The paper's: a speed reward, which pictures of one number of steps would leave without effect."""
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "recipe": (),
@@ -34,7 +44,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "filter-0": ("speed_rl.filter.percentile=0",),
     "filter-50": ("speed_rl.filter.percentile=50",),
 }
-"""What each changes; a speed reward, the cross-entropy divergence and a filter at 25 are the recipe's."""
+"""What each changes; the cross-entropy divergence and a filter at 25 are the recipe's."""
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "speed reward": ("recipe", "no-speed-reward"),
@@ -69,7 +79,7 @@ def configured(name: str, seed: int, chosen: argparse.Namespace) -> SceneSpeedRL
     """The recipe of one training."""
     recipe: SceneSpeedRLRecipe = recipe_module(chosen.recipe).recipe()
     base = [] if chosen.base is None else [f"base={chosen.base}"]
-    recipe = override(recipe, [*base, "sheets.every=0", *chosen.set, *VARIANTS[name]])
+    recipe = override(recipe, [*base, "sheets.every=0", *SEVERAL_STEPS, *chosen.set, *VARIANTS[name]])
     speed_rl = replace(recipe.speed_rl, seed=seed)
     training = replace(
         recipe.training,
