@@ -21,16 +21,16 @@ from statistics import fmean
 from swiftmask.cli import measure
 from swiftmask.cli.overrides import override
 from swiftmask.evaluate.summary import write_text
-from swiftmask.methods.speed_rl import SpeedConfig
-from swiftmask.recipes.speed_rl_scenes import STEPS, SceneSpeedRLRecipe
+from swiftmask.recipes.speed_rl_scenes import STEPS, SceneSpeedRLRecipe, few_steps
 from swiftmask.registry import recipe_module
 
+_FEW_STEPS = few_steps(targets="")
 SEVERAL_STEPS = (
-    f"speed_rl.step_policy=stratified:{STEPS - 1},{STEPS},{STEPS + 1}",
-    f"speed_rl.speed.weight={SpeedConfig().weight}",
-    f"speed_rl.speed.fastest={STEPS - 1}",
-    f"speed_rl.speed.reference={STEPS}",
-    f"speed_rl.speed.slowest={STEPS + 1}",
+    f"speed_rl.step_policy={_FEW_STEPS.step_policy}",
+    *(
+        f"speed_rl.speed.{key}={getattr(_FEW_STEPS.speed, key)}"
+        for key in ("weight", "fastest", "reference", "slowest")
+    ),
 )
 """The paper's: a speed reward, which pictures of one number of steps would leave without effect."""
 
