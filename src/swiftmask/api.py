@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from swiftmask.core.protocol import DenoisingModel, FeatureFn, MaskedGenerator
+from swiftmask.core.protocol import DenoisingModel, FeatureFn, MaskedGenerator, SamplingOptions
 from swiftmask.methods.caching import (
     ExtrapolatedFeatures,
     MLCacheFeatures,
@@ -110,7 +110,8 @@ def accelerate(
             and for Lumina-DiMOO "ml-cache" or "ml-cache-refreshed".
         marval: replaces MAR's diffusion head by one call: a student, a bundled name or a folder.
         speed_rl: weights that Speed-RL tuned for few steps: a bundled name, or the folder of a run, of its
-            adapters (LoRA) or of the whole model. The pipeline's steps become those it was tuned for.
+            adapters (LoRA) or of the whole model. The pipeline's steps become those it was tuned for, and so
+            does what its sampling leaves open.
         full_steps: how many steps still run the backbone, or which (step 0 among them). Default: what the
             shortcut's config says, else half of the pipeline's steps.
 
@@ -258,9 +259,16 @@ def _tuned(pipeline: Pipeline, source: str | Path, full_steps: int | Sequence[in
     folder = bundled_folder(str(source)) if bundled else _find_method(source, "Speed-RL result")
     if (folder / "policy").is_dir():  # what a run left: see recipes/speed_rl_scenes.py
         folder = folder / "policy"
-    model, steps = _read_tuned(pipeline, folder), read_config(folder).get("steps")
+    model, config = _read_tuned(pipeline, folder), read_config(folder)
+    steps, sampling = config.get("steps", pipeline.steps), config.get("sampling", {})
+    if not isinstance(steps, int) or not isinstance(sampling, dict):
+        raise ValueError(f"{folder}/config.json: steps and sampling must be a number and an object")
     return replace(
-        pipeline, model=model, steps=int(steps) if isinstance(steps, int) else pipeline.steps, _flops={}
+        pipeline,
+        model=model,
+        steps=steps,
+        sampling=pipeline.sampling.over(SamplingOptions(**sampling)),
+        _flops={},
     )
 
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -178,6 +179,10 @@ def test_a_toy_run_tunes_the_transformer_alone_and_refuses_other_settings(
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-000000.png"]
     tuned = swiftmask.accelerate(swiftmask.load(recipe.base), speed_rl=tmp_path)
     assert tuned.steps == STEPS
+    assert tuned.sampling.temperature == (0.8 if name == "meissonic" else None)
+    base: Any = swiftmask.load(recipe.base).model
+    whole: Any = swiftmask.load(folder).model
+    assert whole.sampling == tuned.sampling.over(base.sampling)
     assert isinstance(tuned.model, torch.nn.Module)
     state = dict(tuned.model.named_parameters())
     assert all(torch.equal(state[key].half(), value) for key, value in policy_of(tmp_path).items())

@@ -141,9 +141,11 @@ class SceneSpeedRLRecipe:
             provenance=made_by,
             base_name=self.base_name,
             steps=STEPS,
+            sampling=self.speed_rl.sampling,
             dtype=torch.float16,
         )
         tuned: Any = merged(policy)
+        tuned.sampling = self.speed_rl.sampling.over(tuned.sampling)
         tuned.save_pretrained(folder / "model", provenance=made_by, dtype=torch.float16)
         return folder / "model"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from swiftmask.core.files import first_line, read_tensors, some, write_folder
-from swiftmask.core.protocol import MaskedGenerator, Spec
+from swiftmask.core.protocol import MaskedGenerator, SamplingOptions, Spec
 from swiftmask.methods.speed_rl.adapters import fold_adapters, name_on_disk
 from swiftmask.methods.speed_rl.policy import (
     TuningConfig,
@@ -32,6 +32,7 @@ def write_policy(
     provenance: Mapping[str, object],
     base_name: str | None = None,
     steps: int | None = None,
+    sampling: SamplingOptions | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write `config.json`, `model.safetensors` and `provenance.json`, each whole or not at all.
@@ -39,6 +40,7 @@ def write_policy(
     Args:
         base_name: what to call the base ("meissonic-scenes"); None is its family.
         steps: decode steps it was tuned for, the default when it is used.
+        sampling: of the decodes it was tuned on, where they were not the base's; the default when it is used.
         dtype: of the weights on disk (they are read in the base's).
     """
     state = {name_on_disk(name): p.detach() for name, p in trained_parameters(policy).items()}
@@ -50,6 +52,8 @@ def write_policy(
     }
     if steps is not None:
         config["steps"] = steps
+    if sampling is not None:
+        config["sampling"] = asdict(sampling)
     write_folder(folder, state, config=config, provenance=provenance, dtype=dtype)
 
 
