@@ -27,6 +27,10 @@ COMMANDS = {
         "--shortcut-budgets 16:4 16:6 --rivals reuse extrapolation-1 extrapolation-2 --pictures 672 "
         "--batch 96 --seeds 3 --dtype bfloat16 --device cpu --out {results}"
     ),
+    "maskgit-scenes-placement": (
+        "{python} benchmarks/placement.py maskgit-scenes --budgets 16:4 16:6 --pictures 288 --seeds 3 "
+        "--out {results}"
+    ),
     "mar-scenes-quality": (
         "{swiftmask} bench quality mar-scenes --shortcut none --steps 16 --denoising-steps 50 25 10 5 2 "
         "--ddim-steps 50 25 10 5 2 1 4x5 8x5 8x10 --disa 50:5 "

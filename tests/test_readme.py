@@ -117,6 +117,22 @@ def test_the_speed_table_is_the_measured_one(dtype: str) -> None:
     assert found["command"] in README
 
 
+def test_the_placements_are_the_measured_ones() -> None:
+    page = (ROOT / "docs" / "tuning.md").read_text()
+    found = json.loads((RESULTS / "maskgit-scenes-placement.json").read_text())
+    rows = {row["name"]: row for row in found["rows"]}
+    assert f"{found['machine']}, commit {found['commit']}, {found['date']}" in page
+    for fact in found["placements"]:
+        row, drift = rows[fact["name"]], fact["drift"]
+        cells = [str(row["full_steps"]), fact["placement"], " ".join(map(str, fact["full_steps_at"]))]
+        cells += [f"{drift['feature-drift']:.2f}", f"{drift['token-drift']:.1f}"]
+        cells += [
+            f"{row[key]['mean']:.{digits}f} ± {row[key]['spread']:.{digits}f}"
+            for key, digits in (("score", 3), ("fd_scenes", 1))
+        ]
+        assert f"| {' | '.join(cells)} |" in page
+
+
 def test_every_result_has_the_command_that_measures_it_again() -> None:
     listing = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "run.py", "--list"], capture_output=True, text=True, check=True

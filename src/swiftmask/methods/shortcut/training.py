@@ -14,8 +14,10 @@ returns goes to the network as it is. Upstream's loss for Lumina-DiMOO covers pr
 here only rows that are still sampled from count.
 """
 
+import copy
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import torch
@@ -25,9 +27,10 @@ from torch import Tensor, nn
 from swiftmask.core.decode import FullFeatures, decode, prepare_condition
 from swiftmask.core.protocol import Condition, MaskedGenerator, SamplingOptions
 from swiftmask.core.rng import SeededNoise
+from swiftmask.core.schedule import uniform_full_steps, with_full_steps
 from swiftmask.core.tokens import CategoricalTokens, gather_rows
-from swiftmask.core.types import Decision, Record
-from swiftmask.methods.shortcut.features import AnyShortcut
+from swiftmask.core.types import Canvas, Decision, Features, Record, Step
+from swiftmask.methods.shortcut.features import AnyShortcut, ShortcutFeatures
 from swiftmask.methods.shortcut.network import Shortcut
 from swiftmask.training.setup import step_seed
 
@@ -130,12 +133,32 @@ class _Round:
     records: list[Record]
 
 
+class _Supervised:
+    """The student's features to sample from, as in an accelerated decode, and the teacher's on the same
+    canvases kept.
+    """
+
+    name = "shortcut"
+
+    def __init__(self, model: MaskedGenerator, student: AnyShortcut) -> None:
+        self._full = FullFeatures(model)
+        self._fast = ShortcutFeatures(model, copy.deepcopy(student).eval())
+        self.teachers: list[Features] = []
+
+    def __call__(self, canvas: Canvas, condition: Condition, step: Step, previous: Record | None) -> Features:
+        teachers = self._full(canvas, condition, step, previous)
+        self.teachers.append(teachers)
+        self._fast.shortcut.to(dtype=teachers.features_GBTD.dtype)
+        return teachers if step.full else self._fast(canvas, condition, step, previous)
+
+
 class TeacherRounds:
     """The bounded buffer: batches drawn from the round that the update belongs to.
 
     Args:
         labels: `labels(round, count)` says what the teacher draws (classes or prompts).
         fresh: how the network that is trained reads the teacher's decisions.
+        student: the network that is trained, for rounds that it decodes itself.
     """
 
     def __init__(
@@ -144,11 +167,13 @@ class TeacherRounds:
         config: RoundsConfig,
         labels: Callable[[int, int], Sequence[int] | Sequence[str]],
         fresh: ReadFresh = Shortcut.fresh,
+        student: AnyShortcut | None = None,
     ) -> None:
         self._model = model
         self._config = config
         self._labels = labels
         self._fresh = fresh
+        self._student = student
         self._round: _Round | None = None
 
     def batch(self, step: int, rank: int, num_ranks: int) -> RolloutBatch:
@@ -185,16 +210,25 @@ class TeacherRounds:
         canvas = model.blank(config.images_per_round)
         noise = SeededNoise(seeds, model.spec.num_tokens, model.device)
         records: list[Record] = []
+        if self._student is not None:
+            num_full = math.ceil(num_steps / (config.max_rollout + 1))
+            schedule = with_full_steps(schedule, uniform_full_steps(num_steps, num_full))
+        features_fn = FullFeatures(model) if self._student is None else _Supervised(model, self._student)
         decode(
             model,
             condition,
             schedule,
             noise,
             canvas=canvas,
-            features_fn=FullFeatures(model),
+            features_fn=features_fn,
             unmask=model.unmask_rule(canvas, noise),
             on_step=records.append,
         )
+        if isinstance(features_fn, _Supervised):
+            records = [
+                replace(record, features=teachers)
+                for record, teachers in zip(records, features_fn.teachers, strict=True)
+            ]
         return _Round(number, condition, records)
 
     @torch.no_grad()
