@@ -1,6 +1,11 @@
 """`swiftmask bench report` on tiny models: what is never left out, resuming, models that draw no Scenes."""
 
 import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,6 +102,38 @@ def test_another_model_against_a_folder(
         Image.new("RGB", (9, 8)).save(path)
     with pytest.raises(ValueError, match="draws 8x8, the real pictures are 9x8"):
         command.run()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("judged", [True, False])
+def test_two_processes_find_the_same(
+    judged: bool, tiny_folder: Path, tiny_scenes: Path, reference: Path, tmp_path: Path
+) -> None:
+    """Rows are shared where a judge looks at them, pictures where an extractor does (256 at a time)."""
+    torch.jit.script(_Thirds()).save(tmp_path / "thirds.pt")
+    command = _command(tiny_scenes if judged else tiny_folder, tmp_path / "out")
+    if not judged:
+        extractor = str(tmp_path / "thirds.pt")
+        command = replace(command, reference=reference, extractor=extractor, pictures=300)
+    words = shlex.split(command.command())[1:]
+    found = []
+    for count in (1, 2):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "swiftmask", *words, "--shown", "1", "--json"],
+            capture_output=True,
+            text=True,
+            timeout=900,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        rows = json.loads(done.stdout)["rows"]
+        assert len(rows) > 3
+        for row in rows:
+            del row["ms_per_picture"], row["peak_memory_bytes"]
+        found.append(rows)
+    assert found[0] == found[1]
 
 
 def test_mistakes_are_one_clear_line(tiny_folder: Path, tiny_scenes: Path, tmp_path: Path) -> None:

@@ -18,11 +18,13 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from swiftmask.cli import main
-from swiftmask.cli.compare import Processes, shown
+from swiftmask.cli.compare import shown
+from swiftmask.cli.measure import own_device
 from swiftmask.evaluate.extractors import files_sha256, load_extractor
 from swiftmask.evaluate.feature_store import describe
 from swiftmask.evaluate.folder_metrics import MetricSettings, compare_with_pictures
 from swiftmask.evaluate.pictures import folder_pictures
+from swiftmask.evaluate.processes import Processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
@@ -278,10 +280,10 @@ def test_each_of_several_processes_has_its_own_gpu(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(name, value)
     processes = Processes.here()
     assert processes == Processes(rank=5, count=8)
-    assert processes.device("cuda") == torch.device("cuda", 1)
-    assert processes.device("cuda:0") == torch.device("cuda", 0)
-    assert processes.device("cpu") == torch.device("cpu")
-    assert Processes(rank=0, count=1).device("cuda") == torch.device("cuda")
+    assert own_device(processes, "cuda") == torch.device("cuda", 1)
+    assert own_device(processes, "cuda:0") == torch.device("cuda", 0)
+    assert own_device(processes, "cpu") == torch.device("cpu")
+    assert own_device(Processes(), "cuda") == torch.device("cuda")
 
 
 @pytest.mark.slow

@@ -246,8 +246,7 @@ def _studied(rows: list[Row], folder: Path, seen: list[tuple[str, int]] | None =
     return run_folder_study(
         rows,
         SAMPLE,
-        Reference(name="real", real=reference, settings=MetricSettings(splits=2)),
-        _MeanColour(),
+        Reference(name="real", real=reference, extractor=_MeanColour(), settings=MetricSettings(splits=2)),
         folder,
         requests=[3, 4, 5],
         origin=ORIGIN,

@@ -81,13 +81,15 @@ class BenchQuality:
     def run(self) -> int:
         """Measure every row, write the three files, print the table."""
         from swiftmask.api import load
+        from swiftmask.evaluate.processes import Processes
         from swiftmask.evaluate.quality import Sample
 
         for text in self.shortcut_budgets:  # a mistake is told before anything is loaded
             parse_budget(text)
         check_denoising(self.denoising_steps, self.ddim_steps)
         sample = Sample(num_pictures=self.pictures, num_seeds=self.seeds, batch_size=self.batch)
-        base = load(self.model, dtype=self.dtype, device=self.device)
+        processes = Processes.here()
+        base = load(self.model, dtype=self.dtype, device=measure.own_device(processes, self.device))
         measure.require_scenes(base)
         chosen = self.fitted_to(base)
         rows = [way.row for way in chosen.ways(base)]
@@ -95,8 +97,11 @@ class BenchQuality:
             raise ValueError("nothing to measure: give --steps or --shortcut-budgets")
         name = base.name.replace("/", "--")
         store = measure.store_of(base, self.out / f"{name}-quality.partial")
-        report = measure.study(rows, sample, store, model=base.name, command=chosen.command())
-        self._publish(report, name)
+        report = measure.study(
+            rows, sample, store, model=base.name, command=chosen.command(), processes=processes
+        )
+        if processes.rank == 0:
+            self._publish(report, name)
         return 0
 
     def command(self) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from swiftmask.core.protocol import MaskedGenerator
     from swiftmask.evaluate.extractors import Extractor
     from swiftmask.evaluate.pictures import Pictures
+    from swiftmask.evaluate.processes import Processes
     from swiftmask.evaluate.quality import Row, Sample
     from swiftmask.evaluate.report import FolderReport, Gallery, Timeline
     from swiftmask.evaluate.report.folder_study import Reference
@@ -86,20 +87,24 @@ class BenchReport:
     def run(self) -> int:
         """Measure what is missing, draw what is shown, write, print."""
         from swiftmask.api import load
+        from swiftmask.evaluate.processes import Processes
         from swiftmask.evaluate.quality import Sample
 
         self._check_options()
         sample = Sample(num_pictures=self.pictures, num_seeds=self.seeds, batch_size=self.batch)
-        base = load(self.model, dtype=self.dtype, device=self.device)
+        processes = Processes.here()
+        base = load(self.model, dtype=self.dtype, device=measure.own_device(processes, self.device))
         if self.reference is None:
             _require_scenes(base)
             ways = self._ways(base)
             requests = scenes_requests(ways[0].row, self.pictures)
-            report = self._judged(base, [way.row for way in ways], sample)
+            report = self._judged(base, [way.row for way in ways], sample, processes)
         else:
             requests = self._requests(base.model)
             ways = [replace(way, row=replace(way.row, command=self._alone(way))) for way in self._ways(base)]
-            report = self._compared(base, [way.row for way in ways], requests, sample)
+            report = self._compared(base, [way.row for way in ways], requests, sample, processes)
+        if processes.rank != 0:
+            return 0
         with measure.progress("drawing what is shown", len(ways)) as advance:
             rows = [way.row for way in ways]
             drawn = draw_shown(rows, requests, self.shown, lambda name: advance(1, name))
@@ -176,10 +181,14 @@ class BenchReport:
             for way in kept
         ]
 
-    def _judged(self, base: "Pipeline", rows: "list[Row]", sample: "Sample") -> "QualityReport":
+    def _judged(
+        self, base: "Pipeline", rows: "list[Row]", sample: "Sample", processes: "Processes"
+    ) -> "QualityReport":
         """On Scenes, by the judge."""
         store = measure.store_of(base, self.out / f"{_file_name(base)}-quality.partial")
-        return measure.study(rows, sample, store, model=base.name, command=self.command())
+        return measure.study(
+            rows, sample, store, model=base.name, command=self.command(), processes=processes
+        )
 
     def _requests(self, model: "MaskedGenerator") -> Requests:
         """What a model that does not draw Scenes is asked."""
@@ -206,33 +215,45 @@ class BenchReport:
         return replace(self, only=(way.row.name,)).command()
 
     def _compared(
-        self, base: "Pipeline", rows: "list[Row]", requests: Requests, sample: "Sample"
+        self,
+        base: "Pipeline",
+        rows: "list[Row]",
+        requests: Requests,
+        sample: "Sample",
+        processes: "Processes",
     ) -> "FolderReport":
         """Against real pictures, in an extractor's features."""
         from swiftmask.evaluate.extractors import load_extractor
         from swiftmask.evaluate.report.folder_study import run_folder_study
 
         assert self.extractor is not None
-        extractor = load_extractor(self.extractor, self.device)
+        extractor = load_extractor(self.extractor, base.model.device)
         identity = extractor.identity
         folder = self.out / "features" / f"{identity.name}-{identity.sha256[:_DIGITS]}"
-        reference = self._reference(rows[0], requests, extractor, folder)
+        reference = self._reference(rows[0], requests, extractor, folder, processes)
+        processes.wait()
         gflop = {row.name: row.flops / 1e9 for row in rows}
         total = sum(gflop.values()) * sample.num_pictures * sample.num_seeds
-        with measure.progress("drawing and describing", total) as advance:
+        own = total / processes.count
+        with measure.progress("drawing and describing", own, shown=processes.rank == 0) as advance:
             return run_folder_study(
                 rows,
                 sample,
                 reference,
-                extractor,
                 folder,
                 requests=requests.entries,
                 origin=measure.origin(base.name, self.command()),
                 on_progress=lambda row, count: advance(gflop[row] * count, row),
+                processes=processes,
             )
 
     def _reference(
-        self, first: "Row", requests: Requests, extractor: "Extractor", folder: Path
+        self,
+        first: "Row",
+        requests: Requests,
+        extractor: "Extractor",
+        folder: Path,
+        processes: "Processes",
     ) -> "Reference":
         """Real pictures, described, or their statistics; what does not fit is said before hours of work."""
         from swiftmask.evaluate.feature_store import describe
@@ -246,19 +267,29 @@ class BenchReport:
             moments = read_moments(path)
             if moments.extractor not in (None, extractor.identity.sha256):
                 raise ValueError(f"{path} was made with other weights than --extractor {self.extractor}")
-            return Reference(name=path.name, real=moments)
+            return Reference(name=path.name, real=moments, extractor=extractor)
         real = folder_pictures(path) if self.crop is None else cropped_pictures(path, self.crop)
         _check_reference(first, requests.entries[0], real, self.pictures)
         own = folder / f"real-{path.resolve().name}-{real.fingerprint[:_DIGITS]}"
-        with measure.progress("describing real pictures", real.count) as advance:
+        with measure.progress(
+            "describing real pictures", real.count / processes.count, shown=processes.rank == 0
+        ) as advance:
             last = [0]
 
             def on_progress(done: int, total: int) -> None:
                 advance(done - last[0], path.name)
                 last[0] = done
 
-            store = describe(real, extractor, own, batch_size=self.batch, on_progress=on_progress)
-        return Reference(name=path.resolve().name, real=store)
+            store = describe(
+                real,
+                extractor,
+                own,
+                batch_size=self.batch,
+                rank=processes.rank,
+                num_ranks=processes.count,
+                on_progress=on_progress,
+            )
+        return Reference(name=path.resolve().name, real=store, extractor=extractor)
 
     def _timelines(
         self,

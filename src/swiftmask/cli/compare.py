@@ -1,14 +1,13 @@
 """`swiftmask compare`: distribution metrics (FID and kin) of a folder of pictures."""
 
-import os
 import platform
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from rich.progress import Progress, TaskID
 from tyro.conf import Positional
@@ -17,12 +16,11 @@ from swiftmask.cli import measure
 from swiftmask.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    import torch
-
     from swiftmask.evaluate.extractors import Extractor, Identity
     from swiftmask.evaluate.feature_store import FeatureStore
     from swiftmask.evaluate.folder_metrics import FolderMetrics
     from swiftmask.evaluate.pictures import Pictures
+    from swiftmask.evaluate.processes import Processes
     from swiftmask.evaluate.statistics import Moments
 
 _PACKAGES = ("swiftmask", "torch", "numpy", "pillow", "transformers")
@@ -68,11 +66,12 @@ class Compare:
         self._check_options()
         from swiftmask.evaluate.extractors import load_extractor
         from swiftmask.evaluate.pictures import folder_pictures
+        from swiftmask.evaluate.processes import Processes
 
         generated = folder_pictures(self.pictures)
         reference = self._reference(generated)
         processes = Processes.here()
-        extractor = load_extractor(self.extractor, processes.device(self.device))
+        extractor = load_extractor(self.extractor, measure.own_device(processes, self.device))
         try:
             ours, real = self._described(generated, reference, extractor, processes)
         except KeyboardInterrupt:
@@ -216,43 +215,6 @@ class Compare:
             measure.print_json(compared | asdict(result) | origin | {"versions": _versions()})
         else:
             _print_table(result, origin)
-
-
-@dataclass(frozen=True, slots=True)
-class Processes:
-    """Those that torchrun started, seen from this one; or this one alone."""
-
-    rank: int
-    count: int
-
-    @classmethod
-    def here(cls) -> Self:
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-
-    def device(self, name: str) -> "torch.device":
-        """Where this process computes: "cuda" of several is one GPU each.
-
-        Errors: ValueError for a device that is not there.
-        """
-        import torch
-
-        from swiftmask.api import device_named
-
-        device = device_named(name)
-        assert device is not None
-        if self.count == 1 or device != torch.device("cuda"):
-            return device
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank)))
-
-    def wait(self) -> None:
-        """Return when all processes have come here."""
-        if self.count == 1:
-            return
-        from accelerate import PartialState
-
-        # Nothing but this barrier goes between the processes, so gloo does on any device. Shares take unequal
-        # time, and torchrun ends the others when one fails: half an hour, the default, is no sign of trouble.
-        PartialState(cpu=True, timeout=timedelta(days=1)).wait_for_everyone()
 
 
 def shown(bar: Progress, what: str) -> Callable[[int, int], None]:

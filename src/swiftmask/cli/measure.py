@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import torch
+
     from swiftmask.data.scenes import World
+    from swiftmask.evaluate.processes import Processes
     from swiftmask.evaluate.quality import Draw, Row, Sample
     from swiftmask.evaluate.study import Store
     from swiftmask.evaluate.subjects import Captions
@@ -222,10 +225,30 @@ def store_of(pipeline: "Pipeline", folder: Path) -> "Store":
     return Store(folder, f"{pipeline.name} {fingerprint(base)}", commit=commit(), date=_today())
 
 
+def own_device(processes: "Processes", name: str) -> "torch.device":
+    """Where this process computes. Errors: ValueError for a device that is not there."""
+    from swiftmask.api import device_named
+
+    wanted = device_named(name)
+    assert wanted is not None
+    return processes.device(wanted)
+
+
 def study(
-    rows: "Sequence[Row]", sample: "Sample", store: "Store", *, model: str, command: str
+    rows: "Sequence[Row]",
+    sample: "Sample",
+    store: "Store",
+    *,
+    model: str,
+    command: str,
+    processes: "Processes | None" = None,
 ) -> "QualityReport":
-    """Measure what is missing, with progress on stderr, and summarise."""
+    """Measure what is missing, with progress on stderr, and summarise.
+
+    Args:
+        processes: that share the work (default: this one does all of it).
+    """
+    from swiftmask.evaluate.processes import Processes
     from swiftmask.evaluate.quality import RealPictures
     from swiftmask.evaluate.study import run_study
     from swiftmask.evaluate.subjects import Captions
@@ -238,8 +261,16 @@ def study(
     # GFLOP, not pictures, are the unit of progress: rows differ in cost, and the time left should not.
     gflop = {row.name: row.flops / 1e9 for row in rows}
     total = sum(gflop.values()) * sample.num_pictures * sample.num_seeds
-    with progress("drawing and judging", total) as advance:
-        found = run_study(rows, sample, store, real, lambda row, count: advance(gflop[row] * count, row))
+    processes = processes or Processes()
+    with progress("drawing and judging", total, shown=processes.rank == 0) as advance:
+        found = run_study(
+            rows,
+            sample,
+            store,
+            real,
+            lambda row, count: advance(gflop[row] * count, row),
+            processes=processes,
+        )
     return summarise(rows, found, sample, origin(model, command))
 
 
@@ -255,7 +286,7 @@ def _today() -> str:
 
 
 @contextmanager
-def progress(title: str, total: float) -> Iterator[Callable[[float, str], None]]:
+def progress(title: str, total: float, *, shown: bool = True) -> Iterator[Callable[[float, str], None]]:
     """A bar with the time left on stderr; yields `advance(amount, what)`."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -269,7 +300,9 @@ def progress(title: str, total: float) -> Iterator[Callable[[float, str], None]]
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
+    ) as bar:
         task = bar.add_task(title, total=total)
         yield lambda amount, what: bar.update(task, advance=amount, description=f"{title}: {what}")
 

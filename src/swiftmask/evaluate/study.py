@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from swiftmask.evaluate.processes import ALONE, Processes
 from swiftmask.evaluate.quality import Measurement, RealPictures, Row, Sample, measure
 
 OnProgress = Callable[[str, int], None]
@@ -92,23 +93,34 @@ def run_study(
     store: Store,
     real: RealPictures,
     on_progress: OnProgress = lambda row, count: None,
+    *,
+    processes: Processes = ALONE,
 ) -> list[Measurement]:
     """Measure what is missing; returns the measurements of `rows`, seed by seed.
 
+    Args:
+        processes: that call this with the same rows and folder; each measures its share, and all return the
+            same.
+
     Errors: ValueError for repeated names, a reference that is no row, or results of another model.
     """
-    ordered = _references_first(rows)
+    turns = _references_first(rows)
     done = {_key(m): m for m in store.read()}
     wanted = []
     for seed in range(sample.num_seeds):
-        for row in ordered:
-            key = (row.name, row.fingerprint, seed, sample.num_pictures, row.reference is not None)
-            wanted.append(key)
-            if key in done and not _lacks_tokens(row, rows, store, seed, sample):
-                on_progress(row.name, sample.num_pictures)
-                continue
-            measurement = _measure(row, rows, sample, store, real, seed, on_progress)
-            done |= {_key(m): m for m in store.add(measurement)}
+        for turn in turns:
+            mine = processes.share(turn)
+            for row in turn:
+                key = (row.name, row.fingerprint, seed, sample.num_pictures, row.reference is not None)
+                wanted.append(key)
+                is_done = key in done and not _lacks_tokens(row, rows, store, seed, sample)
+                if is_done or row not in mine:
+                    on_progress(row.name, sample.num_pictures)
+                    continue
+                measurement = _measure(row, rows, sample, store, real, seed, on_progress)
+                done |= {_key(m): m for m in store.add(measurement)}
+            processes.wait()
+    done |= {_key(m): m for m in store.read()}
     return [done[key] for key in wanted]
 
 
@@ -155,11 +167,12 @@ def _lacks_tokens(row: Row, rows: Sequence[Row], store: Store, seed: int, sample
     return _is_reference(row, rows) and store.read_tokens(row, seed, sample.num_pictures) is None
 
 
-def _references_first(rows: Sequence[Row]) -> list[Row]:
+def _references_first(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Two turns: rows that need no other row's tokens, and those that do."""
     names = [row.name for row in rows]
     if len(set(names)) < len(names):
         raise ValueError(f"row names must differ, got {', '.join(names)}")
     unknown = [row.reference for row in rows if row.reference is not None and row.reference not in names]
     if unknown:
         raise ValueError(f"no row is called {unknown[0]}: choose the reference among {', '.join(names)}")
-    return sorted(rows, key=lambda row: row.reference is not None)
+    return [row for row in rows if row.reference is None], [row for row in rows if row.reference is not None]

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from swiftmask.core.files import first_line
-from swiftmask.evaluate.extractors import Extractor, Identity
+from swiftmask.evaluate.extractors import Extractor
 from swiftmask.evaluate.feature_store import FeatureStore, describe
 from swiftmask.evaluate.folder_metrics import (
     FolderMetrics,
@@ -26,6 +26,7 @@ from swiftmask.evaluate.folder_metrics import (
 )
 from swiftmask.evaluate.memory import peak_memory_bytes, reset_peak_memory
 from swiftmask.evaluate.pictures import Pictures
+from swiftmask.evaluate.processes import ALONE, Processes
 from swiftmask.evaluate.quality import Row, Sample, picture_seeds
 from swiftmask.evaluate.report.folder_table import FolderReport, FolderRow
 from swiftmask.evaluate.statistics import Moments
@@ -40,7 +41,7 @@ _DIGITS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """What the rows are compared with.
+    """What the rows are compared with, and in whose features.
 
     Attributes:
         name: where it came from.
@@ -49,6 +50,7 @@ class Reference:
 
     name: str
     real: FeatureStore | Moments
+    extractor: Extractor
     settings: MetricSettings = MetricSettings()
 
     def metrics_of(self, generated: FeatureStore) -> FolderMetrics:
@@ -87,17 +89,19 @@ def run_folder_study(
     rows: Sequence[Row],
     sample: Sample,
     reference: Reference,
-    extractor: Extractor,
     folder: Path,
     *,
     requests: Sequence[Any],
     origin: Origin,
     on_progress: OnProgress = lambda row, count: None,
+    processes: Processes = ALONE,
 ) -> FolderReport:
     """Draw and describe what is missing below `folder`; seeds are the outer loop, as in study.py.
 
     Args:
         requests: class labels or prompts; they are drawn in turn.
+        processes: that call this with the same rows and folder; they divide the pictures of a row by index,
+            and all return the same.
 
     Errors: ValueError for an extractor that refuses the pictures, or too few of them for a metric.
     """
@@ -107,12 +111,16 @@ def run_folder_study(
         for row in rows:
             seeds = picture_seeds(seed, sample.num_pictures)
             drawing = _Drawing(row, asked, seeds, lambda count, name=row.name: on_progress(name, count))
-            found[row.name].append(_measured(drawing, sample, reference, extractor, folder))
-    return _summarised(rows, found, sample, reference, extractor.identity, origin)
+            found[row.name].append(_measured(drawing, sample, reference, folder, processes))
+    return _summarised(rows, found, sample, reference, origin)
 
 
 def _measured(
-    drawing: _Drawing, sample: Sample, reference: Reference, extractor: Extractor, folder: Path
+    drawing: _Drawing,
+    sample: Sample,
+    reference: Reference,
+    folder: Path,
+    processes: Processes,
 ) -> _Found:
     row = drawing.row
     drawn = repr((row.fingerprint, list(drawing.asked), list(drawing.seeds)))
@@ -121,13 +129,18 @@ def _measured(
     reset_peak_memory(row.device)
     store = describe(
         pictures,
-        extractor,
+        reference.extractor,
         folder / own,
         batch_size=sample.batch_size,
+        rank=processes.rank,
+        num_ranks=processes.count,
         on_progress=_resumed(drawing.on_pictures),
     )
-    cost = _cost(drawing, folder / own / "cost.json", sample.batch_size)
-    return _Found(*cost, reference.metrics_of(store))
+    cost = folder / own / "cost.json"
+    if processes.rank == 0:
+        _keep_cost(drawing, cost, sample.batch_size)
+    processes.wait()
+    return _Found(*_read_cost(cost), reference.metrics_of(store))
 
 
 def _resumed(on_pictures: Callable[[int], None]) -> Callable[[int, int], None]:
@@ -142,20 +155,23 @@ def _resumed(on_pictures: Callable[[int], None]) -> Callable[[int, int], None]:
     return on_progress
 
 
-def _cost(drawing: _Drawing, path: Path, batch_size: int) -> tuple[float, int]:
-    """Milliseconds a picture and peak memory, kept beside the features: a finished row is not drawn again."""
+def _keep_cost(drawing: _Drawing, path: Path, batch_size: int) -> None:
+    """Milliseconds a picture and peak memory, beside the features: a finished row is not drawn again."""
     if not drawing.ms and path.exists():
-        try:
-            kept = json.loads(path.read_text())
-            return float(kept["ms_per_picture"]), int(kept["peak_memory_bytes"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({first_line(error)}): remove it and run again") from error
+        return
     if not drawing.ms:  # killed between the last features and this file
         drawing.on_pictures = lambda count: None
         drawing(range(min(batch_size, len(drawing.asked))))
-    cost = median(drawing.ms), peak_memory_bytes(drawing.row.device)
-    write_text(path, json.dumps({"ms_per_picture": cost[0], "peak_memory_bytes": cost[1]}) + "\n")
-    return cost
+    cost = {"ms_per_picture": median(drawing.ms), "peak_memory_bytes": peak_memory_bytes(drawing.row.device)}
+    write_text(path, json.dumps(cost) + "\n")
+
+
+def _read_cost(path: Path) -> tuple[float, int]:
+    try:
+        kept = json.loads(path.read_text())
+        return float(kept["ms_per_picture"]), int(kept["peak_memory_bytes"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({first_line(error)}): remove it and run again") from error
 
 
 def _summarised(
@@ -163,7 +179,6 @@ def _summarised(
     found: dict[str, list[_Found]],
     sample: Sample,
     reference: Reference,
-    identity: Identity,
     origin: Origin,
 ) -> FolderReport:
     one = found[rows[0].name][0].metrics
@@ -181,7 +196,7 @@ def _summarised(
         batch_size=sample.batch_size,
         reference=reference.name,
         reference_pictures=one.reference_pictures,
-        extractor=identity,
+        extractor=reference.extractor.identity,
         metrics=names,
         floors={metric.name: metric.floor for metric in one.metrics if metric.floor is not None},
         floor_pictures=one.floor_pictures,
