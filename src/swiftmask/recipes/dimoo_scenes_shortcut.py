@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from swiftmask.methods.shortcut import RotaryShortcut, RotaryShortcutConfig, write_shortcut
-from swiftmask.methods.shortcut.training import RoundsConfig, ShortcutTrainer, TeacherRounds, train_step
+from swiftmask.methods.shortcut.rounds import RoundsConfig, TeacherRounds
+from swiftmask.methods.shortcut.training import ShortcutTrainer, train_step
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
 from swiftmask.recipes.captioned_scenes import PROMPT_SEED, World
 from swiftmask.recipes.provenance import provenance
@@ -41,16 +42,18 @@ class RotaryShortcutRecipe:
 
         Errors: FileNotFoundError if there is no base.
         """
+        self.rounds.check(self.training)
         source, device = (
             require_model(self.base, setting="base", trained_by="dimoo-scenes"),
             training_device(),
         )
         teacher = LuminaDiMOO.from_pretrained(source, dtype=torch.bfloat16, device=device)
         head = LuminaDiMOO.from_pretrained(source, device=device).requires_grad_(False)
-        rounds = TeacherRounds(teacher.requires_grad_(False), self.rounds, self.prompts, RotaryShortcut.fresh)
         torch.manual_seed(self.training.seed)
+        shortcut = RotaryShortcut(self.shortcut).start_as_copy()
+        rounds = TeacherRounds(teacher.requires_grad_(False), self.rounds, self.prompts, shortcut)
         trained = train(
-            ShortcutTrainer(RotaryShortcut(self.shortcut).start_as_copy(), head, self.rounds),
+            ShortcutTrainer(shortcut, head, self.rounds),
             rounds.batch,
             train_step,
             self.training,

@@ -8,7 +8,8 @@ import torch
 
 from swiftmask.data.scenes import NUM_CLASSES
 from swiftmask.methods.shortcut import Shortcut, ShortcutConfig, write_shortcut
-from swiftmask.methods.shortcut.training import RoundsConfig, ShortcutTrainer, TeacherRounds, train_step
+from swiftmask.methods.shortcut.rounds import RoundsConfig, TeacherRounds
+from swiftmask.methods.shortcut.training import ShortcutTrainer, train_step
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.recipes.provenance import provenance
 from swiftmask.registry import WEIGHTS
@@ -36,11 +37,12 @@ class ShortcutRecipe:
 
     def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> Path:
         """Train, or continue, in `folder`; returns `folder/model`, ready for `accelerate(shortcut=...)`."""
+        self.rounds.check(self.training)
         teacher = MaskGIT.from_pretrained(self.teacher).requires_grad_(False)
-        rounds = TeacherRounds(teacher.to(dtype=torch.bfloat16), self.rounds, self.labels)
         torch.manual_seed(self.training.seed)
         head = MaskGIT.from_pretrained(self.teacher).requires_grad_(False)
         shortcut = Shortcut(self.shortcut).start_as_copy().fit_to_embeddings(_embeddings(head))
+        rounds = TeacherRounds(teacher.to(dtype=torch.bfloat16), self.rounds, self.labels, shortcut)
         trained = train(
             ShortcutTrainer(shortcut, head, self.rounds),
             rounds.batch,

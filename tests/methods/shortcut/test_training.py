@@ -9,14 +9,8 @@ import torch
 
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.methods.shortcut import RotaryShortcut, RotaryShortcutConfig, Shortcut, ShortcutConfig
-from swiftmask.methods.shortcut.training import (
-    RoundsConfig,
-    ShortcutTrainer,
-    TeacherRounds,
-    forward_divergence,
-    reverse_divergence,
-    train_step,
-)
+from swiftmask.methods.shortcut.rounds import RoundsConfig, TeacherRounds
+from swiftmask.methods.shortcut.training import ShortcutTrainer, train_step
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
 from swiftmask.models.lumina_dimoo.layout import FreshTokens
 from swiftmask.models.maskgit import MaskGIT
@@ -62,7 +56,7 @@ def small_shortcut() -> Shortcut:
 
 
 def test_a_link_holds_the_teachers_own_features_and_fresh_tokens(teacher):
-    rounds = TeacherRounds(teacher, ROUNDS, labels)
+    rounds = TeacherRounds(teacher, ROUNDS, labels, small_shortcut())
     batch = rounds.batch(0, 0, 1)
     assert rounds._round is not None
     records = rounds._round.records
@@ -84,7 +78,10 @@ def test_a_link_holds_the_teachers_own_features_and_fresh_tokens(teacher):
 
 
 def test_batches_are_a_function_of_the_step(teacher):
-    running, resumed = TeacherRounds(teacher, ROUNDS, labels), TeacherRounds(teacher, ROUNDS, labels)
+    running, resumed = (
+        TeacherRounds(teacher, ROUNDS, labels, small_shortcut()),
+        TeacherRounds(teacher, ROUNDS, labels, small_shortcut()),
+    )
     for step in range(7):
         expected = running.batch(step, 0, 1)
     actual = resumed.batch(6, 0, 1)
@@ -97,43 +94,55 @@ def test_batches_are_a_function_of_the_step(teacher):
 
 
 def test_a_fresh_copying_shortcut_scores_exactly_the_copy_baseline(teacher):
-    batch = TeacherRounds(teacher, ROUNDS, labels).batch(0, 0, 1)
+    batch = TeacherRounds(teacher, ROUNDS, labels, small_shortcut()).batch(0, 0, 1)
     loss, metrics = ShortcutTrainer(small_shortcut().start_as_copy(), teacher, ROUNDS)(batch)
     torch.testing.assert_close(metrics["mse"], metrics["copy_mse"])
     torch.testing.assert_close(loss, metrics["copy_mse"])
 
 
-@pytest.mark.parametrize("divergence", ["forward", "reverse"])
-def test_token_divergence_is_zero_for_perfect_features(teacher, divergence):
-    batch = TeacherRounds(teacher, ROUNDS, labels).batch(0, 0, 1)
-    trainer = ShortcutTrainer(
-        small_shortcut(), teacher, replace(ROUNDS, token_weight=1.0, token_divergence=divergence)
+def test_the_shortcut_fills_the_canvases_of_an_on_policy_round(teacher):
+    """And the features that are matched are the teacher's on just those canvases."""
+    torch.manual_seed(2)
+    wild = Shortcut(small_shortcut().config)
+    with torch.no_grad():
+        wild.proj_out.weight.normal_()
+    own, same = (
+        TeacherRounds(teacher, replace(ROUNDS, on_policy=True), labels, shortcut)
+        for shortcut in (wild, small_shortcut().start_as_copy())
     )
+    theirs = TeacherRounds(teacher, ROUNDS, labels, wild)
+    own_round, same_round, their_round = (rounds._decode(0) for rounds in (own, same, theirs))
+    canvases = [drawn.records[-1].after.tokens_BL for drawn in (own_round, same_round, their_round)]
+    assert not torch.equal(canvases[0], canvases[1])
+    assert not torch.equal(canvases[0], canvases[2])
+    for drawn in (own_round, their_round):
+        for record in drawn.records:
+            seen_GBTD = teacher.features(record.before, drawn.condition)
+            torch.testing.assert_close(record.features.features_GBTD, seen_GBTD)
+    assert [record.step.full for record in own_round.records] == [True, False, False, True]
+
+
+def test_on_policy_rounds_begin_at_checkpoints():
+    training = TrainingConfig(num_steps=8, batch_size=4, save_every=6)
+    ROUNDS.check(training)
+    with pytest.raises(ValueError, match=r"save_every must be a multiple .* \(4\), got 6"):
+        replace(ROUNDS, on_policy=True).check(training)
+
+
+def test_token_divergence_is_zero_for_perfect_features(teacher):
+    batch = TeacherRounds(teacher, ROUNDS, labels, small_shortcut()).batch(0, 0, 1)
+    trainer = ShortcutTrainer(small_shortcut(), teacher, replace(ROUNDS, token_weight=1.0))
     for link in batch.links:
         assert trainer._divergence(link.target_GBTD, link) == pytest.approx(0.0, abs=1e-6)
         assert trainer._divergence(link.target_GBTD + 0.5, link) > 1e-4
 
 
-def test_reverse_divergence_prefers_a_guess_to_vagueness():
-    """Code 0 in three pictures of four, and a shortcut that answers the same to all."""
-    teachers_BV = torch.tensor([[0.97, 0.02, 0.01]] * 3 + [[0.02, 0.97, 0.01]]).log()
-    guess_BV, vague_BV = (
-        torch.tensor([each]).log().expand(4, -1) for each in ([0.93, 0.06, 0.01], [0.74, 0.25, 0.01])
-    )
-    assert forward_divergence(vague_BV, teachers_BV) < forward_divergence(guess_BV, teachers_BV)
-    assert reverse_divergence(guess_BV, teachers_BV) < reverse_divergence(vague_BV, teachers_BV)
-
-
-def test_an_unknown_divergence_is_refused():
-    with pytest.raises(ValueError, match="token_divergence must be forward or reverse, got 'sideways'"):
-        replace(ROUNDS, token_divergence="sideways")
-
-
-@pytest.mark.parametrize("token", [(0.0, "forward"), (0.5, "forward"), (0.5, "reverse")])
-def test_a_shortcut_learns_to_beat_copying(teacher, token):
-    config = replace(ROUNDS, token_weight=token[0], token_divergence=token[1])
-    rounds = TeacherRounds(teacher, config, labels)
+@pytest.mark.parametrize("token_weight", [0.0, 0.5])
+@pytest.mark.parametrize("on_policy", [False, True])
+def test_a_shortcut_learns_to_beat_copying(teacher, token_weight, on_policy):
+    config = replace(ROUNDS, token_weight=token_weight, on_policy=on_policy)
     trainer = ShortcutTrainer(small_shortcut().start_as_copy(), teacher, config)
+    rounds = TeacherRounds(teacher, config, labels, trainer.shortcut)
     optimizer = torch.optim.Adam(trainer.parameters(), 3e-3)
     shares = []
     for step in range(80):
@@ -163,8 +172,10 @@ def rotary_shortcut() -> RotaryShortcut:
     return RotaryShortcut(sizes).start_as_copy()
 
 
-def rotary_rounds(teacher: LuminaDiMOO) -> TeacherRounds:
-    return TeacherRounds(teacher, ROUNDS, prompts, RotaryShortcut.fresh)
+def rotary_rounds(teacher: LuminaDiMOO, shortcut: RotaryShortcut | None = None) -> TeacherRounds:
+    """With the shortcut's own canvases, if there is one."""
+    config = replace(ROUNDS, on_policy=shortcut is not None)
+    return TeacherRounds(teacher, config, prompts, shortcut or rotary_shortcut())
 
 
 def test_a_rotary_shortcut_reads_the_same_in_training_as_in_a_decode(golden_dimoo: LuminaDiMOO) -> None:
@@ -227,11 +238,12 @@ def test_what_a_rotary_shortcut_reads_depends_on_the_prompt(golden_dimoo: Lumina
     torch.testing.assert_close(before_GBTD[1], after_GBTD[1])
 
 
+@pytest.mark.parametrize(("on_policy", "save_every"), [(False, 3), (True, 4)])
 def test_a_killed_training_of_a_rotary_shortcut_continues_with_the_same_losses(
-    golden_dimoo: LuminaDiMOO, tmp_path: Path
+    golden_dimoo: LuminaDiMOO, on_policy: bool, save_every: int, tmp_path: Path
 ) -> None:
     """Killed in the middle of a round."""
-    config = TrainingConfig(num_steps=6, batch_size=4, precision="no", log_every=1, save_every=3)
+    config = TrainingConfig(num_steps=6, batch_size=4, precision="no", log_every=1, save_every=save_every)
 
     class KilledError(RuntimeError):
         pass
@@ -241,12 +253,13 @@ def test_a_killed_training_of_a_rotary_shortcut_continues_with_the_same_losses(
             if progress.step == kill_at:
                 raise KilledError
 
-        trainer = ShortcutTrainer(rotary_shortcut(), golden_dimoo, replace(ROUNDS, token_weight=0.5))
-        batches = rotary_rounds(golden_dimoo).batch
+        shortcut = rotary_shortcut()
+        trainer = ShortcutTrainer(shortcut, golden_dimoo, replace(ROUNDS, token_weight=0.5))
+        batches = rotary_rounds(golden_dimoo, shortcut if on_policy else None).batch
         train(trainer, batches, train_step, config, folder, name="test", on_log=watch)
         return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
     whole = trained(tmp_path / "whole")
     with pytest.raises(KilledError):
         trained(tmp_path / "killed", kill_at=5)
-    assert trained(tmp_path / "killed")[-3:] == whole[-3:]
+    assert trained(tmp_path / "killed")[save_every - 6 :] == whole[save_every - 6 :]
