@@ -18,7 +18,7 @@ from swiftmask.models.lumina_dimoo.prompts import WordPrompts
 from swiftmask.recipes import dimoo_scenes, dimoo_scenes_shortcut
 from swiftmask.recipes.captioned_scenes import PROMPT_SEED, WORDS, World
 from swiftmask.recipes.dimoo_scenes import DiMOORecipe
-from swiftmask.recipes.dimoo_scenes_shortcut import RotaryShortcutRecipe
+from swiftmask.recipes.shortcut_scenes import SceneShortcutRecipe
 from swiftmask.training.setup import TrainingConfig
 
 FEW = TrainingConfig(num_steps=2, batch_size=8, precision="no")
@@ -47,7 +47,7 @@ def tiny() -> DiMOORecipe:
     return replace(real, codec=codec, backbone=backbone, training=training, num_pictures=16)
 
 
-def tiny_shortcut(base: Path) -> RotaryShortcutRecipe:
+def tiny_shortcut(base: Path) -> SceneShortcutRecipe:
     real = dimoo_scenes_shortcut.recipe()
     return replace(
         real,
@@ -57,7 +57,6 @@ def tiny_shortcut(base: Path) -> RotaryShortcutRecipe:
         ),
         training=replace(FEW, num_steps=3, precision="bf16"),
         base=str(base),
-        base_name="toy",
         full_steps=2,
     )
 
@@ -174,7 +173,7 @@ def test_a_shortcut_needs_its_base(tmp_path: Path) -> None:
 
 def test_a_shortcut_learns_on_captions_that_its_base_did_not_see() -> None:
     recipe = dimoo_scenes_shortcut.recipe()
-    assert recipe.prompts(3, 2) == World().captions(PROMPT_SEED + torch.tensor([6, 7]))
+    assert recipe.captions(3, 2) == World().captions(PROMPT_SEED + torch.tensor([6, 7]))
 
 
 def test_the_real_model_fits_into_eight_megabytes() -> None:

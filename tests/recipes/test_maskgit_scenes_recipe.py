@@ -1,14 +1,18 @@
 """The recipe of maskgit-scenes at toy size: batches, whole runs from the tokenizer to a folder that loads."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 import swiftmask
+from swiftmask.methods.shortcut import ShortcutConfig
 from swiftmask.models.maskgit.codec import VQGANConfig
-from swiftmask.recipes import maskgit_scenes, maskgit_scenes_tokenizer
+from swiftmask.recipes import maskgit_scenes, maskgit_scenes_shortcut, maskgit_scenes_tokenizer
 from swiftmask.recipes.scenes_pictures import mosaics
+from swiftmask.recipes.shortcut_scenes import SceneShortcutRecipe
 from swiftmask.training.setup import TrainingConfig
 
 
@@ -45,10 +49,30 @@ def test_half_a_tokenizer_batch_is_mosaics_of_four_pictures() -> None:
     assert torch.equal(recipe.batches(3, 0, 1), recipe.batches(3, 0, 1))
 
 
+def _tiny_shortcut(base: Path) -> SceneShortcutRecipe:
+    real = maskgit_scenes_shortcut.recipe()
+    assert isinstance(real.shortcut, ShortcutConfig)
+    rounds = replace(
+        real.rounds, images_per_round=3, images_per_update=2, updates_per_round=2, step_counts=(3, 4)
+    )
+    training = TrainingConfig(num_steps=4, batch_size=2, save_every=2)
+    shortcut = replace(real.shortcut, width=8, bottleneck_width=4, num_heads=2)
+    return replace(real, base=str(base), shortcut=shortcut, rounds=rounds, training=training, full_steps=2)
+
+
 def test_a_toy_run_ends_in_a_folder_that_draws(tmp_path: Path) -> None:
-    folder = _tiny().run(tmp_path)
+    folder = _tiny().run(tmp_path / "base")
     model = swiftmask.load(folder)
     result = model.generate(["red circle"], steps=2, output_type="pt")
     assert isinstance(result.images, torch.Tensor)
     assert result.images.shape == (1, 3, 64, 64)
     assert model.model.spec.codebook_size == 8
+
+    recipe = _tiny_shortcut(folder)
+    fast = swiftmask.accelerate(model, shortcut=recipe.run(tmp_path / "shortcut"))
+    result = fast.generate(["red circle"], steps=3, output_type="pt")
+    assert result.cost.calls["backbone"] == 2
+    provenance = json.loads((tmp_path / "shortcut" / "model" / "provenance.json").read_text())
+    assert provenance["rounds"]["updates_per_round"] == 2
+    with pytest.raises(ValueError, match="other settings"):
+        replace(recipe, rounds=replace(recipe.rounds, token_weight=0.1)).run(tmp_path / "shortcut")
