@@ -144,6 +144,20 @@ def test_train_runs_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (tmp_path / "checkpoint.safetensors").exists()
 
 
+def test_the_first_of_several_processes_speaks_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other ranks of torchrun train in silence."""
+    monkeypatch.setattr(
+        "swiftmask.recipes.maskgit_scenes_tokenizer.TokenizerRecipe.run", lambda recipe, folder, log: folder
+    )
+    for rank, said in (("0", 2), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert Train(recipe="maskgit-scenes-tokenizer", out=tmp_path).run() == 0
+        captured = capsys.readouterr()
+        assert len((captured.err + captured.out).splitlines()) == said
+
+
 def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
     with sole_writer(tmp_path), pytest.raises(ValueError, match="another run is writing to"):
         Train(recipe="scenes-judge", out=tmp_path).run()

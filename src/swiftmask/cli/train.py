@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from swiftmask.cli.overrides import leaves, override
 from swiftmask.cli.progress import note, progress_bar
+from swiftmask.evaluate.processes import Processes
 from swiftmask.registry import recipe_module
 from swiftmask.training.lock import sole_writer
 
@@ -42,20 +43,18 @@ class Train:
         folder = self.out or Path("runs") / self.recipe
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"--out {folder} is a file: name a folder")
-        note(
-            f"training {self.recipe} in {folder}; an interrupted run continues where its last checkpoint was"
-        )
+        speaks = Processes.here().rank == 0
+        if speaks:
+            note(f"training {self.recipe} in {folder}; an interrupted run continues at its last checkpoint")
         try:
             with sole_writer(folder), progress_bar() as bar:
                 finished = config.run(folder, Display(bar))
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the same command continues from the last checkpoint") from None
         result = str(finished) if isinstance(finished, Path) else str(folder)
-        print(
-            json_module.dumps({"recipe": self.recipe, "result": result})
-            if self.json
-            else f"finished: {result}"
-        )
+        if speaks:
+            told = json_module.dumps({"recipe": self.recipe, "result": result})
+            print(told if self.json else f"finished: {result}")
         return 0
 
 
