@@ -46,6 +46,33 @@ ENTRIES = (
         paper="",
     ),
     Entry(
+        method="MIGM-Shortcut",
+        model="dimoo-scenes",
+        full="vanilla-24",
+        fast="shortcut-16:6",
+        paper=(
+            "Lumina-DiMOO at 1024 px: 64 steps of which 11 full, 4.91 times faster, "
+            "ImageReward 0.868 for 0.913, CLIP score 34.39 for 34.46"
+        ),
+    ),
+    Entry(
+        method="ML-Cache",
+        model="dimoo-scenes",
+        full="vanilla-24",
+        fast="ml-cache-16:6",
+        paper=(
+            "Lumina-DiMOO at 1024 px, as the shortcut's paper has it: 2.2 times faster, ImageReward 0.896 "
+            "for 0.913"
+        ),
+    ),
+    Entry(
+        method="first-order extrapolation",
+        model="dimoo-scenes",
+        full="vanilla-24",
+        fast="extrapolation-1-16:6",
+        paper="",
+    ),
+    Entry(
         method="10 DDIM steps",
         model="mar-scenes",
         full="vanilla-16",

@@ -147,6 +147,9 @@ def test_every_result_has_the_command_that_measures_it_again() -> None:
     ("weights", "model", "series"),
     [
         ("maskgit-scenes", "maskgit-scenes", "vanilla"),
+        ("maskgit-scenes-shortcut", "maskgit-scenes", "shortcut"),
+        ("dimoo-scenes", "dimoo-scenes", "vanilla"),
+        ("dimoo-scenes-shortcut", "dimoo-scenes", "shortcut"),
         ("mar-scenes", "mar-scenes", "vanilla"),
         ("meissonic-scenes", "meissonic-scenes", "vanilla"),
         ("meissonic-scenes-speed-rl", "meissonic-scenes", "meissonic-scenes-speed-rl"),
@@ -159,6 +162,7 @@ def test_what_bundled_weights_say_of_themselves_is_a_row_of_the_table(
 ) -> None:
     said = json.loads((ROOT / f"src/swiftmask/weights/{weights}/provenance.json").read_text())["measured"]
     rows = {row.name: row for row in read_report(RESULTS / f"{model}-quality.json").rows}
-    row = rows[f"{series}-{said['steps']}"]
+    budget = f":{said['full_steps']}" if "full_steps" in said else ""
+    row = rows[f"{series}-{said['steps']}{budget}"]
     assert said["judge"] == pytest.approx(row.score.mean, abs=5e-4)
     assert said["fd_scenes"] == pytest.approx(row.fd_scenes.mean, abs=0.05)
