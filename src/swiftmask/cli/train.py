@@ -11,7 +11,6 @@ from tyro.conf import Positional
 
 from swiftmask.cli.overrides import leaves, override
 from swiftmask.cli.progress import note, progress_bar
-from swiftmask.evaluate.processes import Processes
 from swiftmask.registry import recipe_module
 from swiftmask.training.lock import sole_writer
 
@@ -35,6 +34,8 @@ class Train:
     """Print JSON."""
 
     def run(self) -> int:
+        from swiftmask.evaluate.processes import Processes
+
         config = override(recipe_module(self.recipe).recipe(), self.settings)
         if self.dry_run:
             text = json_module.dumps(asdict(config), indent=2, default=str)
