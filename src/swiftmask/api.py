@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 
+from swiftmask.core.files import first_line
 from swiftmask.core.protocol import DenoisingModel, FeatureFn, MaskedGenerator, SamplingOptions
 from swiftmask.methods.caching import (
     ExtrapolatedFeatures,
@@ -260,16 +261,14 @@ def _tuned(pipeline: Pipeline, source: str | Path, full_steps: int | Sequence[in
     if (folder / "policy").is_dir():  # what a run left: see recipes/speed_rl_scenes.py
         folder = folder / "policy"
     model, config = _read_tuned(pipeline, folder), read_config(folder)
-    steps, sampling = config.get("steps", pipeline.steps), config.get("sampling", {})
-    if not isinstance(steps, int) or not isinstance(sampling, dict):
-        raise ValueError(f"{folder}/config.json: steps and sampling must be a number and an object")
-    return replace(
-        pipeline,
-        model=model,
-        steps=steps,
-        sampling=pipeline.sampling.over(SamplingOptions(**sampling)),
-        _flops={},
-    )
+    try:
+        steps, sampling = (
+            int(config.get("steps", pipeline.steps)),
+            SamplingOptions(**config.get("sampling", {})),
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}/config.json: damaged steps or sampling ({first_line(error)})") from error
+    return replace(pipeline, model=model, steps=steps, sampling=pipeline.sampling.over(sampling), _flops={})
 
 
 def _read_tuned(pipeline: Pipeline, folder: Path) -> MaskedGenerator:

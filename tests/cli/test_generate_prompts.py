@@ -1,6 +1,8 @@
 """`swiftmask generate` for text-to-image models: prompts, negatives, sizes, tuned weights, start pictures."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from PIL import Image
 import swiftmask
 from swiftmask.cli import main
 from swiftmask.cli.jobs import Job
+from swiftmask.core.protocol import SamplingOptions
 from swiftmask.methods.speed_rl import TuningConfig, make_policy, write_policy
 from swiftmask.methods.speed_rl.policy import trained_parameters
 from swiftmask.models.meissonic import Meissonic
@@ -133,6 +136,22 @@ def test_tuned_weights_draw_at_the_steps_they_were_tuned_for(
     asked = {"prompts": ["a red circle"], "seeds": [0]}
     tokens = [p.generate(**asked).trajectory.tokens_BL for p in (pipeline, swiftmask.load(tiny_meissonic))]
     assert not torch.equal(*tokens)
+
+
+def test_tuned_weights_draw_as_they_were_tuned(tiny_meissonic: Path, tiny_lora: Path, tmp_path: Path) -> None:
+    """Unless the pipeline says otherwise; what cannot be read is refused."""
+    shutil.copytree(tiny_lora, tmp_path / "lora")
+    path = tmp_path / "lora" / "policy" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"sampling": {"temperature": 0.5, "guidance": None}}))
+    base = swiftmask.load(tiny_meissonic)
+    assert swiftmask.accelerate(base, speed_rl=tmp_path / "lora").sampling.temperature == 0.5
+    asked = replace(base, sampling=SamplingOptions(temperature=0.7))
+    assert swiftmask.accelerate(asked, speed_rl=tmp_path / "lora").sampling.temperature == 0.7
+    for damage in ({"sampling": {"heat": 1}}, {"sampling": 3}, {"steps": "many"}, {"steps": None}):
+        path.write_text(json.dumps(config | damage))
+        with pytest.raises(ValueError, match=r"config.json: damaged steps or sampling"):
+            swiftmask.accelerate(base, speed_rl=tmp_path / "lora")
 
 
 def test_a_whole_tuned_model_serves_as_well(tiny_meissonic: Path, tiny_lora: Path, tmp_path: Path) -> None:
