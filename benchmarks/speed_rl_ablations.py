@@ -24,19 +24,21 @@ from swiftmask.evaluate.summary import write_text
 from swiftmask.recipes.speed_rl_scenes import STEPS, SceneSpeedRLRecipe, few_steps
 from swiftmask.registry import recipe_module
 
+ONE_NUMBER = (f"speed_rl.step_policy=fixed:{STEPS}", "speed_rl.speed.weight=0")
+"""Of all variants that do not say otherwise: as many steps for every picture, and so no speed reward."""
+
 _FEW_STEPS = few_steps(targets="")
-SEVERAL_STEPS = (
-    f"speed_rl.step_policy={_FEW_STEPS.step_policy}",
-    *(
-        f"speed_rl.speed.{key}={getattr(_FEW_STEPS.speed, key)}"
-        for key in ("weight", "fastest", "reference", "slowest")
-    ),
+SEVERAL_NUMBERS = (f"speed_rl.step_policy={_FEW_STEPS.step_policy}",)
+SPEED_REWARD = tuple(
+    f"speed_rl.speed.{key}={getattr(_FEW_STEPS.speed, key)}"
+    for key in ("weight", "fastest", "reference", "slowest")
 )
-"""The paper's: a speed reward, which pictures of one number of steps would leave without effect."""
+"""The paper's, which pictures of one number of steps would leave without effect."""
 
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "recipe": (),
-    "no-speed-reward": ("speed_rl.speed.weight=0",),
+    "baseline": (),
+    "several-numbers": SEVERAL_NUMBERS,
+    "speed-reward": (*SEVERAL_NUMBERS, *SPEED_REWARD),
     "kl-k3": ("speed_rl.kl_estimator=k3",),
     "no-kl": ("speed_rl.kl_estimator=none",),
     "token-likelihood": ("speed_rl.num_iterations=2",),
@@ -44,13 +46,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "filter-0": ("speed_rl.filter.percentile=0",),
     "filter-50": ("speed_rl.filter.percentile=50",),
 }
-"""What each changes; the cross-entropy divergence and a filter at 25 are the recipe's."""
+"""What each changes of `ONE_NUMBER`; the cross-entropy divergence and a filter at 25 are the recipe's."""
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
-    "speed reward": ("recipe", "no-speed-reward"),
-    "divergence": ("recipe", "kl-k3", "no-kl"),
+    "speed reward": ("baseline", "several-numbers", "speed-reward"),
+    "divergence": ("baseline", "kl-k3", "no-kl"),
     "likelihood": ("token-likelihood", "sequence-likelihood"),
-    "filter percentile": ("filter-0", "recipe", "filter-50"),
+    "filter percentile": ("filter-0", "baseline", "filter-50"),
 }
 """Which variants answer what: a line of panels each."""
 
@@ -70,7 +72,7 @@ class Curve:
     rounds: list[int]
     values: list[float]
 
-    def last(self, share: float = 0.1) -> float:
+    def last(self, share: float = 0.25) -> float:
         """Mean over the last part of the rounds (at least one)."""
         return fmean(self.values[-max(1, round(share * len(self.values))) :])
 
@@ -79,7 +81,7 @@ def configured(name: str, seed: int, chosen: argparse.Namespace) -> SceneSpeedRL
     """The recipe of one training."""
     recipe: SceneSpeedRLRecipe = recipe_module(chosen.recipe).recipe()
     base = [] if chosen.base is None else [f"base={chosen.base}"]
-    recipe = override(recipe, [*base, "sheets.every=0", *SEVERAL_STEPS, *chosen.set, *VARIANTS[name]])
+    recipe = override(recipe, [*base, "sheets.every=0", *ONE_NUMBER, *chosen.set, *VARIANTS[name]])
     speed_rl = replace(recipe.speed_rl, seed=seed)
     training = replace(
         recipe.training,
@@ -119,7 +121,7 @@ def table(found: Mapping[str, Sequence[dict[str, Curve]]], chosen: argparse.Name
         {
             "variant": name,
             "settings": VARIANTS[name],
-            "last_tenth": {key: [run[key].last() for run in runs if key in run] for key in CURVES},
+            "last_quarter": {key: [run[key].last() for run in runs if key in run] for key in CURVES},
             "runs": [
                 {"seed": seed, "curves": {key: asdict(curve) for key, curve in run.items()}}
                 for seed, run in zip(chosen.seeds, runs, strict=True)
@@ -198,7 +200,10 @@ def main() -> None:
         write_text(path, json.dumps(table(found, chosen), indent=2) + "\n")
         path.with_suffix(".png").write_bytes(plot(found))
         ends = [run["rewards/scenes-judge/mean"].last() for run in found[name]]
-        print(f"{name:20s} held-out judge at the end {' '.join(f'{end:.3f}' for end in ends)}", flush=True)
+        print(
+            f"{name:20s} held-out judge of the last quarter {' '.join(f'{end:.3f}' for end in ends)}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

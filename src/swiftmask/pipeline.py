@@ -8,6 +8,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -20,8 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from swiftmask.core.decode import FullFeatures, decode, prepare_condition
-from swiftmask.core.protocol import Condition, FeatureFn, MaskedGenerator, SamplingOptions, Spec
-from swiftmask.core.rng import SeededNoise
+from swiftmask.core.protocol import Condition, FeatureFn, MaskedGenerator, Noise, SamplingOptions, Spec
+from swiftmask.core.rng import SeededNoise, ShapesOfNoise
 from swiftmask.core.schedule import uniform_full_steps, with_full_steps
 from swiftmask.core.types import Canvas, Record, Schedule, Step, Trajectory
 from swiftmask.data.images.inpainting import start_picture
@@ -37,16 +38,22 @@ class Cost:
     Attributes:
         calls: forward calls per picture by part: "backbone" (both guidance branches in one call), the
             accelerator's own name, "head", "decoder", and "branches": guidance branches in each call.
-        flops: floating-point operations per picture of the token decode, counted analytically, without the
-            decoder.
         seconds: wall-clock of the token decode, all pictures together.
         decoder_seconds: wall-clock of turning tokens into pixels.
+        count_flops: what `flops` asks.
     """
 
     calls: dict[str, int]
-    flops: int
     seconds: float
     decoder_seconds: float
+    count_flops: Callable[[], int] = field(repr=False, compare=False)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations per picture of the token decode, counted analytically, without the
+        decoder. Counting takes seconds, so it is done when first asked for.
+        """
+        return self.count_flops()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +116,18 @@ class Pipeline:
         seeds = _seeds(seeds, len(condition))
         canvas = self.model.blank(len(condition)) if canvas is None else canvas
         schedule = self.schedule(steps, num_masked=_num_masked(canvas))
+        noise = SeededNoise(seeds, self.model.spec.num_tokens, self.model.device)
         started = time.perf_counter()
         with torch.no_grad():
-            trajectory = self._decode(condition, schedule, seeds, canvas, on_step)
+            trajectory = self._decode(condition, schedule, noise, canvas, on_step)
             _synchronise(self.model.device)
             decoded = time.perf_counter()
             images_B3HW = self.model.to_pixels(trajectory.tokens_BL)
             _synchronise(self.model.device)
         finished = time.perf_counter()
-        cost = Cost(self.calls(schedule), self.flops(schedule), decoded - started, finished - decoded)
+        cost = Cost(
+            self.calls(schedule), decoded - started, finished - decoded, partial(self.flops, schedule)
+        )
         images = images_B3HW if output_type == "pt" else to_pil(images_B3HW)
         return Result(images, trajectory, cost, seeds)
 
@@ -200,7 +210,11 @@ class Pipeline:
         totals = [0]
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             shadow._decode(
-                condition, schedule, [0], canvas, lambda record: totals.append(counter.get_total_flops())
+                condition,
+                schedule,
+                ShapesOfNoise(),
+                canvas,
+                lambda record: totals.append(counter.get_total_flops()),
             )
         return [after - before for before, after in pairwise(totals)]
 
@@ -239,11 +253,10 @@ class Pipeline:
         self,
         condition: Condition,
         schedule: Schedule,
-        seeds: Sequence[int],
+        noise: Noise,
         canvas: Canvas,
         on_step: Callable[[Record], None] | None,
     ) -> Trajectory:
-        noise = SeededNoise(seeds, self.model.spec.num_tokens, self.model.device)
         return decode(
             self.model,
             prepare_condition(self.model, condition, schedule),

@@ -127,9 +127,9 @@ def test_another_size(tiny_meissonic: Path, capsys: pytest.CaptureFixture[str]) 
 def test_tuned_weights_draw_at_the_steps_they_were_tuned_for(
     tiny_meissonic: Path, tiny_lora: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tuned = generated(capsys, tiny_meissonic, *PROMPT, "--lora", tiny_lora, "--out", "o")
+    tuned = generated(capsys, tiny_meissonic, *PROMPT, "--lora", tiny_lora, "--flops", "--out", "o")
     assert tuned["settings"]["steps"] == 2
-    base = generated(capsys, tiny_meissonic, *PROMPT, "--steps", 2, "--out", "o")
+    base = generated(capsys, tiny_meissonic, *PROMPT, "--steps", 2, "--flops", "--out", "o")
     assert base["drawn"] == 1, "the tuned picture was taken for the base's"
     assert base["cost"]["gflop_per_picture"] == tuned["cost"]["gflop_per_picture"], "adapters are folded in"
     pipeline = swiftmask.accelerate(swiftmask.load(tiny_meissonic), speed_rl=tiny_lora)

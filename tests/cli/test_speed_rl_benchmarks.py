@@ -50,17 +50,17 @@ def test_curves_of_every_variant_and_seed(
 ) -> None:
     small = ["speed_rl.step_policy=fixed:2", "speed_rl.num_generations=2", "speed_rl.generation_batch_size=4"]
     arguments = ["--recipe", "maskgit-scenes-speed-rl", "--base", base, "--rounds", 2, "--out", tmp_path]
-    arguments += ["--variants", "recipe", "sequence-likelihood", "--seeds", 0, 1]
+    arguments += ["--variants", "baseline", "sequence-likelihood", "--seeds", 0, 1]
     monkeypatch.setattr(sys, "argv", ["speed_rl_ablations.py", *map(str, arguments), "--set", *small])
     module = script("speed_rl_ablations")
     module.main()
     content = json.loads((tmp_path / "ablations.json").read_text())
-    assert [entry["variant"] for entry in content["variants"]] == ["recipe", "sequence-likelihood"]
+    assert [entry["variant"] for entry in content["variants"]] == ["baseline", "sequence-likelihood"]
     for entry in content["variants"]:
         assert [run["seed"] for run in entry["runs"]] == [0, 1]
         judged = [run["curves"]["rewards/scenes-judge/mean"] for run in entry["runs"]]
         assert all(curve["rounds"] == [1, 2] and len(curve["values"]) == 2 for curve in judged)
-        assert entry["last_tenth"]["kl"] == [run["curves"]["kl"]["values"][-1] for run in entry["runs"]]
+        assert entry["last_quarter"]["kl"] == [run["curves"]["kl"]["values"][-1] for run in entry["runs"]]
     first, second = (run["curves"]["diversity"] for run in content["variants"][0]["runs"])
     assert first != second
     assert (tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")
@@ -74,11 +74,13 @@ def test_curves_of_every_variant_and_seed(
 def test_every_ablation_changes_the_recipe_in_its_own_way() -> None:
     module = script("speed_rl_ablations")
     recipe = meissonic_scenes_speed_rl.recipe()
-    assert module.VARIANTS["recipe"] == ()
-    changed = [override(recipe, [*module.SEVERAL_STEPS, *own]) for own in module.VARIANTS.values()]
-    assert changed[0].speed_rl.step_policy == "stratified:4,5,6"
-    assert changed[0].speed_rl.speed.weight > 0
-    assert len({repr(other) for other in changed}) == len(module.VARIANTS)
+    changed = {
+        name: override(recipe, [*module.ONE_NUMBER, *own]).speed_rl for name, own in module.VARIANTS.items()
+    }
+    assert changed["baseline"] == recipe.speed_rl
+    assert changed["speed-reward"].step_policy == "stratified:4,5,6"
+    assert [name for name, speed_rl in changed.items() if speed_rl.speed.weight > 0] == ["speed-reward"]
+    assert len({repr(speed_rl) for speed_rl in changed.values()}) == len(module.VARIANTS)
     assert {name for names in module.QUESTIONS.values() for name in names} == set(module.VARIANTS)
     assert (recipe.speed_rl.kl_estimator, recipe.speed_rl.filter.percentile) == ("ce", 25.0)
 

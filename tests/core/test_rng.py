@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from swiftmask.core.rng import ReplayNoise, SeededNoise, gumbel_of, philox_4x32, uniform_of
+from swiftmask.core.protocol import Noise
+from swiftmask.core.rng import ReplayNoise, SeededNoise, ShapesOfNoise, gumbel_of, philox_4x32, uniform_of
 
 L = 64
-DRAWS: dict[str, Callable[[SeededNoise, Tensor], Tensor]] = {
+DRAWS: dict[str, Callable[[Noise, Tensor], Tensor]] = {
     "categorical": lambda noise, at: noise.categorical(
-        torch.linspace(1, 2, 11).expand(*at.shape, 11) / 16.5, at
+        torch.linspace(1, 2, 11, device=at.device).expand(*at.shape, 11) / 16.5, at
     ),
     "gumbel": lambda noise, at: noise.gumbel(at),
     "permutation": lambda noise, at: noise.permutation(L),
@@ -129,3 +130,12 @@ def test_replay_takes_draws_in_order() -> None:
 def test_replay_names_a_draw_of_another_kind() -> None:
     with pytest.raises(ValueError, match=r"3 axes, but the recorded one has shape \(2, 6\)"):
         ReplayNoise([torch.rand(2, 6)]).categorical(torch.rand(2, 1, 5), torch.zeros(2, 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_draws_need_nothing_from_the_host(draw: Callable[[Noise, Tensor], Tensor]) -> None:
+    """Reading anything back raises on the meta device; what has only shapes has the same ones."""
+    at = _everywhere(1).to("meta")
+    seeded, shaped = draw(SeededNoise([3], L, "meta"), at), draw(ShapesOfNoise(), at)
+    assert seeded.is_meta
+    assert (shaped.shape, shaped.dtype) == (seeded.shape, seeded.dtype)

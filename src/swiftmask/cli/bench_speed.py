@@ -138,12 +138,15 @@ class BenchSpeed:
         return accelerate(base, shortcut=shortcut, full_steps=self.full_steps)
 
     def _decode_with(self, pipeline: "Pipeline") -> "Task":
-        labels, seeds = [0] * self.batch, list(range(self.batch))
-        schedule = pipeline.schedule(self.steps)
+        from swiftmask.core.rng import SeededNoise
+
+        model, schedule = pipeline.model, pipeline.schedule(self.steps)
 
         def decode_once() -> object:
-            condition = pipeline.model.encode(labels)
-            return pipeline._decode(condition, schedule, seeds, pipeline.model.blank(self.batch), None)
+            noise = SeededNoise(range(self.batch), model.spec.num_tokens, model.device)
+            return pipeline._decode(
+                model.encode([0] * self.batch), schedule, noise, model.blank(self.batch), None
+            )
 
         return decode_once
 

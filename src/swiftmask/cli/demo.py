@@ -1,6 +1,7 @@
 """`swiftmask demo`: the full model and the accelerated one on the same seeds, with a report."""
 
 import os
+from bisect import bisect_left
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -247,10 +248,12 @@ def _at_cost_of(fast: Evaluate, rival: Evaluate, base: "Pipeline") -> Evaluate:
     fast_pipeline, pipeline = fast.pipeline(base), rival.pipeline(base)
     wanted = fast_pipeline.flops(fast_pipeline.schedule(fast.steps))
 
-    def distance(steps: int) -> int:
-        return abs(pipeline.flops(pipeline.schedule(steps)) - wanted)
+    def flops(steps: int) -> int:
+        return pipeline.flops(pipeline.schedule(steps))
 
-    return replace(rival, steps=min(range(1, rival.steps + 1), key=distance))
+    enough = 1 + bisect_left(range(1, rival.steps), wanted, key=flops)
+    nearest = min({max(1, enough - 1), enough}, key=lambda steps: abs(flops(steps) - wanted))
+    return replace(rival, steps=nearest)
 
 
 def filmstrip(pipeline: "Pipeline", steps: int, requests: Requests) -> bytes:

@@ -92,6 +92,8 @@ class Generate:
     """Folder of the pictures."""
     batch_size: int = 16
     """Pictures at a time."""
+    flops: bool = False
+    """Count operations, too: seconds for a small model, a minute for a large one in many steps."""
     json: bool = False
     """Print the summary as JSON."""
 
@@ -110,14 +112,14 @@ class Generate:
         replaced = sum((self.out / job.file_name).exists() for job in missing)
         if replaced:
             note(f"{replaced} pictures in {self.out} were drawn with other settings and are overwritten")
-        costs = self._draw(pipeline, missing, stamps, canvas)
+        results = self._draw(pipeline, missing, stamps, canvas)
         files = [self.out / job.file_name for job in wanted]
         _write(self.out / OVERVIEW, lambda path: _grid(files).save(path, format="PNG"))
         summary = {
             "settings": settings,
             "drawn": len(missing),
             "skipped": len(wanted) - len(missing),
-            "cost": _cost(costs, len(missing)),
+            "cost": _cost(results, len(missing), count_flops=self.flops),
             "pictures": [{"file": file.name, **job.facts()} for file, job in zip(files, wanted, strict=True)],
         }
         text = json_module.dumps(summary, indent=2)
@@ -324,14 +326,15 @@ def _fingerprint(pipeline: "Pipeline") -> str:
     return f"{checksum:08x}"
 
 
-def _cost(results: "Sequence[Result]", num_pictures: int) -> dict[str, Any] | None:
+def _cost(results: "Sequence[Result]", num_pictures: int, *, count_flops: bool) -> dict[str, Any] | None:
     if not results:
         return None
     seconds = sum(result.cost.seconds for result in results)
     decoder_seconds = sum(result.cost.decoder_seconds for result in results)
+    counted = {"gflop_per_picture": round(results[0].cost.flops / 1e9, 4)} if count_flops else {}
     return {
         "calls_per_picture": results[0].cost.calls,
-        "gflop_per_picture": round(results[0].cost.flops / 1e9, 4),
+        **counted,
         "ms_per_picture": round(1000 * seconds / num_pictures, 3),
         "decoder_ms_per_picture": round(1000 * decoder_seconds / num_pictures, 3),
     }
@@ -345,8 +348,8 @@ def _sentence(summary: dict[str, Any], out: Path) -> str:
     calls = ", ".join(
         f"{count} {part}" for part, count in cost["calls_per_picture"].items() if part != "branches"
     )
+    counted = f" and {cost['gflop_per_picture']:.3f} GFLOP" if "gflop_per_picture" in cost else ""
     return (
-        f"{drawn} pictures in {out}{skipped}: {cost['ms_per_picture']:.1f} ms and "
-        f"{cost['gflop_per_picture']:.3f} GFLOP each (calls: {calls}), and "
-        f"{cost['decoder_ms_per_picture']:.1f} ms to turn tokens into pixels"
+        f"{drawn} pictures in {out}{skipped}: {cost['ms_per_picture']:.1f} ms{counted} each "
+        f"(calls: {calls}), and {cost['decoder_ms_per_picture']:.1f} ms to turn tokens into pixels"
     )

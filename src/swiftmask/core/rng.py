@@ -7,6 +7,7 @@ agree on every device, and a step consumes the same randomness whether its featu
 approximated (paired comparisons).
 
 `ReplayNoise` feeds recorded uniforms and reproduces the Gumbel-max arithmetic of the reference samplers.
+`ShapesOfNoise` has no numbers at all, for decodes of which only the shapes matter.
 """
 
 import math
@@ -127,3 +128,23 @@ class ReplayNoise:
     def normal(self, positions_BM: Tensor, channels: int) -> Tensor:
         """The recorded normals."""
         return self._next(3).gather(1, positions_BM[..., None].expand(-1, -1, channels))
+
+
+class ShapesOfNoise:
+    """Draws of the right shape and no value, on the meta device: counting operations asks for no more."""
+
+    def categorical(self, probs_BMV: Tensor, positions_BM: Tensor) -> Tensor:
+        """int64 [B, M]"""
+        return torch.empty_like(positions_BM, device="meta")
+
+    def gumbel(self, positions_BM: Tensor) -> Tensor:
+        """float32 [B, M]"""
+        return torch.empty(positions_BM.shape, device="meta")
+
+    def permutation(self, num_tokens: int) -> Tensor:
+        """int64 [1, L]: of one image."""
+        return torch.empty((1, num_tokens), dtype=torch.int64, device="meta")
+
+    def normal(self, positions_BM: Tensor, channels: int) -> Tensor:
+        """float32 [B, M, channels]"""
+        return torch.empty((*positions_BM.shape, channels), device="meta")
