@@ -1,6 +1,10 @@
 """The ablations of Speed-RL (arXiv 2512.01094, figures 3 to 5) on Scenes: curves over rounds, PNG and JSON.
 
-    python benchmarks/speed_rl_ablations.py --base runs/meissonic-scenes/model --rounds 100
+    python benchmarks/speed_rl_ablations.py --rounds 24 --set training.learning_rate=4e-4 \\
+        prompt_file=benchmarks/failing_captions.txt
+
+Over all captions a hundred rounds say nothing yet (docs/log.md); over four that the base fails at, two
+dozen do.
 
 Each variant is a Speed-RL recipe with the settings of `VARIANTS` changed, trained with every seed. A killed
 run continues: trainings resume, and finished ones are only read. `--variants` takes some.

@@ -243,7 +243,7 @@ def _painted(name: str, noise: float, flops: int, asked: list[list[int]]) -> Row
 def _studied(rows: list[Row], folder: Path, seen: list[tuple[str, int]] | None = None) -> FolderReport:
     real = Pictures(40, "real", lambda indices: torch.rand(len(indices), 3, 2, 2) * 0.5 + 0.1)
     reference = describe(real, _MeanColour(), folder / "real")
-    return run_folder_study(
+    report = run_folder_study(
         rows,
         SAMPLE,
         Reference(name="real", real=reference, extractor=_MeanColour(), settings=MetricSettings(splits=2)),
@@ -252,6 +252,8 @@ def _studied(rows: list[Row], folder: Path, seen: list[tuple[str, int]] | None =
         origin=ORIGIN,
         on_progress=lambda row, count: None if seen is None else seen.append((row, count)),
     )
+    assert report is not None
+    return report
 
 
 def test_rows_against_a_folder_resume(tmp_path: Path) -> None:

@@ -254,6 +254,20 @@ def test_prompts_are_different_captions_that_judges_can_read() -> None:
     assert len(parse_captions(texts)) == len(texts)
 
 
+def test_prompts_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "captions.txt"
+    path.write_text(
+        "a small blue star on a plain red background\n\na large red ring on a plain blue background\n"
+    )
+    recipe = replace(meissonic_scenes_speed_rl.recipe(), prompt_file=str(path))
+    assert recipe.prompts("prompt").what == [line for line in path.read_text().splitlines() if line]
+    with pytest.raises(ValueError, match="leave out prompt_file"):
+        recipe.prompts("class")
+    path.write_text("a castle\n")
+    with pytest.raises(ValueError, match="a castle"):
+        recipe.prompts("prompt")
+
+
 @pytest.mark.parametrize("wrong", [0, 9])
 def test_classes_are_scored_by_their_facts(wrong: int) -> None:
     score: Callable[..., Tensor] = classes_scored_by(load_reward())

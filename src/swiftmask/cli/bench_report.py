@@ -103,7 +103,7 @@ class BenchReport:
             requests = self._requests(base.model)
             ways = [replace(way, row=replace(way.row, command=self._alone(way))) for way in self._ways(base)]
             report = self._compared(base, [way.row for way in ways], requests, sample, processes)
-        if processes.rank != 0:
+        if report is None or processes.rank != 0:
             return 0
         with measure.progress("drawing what is shown", len(ways)) as advance:
             rows = [way.row for way in ways]
@@ -221,8 +221,8 @@ class BenchReport:
         requests: Requests,
         sample: "Sample",
         processes: "Processes",
-    ) -> "FolderReport":
-        """Against real pictures, in an extractor's features."""
+    ) -> "FolderReport | None":
+        """Against real pictures, in an extractor's features; the first of several processes compares."""
         from swiftmask.evaluate.extractors import load_extractor
         from swiftmask.evaluate.report.folder_study import run_folder_study
 

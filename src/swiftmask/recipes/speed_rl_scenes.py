@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swiftmask.data.scenes import NUM_CLASSES
+from swiftmask.data.prompts import read_prompts
+from swiftmask.data.scenes import NUM_CLASSES, parse_captions
 from swiftmask.methods.speed_rl import (
     Judge,
     Judges,
@@ -114,6 +115,7 @@ class SceneSpeedRLRecipe:
         sheets: sample pictures while it trains.
         world: what prompts ask for; the one the base was trained on.
         num_captions: captions drawn, of a base that draws captions; those that say the same are one prompt.
+        prompt_file: captions instead of drawn ones, one a line: those that a base fails at, say.
     """
 
     name: str
@@ -124,6 +126,7 @@ class SceneSpeedRLRecipe:
     sheets: SheetConfig = SheetConfig()
     world: World = World()
     num_captions: int = 4096
+    prompt_file: str = ""
 
     def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
         """Train, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`. Beside it lies
@@ -154,13 +157,21 @@ class SceneSpeedRLRecipe:
         return self.name.removesuffix("-speed-rl")
 
     def prompts(self, draws: str) -> Prompts:
-        """All classes, or captions of pictures that the base was not trained on.
+        """All classes; the captions of `prompt_file`, or those of pictures that the base was not trained on.
 
         Args:
             draws: of the base's spec.
+
+        Errors: FileNotFoundError; ValueError for a file beside classes, or a caption that judges cannot read.
         """
         if draws == "class":
+            if self.prompt_file:
+                raise ValueError(f"{self.base_name} draws classes: leave out prompt_file")
             return Prompts(range(NUM_CLASSES))
+        if self.prompt_file:
+            texts = [prompt.text for prompt in read_prompts(self.prompt_file)]
+            parse_captions(texts)  # what judges cannot read is said before anything is drawn
+            return Prompts(texts)
         seeds_B = PROMPT_SEED + torch.arange(self.num_captions)
         return Prompts(list(dict.fromkeys(self.world.captions(seeds_B))))
 
@@ -175,7 +186,8 @@ class SceneSpeedRLRecipe:
         prompts = self.prompts(base.spec.draws)
         judges = self.readers.judges(SCORINGS[base.spec.draws])
         rounds = Rounds(trainer, prompts, judges, self.training)
-        settings = (self.speed_rl, self.readers.fingerprints(), self.world, self.num_captions)
+        asked = prompts.what if self.prompt_file else (self.world, self.num_captions)
+        settings = (self.speed_rl, self.readers.fingerprints(), *asked)
         name = run_name(self.name, base, *settings)
         torch.manual_seed(self.training.seed)
         with tracked(self.training, folder, name) as trackers:
@@ -197,7 +209,11 @@ class SceneSpeedRLRecipe:
     def _provenance(self, base: Any) -> dict[str, object]:
         facts = {"speed_rl": asdict(self.speed_rl), "base": Path(self.base).name, "steps": STEPS}
         if base.spec.draws == "prompt":
-            facts["world"] = asdict(self.world)
+            facts |= (
+                {"prompt_file": Path(self.prompt_file).name}
+                if self.prompt_file
+                else {"world": asdict(self.world)}
+            )
         return provenance(self.name, self.training, **facts)
 
 

@@ -60,6 +60,14 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
+class _Described:
+    """The pictures of one row under one evaluation seed, as an extractor sees them."""
+
+    store: FeatureStore
+    cost: Path
+
+
+@dataclass(frozen=True, slots=True)
 class _Found:
     """One row under one evaluation seed."""
 
@@ -95,52 +103,60 @@ def run_folder_study(
     origin: Origin,
     on_progress: OnProgress = lambda row, count: None,
     processes: Processes = ALONE,
-) -> FolderReport:
-    """Draw and describe what is missing below `folder`; seeds are the outer loop, as in study.py.
+) -> FolderReport | None:
+    """Draw and describe what is missing below `folder`, then compare; seeds are the outer loop, as in
+    study.py.
 
     Args:
         requests: class labels or prompts; they are drawn in turn.
-        processes: that call this with the same rows and folder; they divide the pictures of a row by index,
-            and all return the same.
+        processes: that call this with the same rows and folder; they divide the pictures of a row by index.
+            The first one compares, and the others return None.
 
     Errors: ValueError for an extractor that refuses the pictures, or too few of them for a metric.
     """
-    found: dict[str, list[_Found]] = {row.name: [] for row in rows}
+    described: dict[str, list[_Described]] = {row.name: [] for row in rows}
     asked = [requests[index % len(requests)] for index in range(sample.num_pictures)]
     for seed in range(sample.num_seeds):
         for row in rows:
             seeds = picture_seeds(seed, sample.num_pictures)
             drawing = _Drawing(row, asked, seeds, lambda count, name=row.name: on_progress(name, count))
-            found[row.name].append(_measured(drawing, sample, reference, folder, processes))
+            described[row.name].append(_describe(drawing, sample, reference.extractor, folder, processes))
+    processes.wait()
+    if processes.rank != 0:
+        return None
+    found = {
+        name: [_Found(*_read_cost(one.cost), reference.metrics_of(one.store)) for one in seeds]
+        for name, seeds in described.items()
+    }
     return _summarised(rows, found, sample, reference, origin)
 
 
-def _measured(
+def _describe(
     drawing: _Drawing,
     sample: Sample,
-    reference: Reference,
+    extractor: Extractor,
     folder: Path,
     processes: Processes,
-) -> _Found:
+) -> _Described:
+    """This process's share of the pictures, and the first one's cost."""
     row = drawing.row
     drawn = repr((row.fingerprint, list(drawing.asked), list(drawing.seeds)))
     pictures = Pictures(sample.num_pictures, sha256(drawn.encode()).hexdigest(), drawing)
-    own = f"{row.name.replace(':', '-')}-{pictures.fingerprint[:_DIGITS]}"
+    own = folder / f"{row.name.replace(':', '-')}-{pictures.fingerprint[:_DIGITS]}"
     reset_peak_memory(row.device)
     store = describe(
         pictures,
-        reference.extractor,
-        folder / own,
+        extractor,
+        own,
         batch_size=sample.batch_size,
         rank=processes.rank,
         num_ranks=processes.count,
         on_progress=_resumed(drawing.on_pictures),
     )
-    cost = folder / own / "cost.json"
+    described = _Described(store, own / "cost.json")
     if processes.rank == 0:
-        _keep_cost(drawing, cost, sample.batch_size)
-    processes.wait()
-    return _Found(*_read_cost(cost), reference.metrics_of(store))
+        _keep_cost(drawing, described.cost, sample.batch_size)
+    return described
 
 
 def _resumed(on_pictures: Callable[[int], None]) -> Callable[[int, int], None]:
