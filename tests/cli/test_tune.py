@@ -270,3 +270,13 @@ def test_the_sampling_grid_leaves_out_what_the_model_does_anyway() -> None:
     assert sampling_grid(own, (2.0, 3.0), (1.0,), ()) == [SamplingOptions(guidance=3.0)]
     assert len(sampling_grid(own, (1.5, 2.0), (0.9, 1.0), (5.0, 10.0))) == 8
     assert sampling_grid(own, (), (), ()) == []
+
+
+def test_what_is_changed_is_in_the_name(shop: Workshop) -> None:
+    reuse = Settings(steps=6, caching="reuse", full_steps=3)
+    moved = list(shop.other_placements(shop.candidate(reuse)))
+    warmer = [
+        shop.candidate(replace(one.settings, sampling=SamplingOptions(temperature=0.9)), one.placement)
+        for one in moved
+    ]
+    assert [one.row.name for one in warmer] == [f"reuse-6:3 {one.placement} t0.9" for one in moved]

@@ -63,11 +63,11 @@ class Workshop:
     _built: dict[Settings, "Pipeline"] = field(default_factory=dict)
     _recordings: dict[int, Recording] = field(default_factory=dict)
 
-    def candidate(self, settings: Settings, name: str = "") -> Candidate:
+    def candidate(self, settings: Settings, placement: str = "") -> Candidate:
         """Settings, with the row that draws with them.
 
         Args:
-            name: what to add to the row's name.
+            placement: of the full steps, where the settings hold it step by step.
         """
         pipeline = self.pipeline(settings)
         assert settings.steps is not None
@@ -78,9 +78,8 @@ class Workshop:
             for option, letter in _SHORT.items()
             if (value := getattr(settings.sampling, option)) is not None
         ]
-        return Candidate(
-            settings=settings, row=replace(row, name=" ".join([row.name, *chosen, name]).strip())
-        )
+        name = " ".join(word for word in (row.name, placement, *chosen) if word)
+        return Candidate(settings=settings, row=replace(row, name=name), placement=placement)
 
     def pipeline(self, settings: Settings) -> "Pipeline":
         """A pipeline with these settings that already knows what it costs."""

@@ -1,13 +1,14 @@
 """The search of `swiftmask tune`: budgets, placements of the best, their sampling, then fresh pictures.
 
-Each of the three stages is a successive halving (evaluate/tuning/halving.py) over the same evaluation seeds;
-what is left is measured once more on pictures that no stage has looked at.
+Each of the three stages is a successive halving (evaluate/tuning/halving.py) over the same evaluation seeds,
+and what it leaves meets the best of the stage before; what is left then is measured once more on pictures
+that no stage has looked at.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from swiftmask.cli.candidates import Placement, Workshop, own_sampling, sampling_grid
 from swiftmask.core.protocol import SamplingOptions
@@ -20,10 +21,11 @@ from swiftmask.evaluate.tuning.halving import (
     Candidate,
     Round,
     Standing,
+    challenge,
     compare,
     halve,
     merit,
-    planned_flops,
+    plan,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +35,14 @@ SHORTCUT_SHARES = (1 / 4, 3 / 8, 1 / 2, 3 / 4)
 RIVAL_SHARES = (1 / 2, 3 / 4)
 """Shares of full steps that a bound on the loss lets try; rivals of the shortcut need more of them."""
 
-KEPT_BUDGETS, KEPT_PLACEMENTS, FINALISTS = 3, 2, 3
+Stage = Literal["budgets", "placements", "sampling"]
+
+KEPT: dict[Stage, int] = {"budgets": 3, "placements": 2, "sampling": 3}
+"""How many each stage leaves to the next; the last leaves the finalists."""
+
+_CHAMPIONS: dict[Stage, int] = {"budgets": 0, "placements": KEPT["budgets"], "sampling": KEPT["placements"]}
+"""How many each begins with."""
+
 FRESH_SEEDS = 1 << 36
 """Added to the image seeds of the pictures that the finalists are measured on."""
 
@@ -134,30 +143,27 @@ class Search:
             return None
         full = [self.shop.candidate(settings) for settings in self.space.full()]
         self._plan("budgets", pool, full)
-        found = self._halve(pool, full, keep=KEPT_BUDGETS)
-        best = [standing.candidate for standing in found.standings]
-        moved = [other for one in best for other in self.shop.other_placements(one) if self._affords(other)]
-        self._plan("placements", [*best, *moved], found.full[:1])
-        found = self._halve([*best, *moved], found.full[:1], keep=KEPT_PLACEMENTS)
-        best = [standing.candidate for standing in found.standings]
-        tuned = [other for one in best for other in self._sampled(one) if self._affords(other)]
-        self._plan("sampling", [*best, *tuned], found.full[:1])
-        found = self._halve([*best, *tuned], found.full[:1], keep=FINALISTS)
-        return self._confirm([standing.candidate for standing in found.standings], found.full[0])
+        found = halve(pool, full, self.bounds, self._measure, keep=KEPT["budgets"], on_round=self._remember)
+        changes: dict[Stage, Callable[[Candidate], Iterator[Candidate]]] = {
+            "placements": self.shop.other_placements,
+            "sampling": self._sampled,
+        }
+        for stage, changed in changes.items():
+            newcomers = [other for one in found.candidates for other in changed(one) if self._affords(other)]
+            self._plan(stage, newcomers or found.candidates, found.full[:1], found.num_seeds)
+            found = challenge(
+                found,
+                newcomers,
+                self.bounds,
+                self._measure,
+                keep=KEPT[stage],
+                on_round=self._remember,
+            )
+        return self._confirm(found.candidates, found.full[0])
 
     def ranked(self) -> list[Standing]:
         """All that was tried: those seen longest first, the best of them first."""
         return sorted(self.seen.values(), key=lambda s: (-s.pictures, merit(s, self.bounds)))
-
-    def _halve(self, pool: list[Candidate], full: list[Candidate], *, keep: int) -> Round:
-        return halve(
-            pool,
-            full,
-            self.bounds,
-            self._measure,
-            keep=keep,
-            on_round=self._remember,
-        )
 
     def _confirm(self, finalists: list[Candidate], best_full: Candidate) -> Finals:
         reference = self.shop.candidate(Settings(steps=self.space.reference_steps))
@@ -190,23 +196,35 @@ class Search:
         """The candidate with other guidance and temperatures."""
         settings = candidate.settings
         for options in self._grid(settings):
-            yield self.shop.candidate(replace(settings, sampling=options.over(settings.sampling)))
+            changed = replace(settings, sampling=options.over(settings.sampling))
+            yield self.shop.candidate(changed, candidate.placement)
 
     def _affords(self, candidate: Candidate) -> bool:
         return self.bounds.affords(candidate.row.flops)
 
-    def _plan(self, stage: str, pool: list[Candidate], full: list[Candidate]) -> None:
-        """Operations from this stage on, as far as they can be told."""
+    def _plan(self, stage: Stage, pool: list[Candidate], full: list[Candidate], known_seeds: int = 0) -> None:
+        """Operations from this stage on, as far as they can be told.
+
+        Args:
+            known_seeds: evaluation seeds that the champions it begins with have drawn.
+        """
         mean, mean_full = (fmean(one.row.flops for one in some) for some in (pool, full))
-        num_sampled = KEPT_PLACEMENTS * (1 + len(self._grid(Settings())))
-        stages = {
-            "budgets": (len(pool), len(full), KEPT_BUDGETS),
-            "placements": (len(get_args(Placement)) * KEPT_BUDGETS, 1, KEPT_PLACEMENTS),
-            "sampling": (num_sampled, 1, FINALISTS),
+        stages: list[Stage] = list(KEPT)[list(KEPT).index(stage) :]
+        newcomers = {
+            "placements": (len(get_args(Placement)) - 1) * KEPT["budgets"],
+            "sampling": KEPT["placements"] * len(self._grid(Settings())),
+            stage: len(pool),
         }
-        left = self._confirming_flops([mean] * FINALISTS + [mean_full] * 2)
-        for num, num_full, keep in list(stages.values())[list(stages).index(stage) :]:
-            left += self.sample.num_pictures * planned_flops(mean, num, mean_full, num_full, keep=keep)
+        left = self._confirming_flops([mean] * KEPT["sampling"] + [mean_full] * 2)
+        for one in stages:
+            num_full = len(full) if one == stage else 1
+            planned = plan(mean, newcomers[one], mean_full, num_full, keep=KEPT[one])
+            meeting = max(known_seeds, planned.num_seeds)
+            behind = KEPT[one] * (meeting - planned.num_seeds)
+            if known_seeds:
+                behind += _CHAMPIONS[one] * (meeting - known_seeds)
+            left += self.sample.num_pictures * (planned.flops + behind * mean)
+            known_seeds = meeting
         self.meter.plan(stage, left)
 
     def _grid(self, settings: Settings) -> list[SamplingOptions]:

@@ -1,6 +1,7 @@
 """Successive halving on candidates whose quality is known."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -11,9 +12,10 @@ from swiftmask.evaluate.tuning.halving import (
     Candidate,
     MeasureRows,
     Round,
+    challenge,
     compare,
     halve,
-    planned_flops,
+    plan,
     survivors,
 )
 
@@ -147,7 +149,41 @@ def test_the_plan_is_what_is_drawn(num: int, keep: int) -> None:
 
     full = [_candidate(f"full{i}", 100) for i in range(4)]
     halve([_candidate(f"c{i}") for i in range(num)], full, ANY_COST, measure, keep=keep)
-    assert drawn == planned_flops(10, num, 100, 4, keep=keep)
+    planned = plan(10, num, 100, 4, keep=keep)
+    assert (planned.flops, planned.num_seeds) == (drawn, max(seen.values()))
+
+
+def test_a_champion_is_not_dropped_for_less_than_it_was_kept_for() -> None:
+    scores = {
+        "champion": [0.5, 0.9],
+        "second": [0.6],
+        "lucky": [0.8, 0.1],
+        "better": [0.7, 0.95],
+        "worse": [0.2],
+        "full": [1.0],
+    }
+    log: list[tuple[list[str], int]] = []
+    measure, full = _measuring(scores, log), [_candidate("full")]
+    pool = [_candidate("champion"), _candidate("second")]
+    found = compare(pool, full, ANY_COST, measure([one.row for one in (*pool, *full)], 4))
+    assert _names(found) == ["champion", "second"]
+    log.clear()
+    newcomers = [_candidate(name) for name in ("lucky", "better", "worse")]
+    met = challenge(found, newcomers, ANY_COST, measure, keep=2)
+    assert _names(met) == ["better", "champion"]
+    assert log == [
+        (["lucky", "better", "worse", "full"], 1),
+        (["champion", "second", "lucky", "better", "full"], 4),
+    ]
+    assert (met.num_seeds, met.full) == (4, full)
+    assert _names(challenge(met, [], ANY_COST, measure, keep=1)) == ["better"]
+
+
+def test_two_candidates_of_one_name_are_refused() -> None:
+    one, full = _candidate("one"), [_candidate("full")]
+    other = replace(one, row=replace(one.row, fingerprint="other"))
+    with pytest.raises(ValueError, match="two candidates are called one"):
+        halve([one, other], full, ANY_COST, _measuring({"one": [0.1], "full": [1.0]}, []), keep=1)
 
 
 def test_nothing_to_compare_or_to_lose() -> None:

@@ -7,7 +7,7 @@ What a candidate costs is known before anything is drawn, so a bound on the cost
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, sqrt
 from statistics import fmean, stdev
 from typing import Literal
@@ -45,10 +45,15 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """Settings, and the row of a study that draws with them."""
+    """Settings, and the row of a study that draws with them.
+
+    Attributes:
+        placement: of the full steps, where it is not uniform; the row's name says it, too.
+    """
 
     settings: Settings
     row: Row
+    placement: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +80,23 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """What a round found: candidates and, beside them, full models, the best first."""
+    """What a round found: candidates and, beside them, full models, the best first.
+
+    Attributes:
+        num_seeds: evaluation seeds that all of them drew.
+    """
 
     standings: list[Standing]
     full: list[Candidate]
+    num_seeds: int
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        return [standing.candidate for standing in self.standings]
+
+    def kept(self, num: int) -> "Round":
+        """The same round with the survivors alone."""
+        return replace(self, standings=survivors(self.standings, num))
 
 
 def halve(
@@ -102,24 +120,56 @@ def halve(
     while True:
         found = compare(pool, anchors, bounds, measure(_rows([*pool, *anchors]), num_seeds))
         on_round(found)
-        kept = survivors(found.standings, max(keep, ceil(len(pool) / 2)))
-        if len(kept) <= keep:
-            return Round(standings=kept, full=found.full)
-        pool = [standing.candidate for standing in kept]
-        anchors = found.full[: ceil(len(anchors) / 2)]
+        kept = found.kept(max(keep, ceil(len(pool) / 2)))
+        if len(kept.standings) <= keep:
+            return kept
+        pool, anchors = kept.candidates, found.full[: ceil(len(anchors) / 2)]
         num_seeds *= 2
 
 
-def planned_flops(flops: float, num: int, full_flops: float, num_full: int, *, keep: int) -> float:
-    """What `halve` costs with `num` candidates of so many operations a picture, times the pictures of an
-    evaluation seed: a plan, since those that stay may be dearer.
+def challenge(
+    champions: Round,
+    newcomers: Sequence[Candidate],
+    bounds: Bounds,
+    measure: MeasureRows,
+    *,
+    keep: int,
+    on_round: Callable[[Round], None] = lambda found: None,
+) -> Round:
+    """Halve newcomers among themselves until `keep` are left, which then meet the champions of an earlier
+    halving under as many evaluation seeds as either have seen: nobody is dropped for less than they were
+    kept for.
+
+    Returns that meeting with the best `keep`.
     """
+    if not newcomers:
+        return champions.kept(keep)
+    best_full = champions.full[:1]
+    left = halve(newcomers, best_full, bounds, measure, keep=keep, on_round=on_round)
+    pool, num_seeds = [*champions.candidates, *left.candidates], max(champions.num_seeds, left.num_seeds)
+    found = compare(pool, best_full, bounds, measure(_rows([*pool, *best_full]), num_seeds))
+    on_round(found)
+    return found.kept(keep)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a halving will cost, before it is known who stays: operations, times the pictures of an evaluation
+    seed, and how many of these seeds the last draw.
+    """
+
+    flops: float
+    num_seeds: int
+
+
+def plan(flops: float, num: int, full_flops: float, num_full: int, *, keep: int) -> Plan:
+    """Of `halve` with `num` candidates of so many operations a picture; those that stay may be dearer."""
     total, drawn, num_seeds = 0.0, 0, 1
     while True:
         total += (num * flops + num_full * full_flops) * (num_seeds - drawn)
         num, num_full = max(keep, ceil(num / 2)), ceil(num_full / 2)
         if num <= keep:
-            return total
+            return Plan(flops=total, num_seeds=num_seeds)
         drawn, num_seeds = num_seeds, 2 * num_seeds
 
 
@@ -139,7 +189,8 @@ def compare(
         standing_of(candidate, by_row[candidate.row.name], baseline, bounds.objective)
         for candidate in candidates
     ]
-    return Round(standings=sorted(standings, key=lambda s: merit(s, bounds)), full=ranked)
+    best_first = sorted(standings, key=lambda s: merit(s, bounds))
+    return Round(standings=best_first, full=ranked, num_seeds=len(baseline))
 
 
 def standing_of(
@@ -179,8 +230,12 @@ def survivors(standings: Sequence[Standing], num: int) -> list[Standing]:
 
 
 def _rows(candidates: Sequence[Candidate]) -> list[Row]:
-    """Each once: a full model may be candidate and anchor."""
-    return list({candidate.row.name: candidate.row for candidate in candidates}.values())
+    """Each once: a full model may be candidate and anchor. Errors: ValueError for two of one name."""
+    rows: dict[str, Row] = {}
+    for candidate in candidates:
+        if rows.setdefault(candidate.row.name, candidate.row).fingerprint != candidate.row.fingerprint:
+            raise ValueError(f"two candidates are called {candidate.row.name}")
+    return list(rows.values())
 
 
 def _badness(own: Sequence[Measurement], objective: Objective) -> float:
