@@ -16,11 +16,12 @@ the levels are compared with two passes over each round, and share a baseline of
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from swiftmask.cli import measure
 from swiftmask.cli.overrides import override
@@ -119,7 +120,7 @@ def train(name: str, seed: int, chosen: argparse.Namespace) -> dict[str, Curve]:
     return curves(folder, recipe.speed_rl.updates_per_round)
 
 
-def table(found: Mapping[str, Sequence[dict[str, Curve]]], chosen: argparse.Namespace) -> dict[str, object]:
+def table(found: Mapping[str, Sequence[dict[str, Curve]]], chosen: argparse.Namespace) -> dict[str, Any]:
     """Curves of every variant and seed, and where they end."""
     variants = [
         {
@@ -141,6 +142,28 @@ def table(found: Mapping[str, Sequence[dict[str, Curve]]], chosen: argparse.Name
         "plotted": CURVES,
         "variants": variants,
     }
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """Where every variant ends, one number a seed."""
+    runs = [run["curves"] for one in content["variants"] for run in one["runs"]]
+    known = [key for key in CURVES if all(key in curves for curves in runs)]
+    first = (fmean(curves[key]["values"][0] for curves in runs) for key in known)
+    head = ["variant", "what it changes", *(CURVES[key] for key in known)]
+    lines = [
+        _line(head),
+        "|---" * len(head) + "|",
+        _line(["first round of all", "", *(f"{value:.3f}" for value in first)]),
+    ]
+    for one in content["variants"]:
+        settings = ", ".join(f"`{setting}`" for setting in one["settings"])
+        ends = (", ".join(f"{value:.3f}" for value in one["last_quarter"][key]) for key in known)
+        lines.append(_line([one["variant"], settings, *ends]))
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def plot(found: Mapping[str, Sequence[dict[str, Curve]]]) -> bytes:
@@ -201,7 +224,9 @@ def main() -> None:
     for name in chosen.variants:
         found[name] = [train(name, seed, chosen) for seed in chosen.seeds]
         # After each variant: what is finished can be looked at while the rest trains.
-        write_text(path, json.dumps(table(found, chosen), indent=2) + "\n")
+        content = table(found, chosen)
+        write_text(path, json.dumps(content, indent=2) + "\n")
+        write_text(path.with_suffix(".md"), markdown(content))
         path.with_suffix(".png").write_bytes(plot(found))
         ends = [run["rewards/scenes-judge/mean"].last() for run in found[name]]
         print(

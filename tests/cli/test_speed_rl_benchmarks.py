@@ -63,6 +63,14 @@ def test_curves_of_every_variant_and_seed(
         assert entry["last_quarter"]["kl"] == [run["curves"]["kl"]["values"][-1] for run in entry["runs"]]
     first, second = (run["curves"]["diversity"] for run in content["variants"][0]["runs"])
     assert first != second
+    lines = (tmp_path / "ablations.md").read_text().splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [
+        "first round of all",
+        "baseline",
+        "sequence-likelihood",
+    ]
+    ends = content["variants"][1]["last_quarter"]["rewards/scenes-judge/mean"]
+    assert f"| {ends[0]:.3f}, {ends[1]:.3f} |" in lines[-1]
     assert (tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")
     assert len(capsys.readouterr().out.splitlines()) == 2
     monkeypatch.setattr("swiftmask.methods.speed_rl.rounds.roll_out", None)  # nothing is drawn again
