@@ -9,9 +9,10 @@ import pytest
 
 from swiftmask.api import load
 from swiftmask.cli import measure
-from swiftmask.cli.bench import BenchQuality, check_denoising, parse_budget
+from swiftmask.cli.bench import BenchQuality, check_denoising, check_unguided, parse_budget
 from swiftmask.cli.errors import run_safely
 from swiftmask.cli.evaluate import Evaluate
+from swiftmask.core.protocol import SamplingOptions
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
 from swiftmask.pipeline import Pipeline
 
@@ -121,6 +122,28 @@ def test_a_row_alone_gives_the_same_numbers(
     for key in ("name", "score", "fd_scenes", "calls", "gflop_per_picture"):
         assert got[key] == expected[key]
     assert (tmp_path / "alone" / "evaluate-shortcut-4-2.json").exists()
+
+
+def test_rows_without_guidance(tiny_scenes: Path, tmp_path: Path) -> None:
+    base, bench = load(tiny_scenes), replace(_bench(tiny_scenes, tmp_path), unguided=("2", "4:2"))
+    rows = {way.row.name: way.row for way in bench.ways(base)}
+    assert list(rows)[-2:] == ["unguided-2", "unguided+shortcut-4:2"]
+    assert 1.9 < rows["vanilla-2"].flops / rows["unguided-2"].flops < 2
+    assert rows["unguided+shortcut-4:2"].calls["branches"] == 1
+    assert rows["unguided+shortcut-4:2"].command.count("--unguided") == 1
+    assert "--unguided 2 4:2 " in bench.command()
+    with pytest.raises(ValueError, match="needs a shortcut"):
+        replace(bench, shortcut="none").ways(base)
+    plain = replace(base, sampling=SamplingOptions(guidance=1.0))
+    with pytest.raises(ValueError, match="tiny is drawn without guidance: leave out --unguided"):
+        bench.ways(plain)
+
+
+@pytest.mark.parametrize("text", ["0", "x", "4:", "4:8"])
+def test_wrong_rows_without_guidance(text: str) -> None:
+    check_unguided(["16", "16:4"])
+    with pytest.raises(ValueError, match=r"16:4|full steps"):
+        check_unguided([text])
 
 
 def test_a_table_is_printed(tiny_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ def _command(model: Path, out: Path) -> BenchReport:
         model=str(model),
         steps=(2,),
         budgets=("4:2",),
+        unguided=("2",),
         pictures=6,
         seeds=1,
         batch=6,
@@ -42,7 +43,13 @@ def test_report(
     assert command.run() == 0
     report = json.loads(capsys.readouterr().out)
     rivals = ["reuse-4:2", "extrapolation-1-4:2", "extrapolation-2-4:2"]
-    assert [row["name"] for row in report["rows"]] == ["vanilla-2", "vanilla-4", "shortcut-4:2", *rivals]
+    assert [row["name"] for row in report["rows"]] == [
+        "vanilla-2",
+        "vanilla-4",
+        "shortcut-4:2",
+        *rivals,
+        "unguided-2",
+    ]
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert report["command"] == command.command()
     assert (tmp_path / "report.md").read_text().startswith("## Quality and cost of tiny")

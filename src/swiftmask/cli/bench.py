@@ -41,6 +41,8 @@ class BenchQuality:
         shortcut_budgets: accelerated rows, as STEPS:FULL pairs.
         rivals: training-free accelerators of the backbone, measured at the same pairs (default: all there
             are for models of codes, none for a diffusion head).
+        unguided: rows without guidance, which halves the cost: STEPS of the full model, or STEPS:FULL with
+            the shortcut.
         denoising_steps: of a diffusion head, ancestral, at each of --steps; 8x10 is 10 of them in each of 8
             decode steps.
         ddim_steps: the same, deterministic.
@@ -63,6 +65,7 @@ class BenchQuality:
     steps: tuple[int, ...] = (4, 6, 8, 12, 16, 24, 32)
     shortcut_budgets: tuple[str, ...] = ("12:4", "16:4", "16:6", "32:8")
     rivals: tuple[measure.Caching, ...] | None = None
+    unguided: tuple[str, ...] = ()
     denoising_steps: tuple[str, ...] = ()
     ddim_steps: tuple[str, ...] = ()
     disa: tuple[str, ...] = ()
@@ -86,6 +89,7 @@ class BenchQuality:
 
         for text in self.shortcut_budgets:  # a mistake is told before anything is loaded
             parse_budget(text)
+        check_unguided(self.unguided)
         check_denoising(self.denoising_steps, self.ddim_steps)
         sample = Sample(num_pictures=self.pictures, num_seeds=self.seeds, batch_size=self.batch)
         processes = Processes.here()
@@ -111,7 +115,7 @@ class BenchQuality:
         if self.shortcut != "none" or self.rivals:
             words += ["--shortcut-budgets", *self.shortcut_budgets]
         words += [] if self.rivals is None else ["--rivals", *self.rivals]
-        heads = ("denoising_steps", "ddim_steps", "disa", "marval", "marval_steps")
+        heads = ("unguided", "denoising_steps", "ddim_steps", "disa", "marval", "marval_steps")
         for flag in (*heads, "speed_rl", "speed_rl_steps"):
             given = getattr(self, flag)
             words += [f"--{flag.replace('_', '-')}", *given] if given else []
@@ -139,6 +143,7 @@ class BenchQuality:
         """Every way to draw that was asked for."""
         ways = [Way(alone, alone.row(base)) for alone in map(self._evaluate, self.steps)]
         ways += self._accelerated(base)
+        ways += self._unguided(base)
         known = {way.row.fingerprint for way in ways}  # the model's own sampler may be among those asked for
         ways += (way for way in self._heads(base) if way.row.fingerprint not in known)
         return [*ways, *self._students(base)]
@@ -151,6 +156,22 @@ class BenchQuality:
                 alone = replace(self._evaluate(steps), full_steps=full_steps, **accelerator)
                 compared = steps in self.steps and not measure.has_diffusion_head(base)
                 yield Way(alone, alone.row(base, reference=f"vanilla-{steps}" if compared else None))
+
+    def _unguided(self, base: "Pipeline") -> "Iterator[Way]":
+        """Errors: ValueError for a model without guidance, or a budget without a shortcut."""
+        if self.unguided and not measure.is_guided(base):
+            raise ValueError(f"{base.name} is drawn without guidance: leave out --unguided")
+        for text in self.unguided:
+            if ":" not in text:
+                alone = replace(self._evaluate(int(text)), unguided=True)
+            elif self.shortcut == "none":
+                raise ValueError(f"--unguided {text} needs a shortcut: give --shortcut, or STEPS alone")
+            else:
+                steps, full_steps = parse_budget(text)
+                alone = replace(
+                    self._evaluate(steps), unguided=True, shortcut=self.shortcut, full_steps=full_steps
+                )
+            yield Way(alone, alone.row(base))
 
     def _heads(self, base: "Pipeline") -> "Iterator[Way]":
         """The full model with fewer denoising steps."""
@@ -191,6 +212,15 @@ def parse_budget(text: str) -> tuple[int, int]:
     steps, full_steps = _parse_pair(text, "a budget is STEPS:FULL, such as 16:4")
     measure.check_budget(steps, full_steps)
     return steps, full_steps
+
+
+def check_unguided(rows: Sequence[str]) -> None:
+    """Errors: ValueError for what is neither STEPS nor STEPS:FULL."""
+    for text in rows:
+        if ":" in text:
+            parse_budget(text)
+        elif not text.isdecimal() or int(text) < 1:
+            raise ValueError(f"--unguided takes STEPS or STEPS:FULL, such as 16 or 16:4, got {text!r}")
 
 
 def check_denoising(ancestral: Sequence[str], ddim: Sequence[str]) -> None:

@@ -2,14 +2,14 @@
 
 import json as json_module
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from swiftmask.cli import measure
-from swiftmask.cli.bench import BenchQuality, Way, check_denoising, parse_budget
+from swiftmask.cli.bench import BenchQuality, Way, check_denoising, check_unguided, parse_budget
 from swiftmask.cli.report_pictures import Requests, draw_shown, draw_timeline, gallery_of, scenes_requests
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ class BenchReport:
     """MARVAL students of a diffusion head, by name or folder; auto is the model's own, if it has one."""
     speed_rl: tuple[str, ...] = ("auto",)
     """Weights tuned for few steps, by name or folder; auto is the model's own, if it has them."""
+    unguided: tuple[str, ...] = ("16",)
+    """Rows without guidance, which halves the cost, of a model that has it: STEPS of the full model, or
+    STEPS:FULL with the shortcut."""
     denoising_steps: tuple[str, ...] = ()
     """Of a diffusion head, ancestral, as further rivals; 8x10 is 10 of them in each of 8 decode steps."""
     ddim_steps: tuple[str, ...] = ()
@@ -119,10 +122,10 @@ class BenchReport:
             value = getattr(self, flag)
             words += [] if value is None else [f"--{flag}", value]
         words += ["--steps", *self.steps, "--budgets", *self.budgets, "--shortcut", self.shortcut]
-        for flag in ("marval", "speed_rl", "denoising_steps", "ddim_steps", "disa", "only"):
+        defaults = {field.name: field.default for field in fields(self)}
+        for flag in ("marval", "speed_rl", "unguided", "denoising_steps", "ddim_steps", "disa", "only"):
             value = getattr(self, flag)
-            default = ("auto",) if flag in ("marval", "speed_rl") else ()
-            words += [] if value == default else [f"--{flag.replace('_', '-')}", *value]
+            words += [] if value == defaults[flag] else [f"--{flag.replace('_', '-')}", *value]
         words += ["--pictures", self.pictures, "--seeds", self.seeds, "--batch", self.batch]
         return measure.command_line(*words, "--dtype", self.dtype, "--device", self.device, "--out", self.out)
 
@@ -130,6 +133,7 @@ class BenchReport:
         """Errors: ValueError or FileNotFoundError for what is wrong before anything is loaded."""
         for text in self.budgets:
             parse_budget(text)
+        check_unguided(self.unguided)
         check_denoising(self.denoising_steps, self.ddim_steps)
         if (self.reference is None) != (self.extractor is None):
             raise ValueError("--reference and --extractor go together: real pictures, and whose features")
@@ -154,6 +158,7 @@ class BenchReport:
             steps=tuple(sorted({*self.steps, *(steps for steps, _ in budgets)})),
             shortcut_budgets=self.budgets,
             rivals=measure.rivals_of(base),
+            unguided=self.unguided if measure.is_guided(base) else (),
             denoising_steps=self.denoising_steps,
             ddim_steps=self.ddim_steps,
             disa=self.disa,

@@ -30,6 +30,7 @@ class Evaluate:
         denoising_steps: head calls per token of a diffusion head; two numbers anneal from the first to the
             second (DiSA).
         sampler: of a diffusion head.
+        unguided: without guidance, which halves the cost.
         pictures: pictures for each evaluation seed.
         seeds: evaluation seeds.
         batch: pictures at a time.
@@ -48,6 +49,7 @@ class Evaluate:
     full_steps: int | None = None
     denoising_steps: tuple[int, ...] = ()
     sampler: Literal["ancestral", "ddim"] | None = None
+    unguided: bool = False
     pictures: int = 700
     seeds: int = 3
     batch: int = 100
@@ -95,7 +97,9 @@ class Evaluate:
         from swiftmask.core.protocol import SamplingOptions
 
         options = SamplingOptions(
-            denoising_steps=measure.denoising_steps(self.denoising_steps), sampler=self.sampler
+            denoising_steps=measure.denoising_steps(self.denoising_steps),
+            sampler=self.sampler,
+            guidance=1.0 if self.unguided else None,
         )
         pipeline = replace(base, sampling=options.over(base.sampling), _flops={})
         if self.speed_rl is not None:
@@ -117,7 +121,7 @@ class Evaluate:
             if source is not None
         ]
         accelerator = self.caching or ("" if self.shortcut is None else "shortcut")
-        parts = [annealed or fixed, *weights, accelerator]
+        parts = ["unguided" if self.unguided else "", annealed or fixed, *weights, accelerator]
         return "+".join(part for part in parts if part) or "vanilla"
 
     @property
@@ -132,6 +136,7 @@ class Evaluate:
             words += [] if value is None else [flag, value]
         words += ["--denoising-steps", *self.denoising_steps] if self.denoising_steps else []
         words += [] if self.full_steps is None else ["--full-steps", self.full_steps]
+        words += ["--unguided"] if self.unguided else []
         words += ["--pictures", self.pictures, "--seeds", self.seeds]
         words += ["--dtype", self.dtype, "--device", self.device]
         return measure.command_line(*words)

@@ -99,6 +99,11 @@ def check_budget(steps: int, full_steps: int) -> None:
         raise ValueError(f"full steps must be between 1 and the number of steps ({steps}), got {full_steps}")
 
 
+def is_guided(pipeline: "Pipeline") -> bool:
+    """Whether its own sampling runs a null branch beside the conditional one."""
+    return any(step.guidance != 1.0 for step in pipeline.schedule())
+
+
 def require_scenes(pipeline: "Pipeline") -> None:
     """Quality is judged on Scenes. Errors: ValueError for a model that draws something else."""
     from swiftmask.data.scenes import CLASS_NAMES
