@@ -31,6 +31,9 @@ COMMANDS = {
         "{python} benchmarks/placement.py maskgit-scenes --budgets 16:4 16:6 --pictures 288 --seeds 3 "
         "--out {results}"
     ),
+    "maskgit-scenes-speedup-2-tuning": (
+        "{swiftmask} tune maskgit-scenes --speedup 2 --dtype float32 --device cpu --out {results}"
+    ),
     "mar-scenes-quality": (
         "{swiftmask} bench quality mar-scenes --shortcut none --steps 16 --denoising-steps 50 25 10 5 2 "
         "--ddim-steps 50 25 10 5 2 1 4x5 8x5 8x10 --disa 50:5 "
