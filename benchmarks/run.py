@@ -58,6 +58,11 @@ COMMANDS = {
         "{python} benchmarks/marval_ablations.py --teacher src/swiftmask/weights/mar-scenes --updates 300 "
         "--set training.batch_size=32 --pictures 240 --seeds 2 --json {file}"
     ),
+    "speed-rl-ablations": (
+        "{python} benchmarks/speed_rl_ablations.py --rounds 24 --set training.learning_rate=4e-4 "
+        "prompt_file=benchmarks/failing_captions.txt training.precision=no training.warmup_steps=2 "
+        "speed_rl.filter.active_after=16 --json {file}"
+    ),
     "meissonic-1024-speed": (
         "{python} benchmarks/meissonic_speed.py --device cpu --precision bf16 --method lora --batch 1 "
         "--steps 1 --repeats 2 --matmul-sizes 2048 --out {file}"

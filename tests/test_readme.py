@@ -142,6 +142,11 @@ def test_the_tuning_is_the_measured_one() -> None:
     assert f"commit {found['commit']}, {found['date']}" in page
 
 
+def test_the_ablations_of_speed_rl_are_the_measured_ones() -> None:
+    table = (RESULTS / "speed-rl-ablations.md").read_text()
+    assert table in (ROOT / "docs" / "speed_rl.md").read_text()
+
+
 def test_every_result_has_the_command_that_measures_it_again() -> None:
     listing = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "run.py", "--list"], capture_output=True, text=True, check=True
