@@ -209,11 +209,8 @@ class SceneSpeedRLRecipe:
     def _provenance(self, base: Any) -> dict[str, object]:
         facts = {"speed_rl": asdict(self.speed_rl), "base": Path(self.base).name, "steps": STEPS}
         if base.spec.draws == "prompt":
-            facts |= (
-                {"prompt_file": Path(self.prompt_file).name}
-                if self.prompt_file
-                else {"world": asdict(self.world)}
-            )
+            facts["world"] = asdict(self.world)  # what a judge asks the tuned model, whatever it learned from
+            facts["prompts"] = Path(self.prompt_file).name or "drawn"
         return provenance(self.name, self.training, **facts)
 
 
