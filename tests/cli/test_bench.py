@@ -139,6 +139,20 @@ def test_rows_without_guidance(tiny_scenes: Path, tmp_path: Path) -> None:
         bench.ways(plain)
 
 
+def test_rows_at_another_temperature(tiny_scenes: Path, tmp_path: Path) -> None:
+    base, bench = load(tiny_scenes), replace(_bench(tiny_scenes, tmp_path), temperatures=(0.5, 2.0))
+    rows = {way.row.name: way.row for way in bench.ways(base)}
+    sharp, vague, own = (rows[name] for name in ("temperature-0.5-2", "temperature-2-2", "vanilla-2"))
+    assert len({row.fingerprint for row in (sharp, vague, own)}) == 3
+    assert sharp.flops == own.flops
+    assert "--temperature 0.5 " in sharp.command
+    assert "--temperatures 0.5 2.0 " in bench.command()
+    tokens = [row.draw([0, 1], [0, 1]).tokens_BL for row in (sharp, vague)]
+    assert not tokens[0].equal(tokens[1])
+    with pytest.raises(ValueError, match="temperature must be at least 0.001, got 0"):
+        replace(bench, temperatures=(0.0,)).ways(base)
+
+
 @pytest.mark.parametrize("text", ["0", "x", "4:", "4:8"])
 def test_wrong_rows_without_guidance(text: str) -> None:
     check_unguided(["16", "16:4"])

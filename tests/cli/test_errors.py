@@ -147,6 +147,9 @@ _ONE_SEED = ("--pictures", "4", "--seeds", "1")
         (["generate", TINY_MAR, "0", "--denoising-steps", "3", "2", "1"], "one number or two, got 3"),
         (["generate", TINY, "0", "--marval", f"{TINY_MAR}-marval"], "no diffusion head for marval"),
         (["generate", TINY, "0", "--denoising-steps", "10"], "leave out denoising_steps"),
+        (["generate", TINY, "0", "--temperature", "0"], "temperature must be at least 0.001, got 0"),
+        (["generate", TINY, "0", "--choice-temperature", "nan"], "choice_temperature must be at least 0"),
+        (["generate", TINY_MAR, "0", "--temperature", "-1"], "temperature must be at least 0, got -1"),
         (["bench", "quality", TINY_MAR, *_ONE_SEED, "--denoising-steps", "1"], "take --ddim-steps 1"),
         (
             ["bench", "quality", TINY_MAR, *_ONE_SEED, "--steps", "4", "--disa", "50"],

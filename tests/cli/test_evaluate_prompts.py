@@ -86,6 +86,7 @@ def test_tuned_weights_at_steps_of_their_own(
         steps=(3,),
         speed_rl=("auto",),
         speed_rl_steps=(1, 2),
+        temperatures=(0.5,),
         pictures=4,
         seeds=1,
         batch=4,
@@ -94,7 +95,8 @@ def test_tuned_weights_at_steps_of_their_own(
     )
     assert command.run() == 0
     report = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in report["rows"]] == ["vanilla-3", "tiny-speed-rl-1", "tiny-speed-rl-2"]
+    tuned = [f"{sharper}tiny-speed-rl-{steps}" for sharper in ("", "temperature-0.5+") for steps in (1, 2)]
+    assert [row["name"] for row in report["rows"]] == ["vanilla-3", "temperature-0.5-3", *tuned]
     assert "--speed-rl auto --speed-rl-steps 1 2" in report["command"]
 
 

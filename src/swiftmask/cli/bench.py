@@ -3,8 +3,9 @@ rows.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -43,6 +44,8 @@ class BenchQuality:
             are for models of codes, none for a diffusion head).
         unguided: rows without guidance, which halves the cost: STEPS of the full model, or STEPS:FULL with
             the shortcut.
+        temperatures: other temperatures of the tokens, which cost nothing: the full model at --steps, and
+            tuned weights at theirs, are drawn at these, too.
         denoising_steps: of a diffusion head, ancestral, at each of --steps; 8x10 is 10 of them in each of 8
             decode steps.
         ddim_steps: the same, deterministic.
@@ -66,6 +69,7 @@ class BenchQuality:
     shortcut_budgets: tuple[str, ...] = ("12:4", "16:4", "16:6", "32:8")
     rivals: tuple[measure.Caching, ...] | None = None
     unguided: tuple[str, ...] = ()
+    temperatures: tuple[float, ...] = ()
     denoising_steps: tuple[str, ...] = ()
     ddim_steps: tuple[str, ...] = ()
     disa: tuple[str, ...] = ()
@@ -115,8 +119,8 @@ class BenchQuality:
         if self.shortcut != "none" or self.rivals:
             words += ["--shortcut-budgets", *self.shortcut_budgets]
         words += [] if self.rivals is None else ["--rivals", *self.rivals]
-        heads = ("unguided", "denoising_steps", "ddim_steps", "disa", "marval", "marval_steps")
-        for flag in (*heads, "speed_rl", "speed_rl_steps"):
+        others = ("unguided", "temperatures", "denoising_steps", "ddim_steps", "disa")
+        for flag in (*others, "marval", "marval_steps", "speed_rl", "speed_rl_steps"):
             given = getattr(self, flag)
             words += [f"--{flag.replace('_', '-')}", *given] if given else []
         words += ["--pictures", self.pictures, "--seeds", self.seeds, "--batch", self.batch]
@@ -144,6 +148,7 @@ class BenchQuality:
         ways = [Way(alone, alone.row(base)) for alone in map(self._evaluate, self.steps)]
         ways += self._accelerated(base)
         ways += self._unguided(base)
+        ways += self._at_temperatures(map(self._evaluate, self.steps), base)
         known = {way.row.fingerprint for way in ways}  # the model's own sampler may be among those asked for
         ways += (way for way in self._heads(base) if way.row.fingerprint not in known)
         return [*ways, *self._students(base)]
@@ -173,6 +178,12 @@ class BenchQuality:
                 )
             yield Way(alone, alone.row(base))
 
+    def _at_temperatures(self, drawn: Iterable[Evaluate], base: "Pipeline") -> "Iterator[Way]":
+        """Each of `drawn` at every temperature."""
+        for alone, temperature in product(drawn, self.temperatures):
+            sharper = replace(alone, temperature=temperature)
+            yield Way(sharper, sharper.row(base))
+
     def _heads(self, base: "Pipeline") -> "Iterator[Way]":
         """The full model with fewer denoising steps."""
         asked = [("ancestral", *parse_denoising(text)) for text in self.denoising_steps]
@@ -190,9 +201,10 @@ class BenchQuality:
                 alone = replace(self._evaluate(steps), marval=student)
                 yield Way(alone, alone.row(base))
         for policy in self.speed_rl:
-            for steps in self.speed_rl_steps or self.steps:
-                alone = replace(self._evaluate(steps), speed_rl=policy)
-                yield Way(alone, alone.row(base))
+            counts = self.speed_rl_steps or self.steps
+            tuned = [replace(self._evaluate(steps), speed_rl=policy) for steps in counts]
+            yield from (Way(alone, alone.row(base)) for alone in tuned)
+            yield from self._at_temperatures(tuned, base)
 
     def _publish(self, report: "QualityReport", name: str) -> None:
         from swiftmask.evaluate.frontier import save_frontier

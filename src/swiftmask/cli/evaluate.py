@@ -31,6 +31,7 @@ class Evaluate:
             second (DiSA).
         sampler: of a diffusion head.
         unguided: without guidance, which halves the cost.
+        temperature: of the tokens, instead of the model's own or that of tuned weights.
         pictures: pictures for each evaluation seed.
         seeds: evaluation seeds.
         batch: pictures at a time.
@@ -50,6 +51,7 @@ class Evaluate:
     denoising_steps: tuple[int, ...] = ()
     sampler: Literal["ancestral", "ddim"] | None = None
     unguided: bool = False
+    temperature: float | None = None
     pictures: int = 700
     seeds: int = 3
     batch: int = 100
@@ -100,6 +102,7 @@ class Evaluate:
             denoising_steps=measure.denoising_steps(self.denoising_steps),
             sampler=self.sampler,
             guidance=1.0 if self.unguided else None,
+            temperature=self.temperature,
         )
         pipeline = replace(base, sampling=options.over(base.sampling), _flops={})
         if self.speed_rl is not None:
@@ -121,7 +124,8 @@ class Evaluate:
             if source is not None
         ]
         accelerator = self.caching or ("" if self.shortcut is None else "shortcut")
-        parts = ["unguided" if self.unguided else "", annealed or fixed, *weights, accelerator]
+        sharper = "" if self.temperature is None else f"temperature-{self.temperature:g}"
+        parts = ["unguided" if self.unguided else "", sharper, annealed or fixed, *weights, accelerator]
         return "+".join(part for part in parts if part) or "vanilla"
 
     @property
@@ -137,6 +141,7 @@ class Evaluate:
         words += ["--denoising-steps", *self.denoising_steps] if self.denoising_steps else []
         words += [] if self.full_steps is None else ["--full-steps", self.full_steps]
         words += ["--unguided"] if self.unguided else []
+        words += [] if self.temperature is None else ["--temperature", f"{self.temperature:g}"]
         words += ["--pictures", self.pictures, "--seeds", self.seeds]
         words += ["--dtype", self.dtype, "--device", self.device]
         return measure.command_line(*words)
