@@ -39,7 +39,7 @@ def test_report(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    command = _command(tiny_scenes, tmp_path)
+    command = replace(_command(tiny_scenes, tmp_path), temperatures=(0.5,))
     assert command.run() == 0
     report = json.loads(capsys.readouterr().out)
     rivals = ["reuse-4:2", "extrapolation-1-4:2", "extrapolation-2-4:2"]
@@ -49,6 +49,8 @@ def test_report(
         "shortcut-4:2",
         *rivals,
         "unguided-2",
+        "temperature-0.5-2",
+        "temperature-0.5-4",
     ]
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert report["command"] == command.command()

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _DIGITS = 12
 """Of a hash, in the name of a folder."""
 
+_ROWS = ("marval", "speed_rl", "unguided", "temperatures", "denoising_steps", "ddim_steps", "disa", "only")
+"""Options that add or choose rows."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchReport:
@@ -62,6 +65,8 @@ class BenchReport:
     unguided: tuple[str, ...] = ("16",)
     """Rows without guidance, which halves the cost, of a model that has it: STEPS of the full model, or
     STEPS:FULL with the shortcut."""
+    temperatures: tuple[float, ...] = ()
+    """Other temperatures of the tokens, which cost nothing, as further rivals."""
     denoising_steps: tuple[str, ...] = ()
     """Of a diffusion head, ancestral, as further rivals; 8x10 is 10 of them in each of 8 decode steps."""
     ddim_steps: tuple[str, ...] = ()
@@ -123,7 +128,7 @@ class BenchReport:
             words += [] if value is None else [f"--{flag}", value]
         words += ["--steps", *self.steps, "--budgets", *self.budgets, "--shortcut", self.shortcut]
         defaults = {field.name: field.default for field in fields(self)}
-        for flag in ("marval", "speed_rl", "unguided", "denoising_steps", "ddim_steps", "disa", "only"):
+        for flag in _ROWS:
             value = getattr(self, flag)
             words += [] if value == defaults[flag] else [f"--{flag.replace('_', '-')}", *value]
         words += ["--pictures", self.pictures, "--seeds", self.seeds, "--batch", self.batch]
@@ -159,6 +164,7 @@ class BenchReport:
             shortcut_budgets=self.budgets,
             rivals=measure.rivals_of(base),
             unguided=self.unguided if measure.is_guided(base) else (),
+            temperatures=self.temperatures,
             denoising_steps=self.denoising_steps,
             ddim_steps=self.ddim_steps,
             disa=self.disa,
