@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -158,6 +158,14 @@ class DenoisingModel(MaskedGenerator, Protocol):
         ...
 
 
+class CodeSampling(TypedDict):
+    """Knobs of a schedule of codes, all of them chosen."""
+
+    guidance: float
+    temperature: float
+    choice_temperature: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingOptions:
     """Knobs of a schedule; None takes the model's default.
@@ -181,6 +189,16 @@ class SamplingOptions:
         """These options, with `defaults` where they say nothing."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return replace(defaults, **given)
+
+    def of_codes(self) -> CodeSampling:
+        """What a schedule of codes asks for. Errors: ValueError if something of it is left open."""
+        if self.guidance is None or self.temperature is None or self.choice_temperature is None:
+            raise ValueError(f"guidance, temperature and choice_temperature must be chosen, got {self}")
+        return CodeSampling(
+            guidance=self.guidance,
+            temperature=self.temperature,
+            choice_temperature=self.choice_temperature,
+        )
 
 
 Head = Callable[[Tensor], TokenDistribution]

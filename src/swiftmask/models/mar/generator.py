@@ -13,6 +13,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
+from swiftmask.core.classes import class_number
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
 from swiftmask.core.schedule import constant_guidance, mar_schedule, rising_guidance, with_denoising
 from swiftmask.core.tokens import gather_rows
@@ -150,7 +151,8 @@ class MAR(nn.Module):
 
         Errors: ValueError naming the first label the model does not know.
         """
-        labels = tuple(self._label(entry) for entry in what)
+        num_classes = self.network.config.num_classes
+        labels = tuple(class_number(entry, num_classes, self.class_names) for entry in what)
         return ClassCondition(labels, torch.tensor(labels, dtype=torch.int64).to(self.device), 1)
 
     def with_null(self, condition: ClassCondition) -> ClassCondition:
@@ -254,16 +256,6 @@ class MAR(nn.Module):
         null_XD = self.network.null_vectors(len(labels) - len(classes))
         classes_XD = torch.cat([self.network.class_vectors(labels_X), null_XD])
         return self.network(KnownTokens.of(self.blank(len(labels))), classes_XD)
-
-    def _label(self, entry: str | int) -> int:
-        num_classes = self.network.config.num_classes
-        text = str(entry).strip()
-        if text in self.class_names:
-            return self.class_names.index(text)
-        if text.isdecimal() and int(text) < num_classes:
-            return int(text)
-        named = f" or a name such as {self.class_names[0]!r}" if self.class_names else ""
-        raise ValueError(f"unknown class {entry!r}: give a number from 0 to {num_classes - 1}{named}")
 
 
 def to_patches(latent_BCHW: Tensor, patch_size: int) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from swiftmask.core.classes import class_number
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
 from swiftmask.core.schedule import valeo_schedule
 from swiftmask.core.tokens import CategoricalTokens, gather_rows, guide
@@ -137,8 +138,10 @@ class MaskGIT(nn.Module):
 
         Errors: ValueError naming the first label the model does not know.
         """
-        ids = [self.transformer.config.first_class_id + self._label(entry) for entry in what]
-        return ClassCondition(torch.tensor(ids, dtype=torch.int64).to(self.device)[:, None], 1)
+        config = self.transformer.config
+        labels = [class_number(entry, config.num_classes, self.class_names) for entry in what]
+        ids_B = config.first_class_id + torch.tensor(labels, dtype=torch.int64)
+        return ClassCondition(ids_B.to(self.device)[:, None], 1)
 
     def with_null(self, condition: ClassCondition) -> ClassCondition:
         null_X1 = torch.full_like(condition.ids_X1, self.transformer.config.null_id)
@@ -173,27 +176,7 @@ class MaskGIT(nn.Module):
 
     def schedule(self, num_steps: int, *, num_masked: int, options: SamplingOptions) -> list[Step]:
         """valeoai's schedule with the model's defaults where `options` says nothing."""
-        chosen = options.over(self.sampling)
-        assert chosen.guidance is not None
-        assert chosen.temperature is not None
-        assert chosen.choice_temperature is not None
-        return valeo_schedule(
-            num_masked,
-            num_steps,
-            guidance=chosen.guidance,
-            temperature=chosen.temperature,
-            choice_temperature=chosen.choice_temperature,
-        )
+        return valeo_schedule(num_masked, num_steps, **options.over(self.sampling).of_codes())
 
     def unmask_rule(self, canvas: Canvas, noise: Noise) -> UnmaskRule:
         return by_confidence
-
-    def _label(self, entry: str | int) -> int:
-        num_classes = self.transformer.config.num_classes
-        text = str(entry).strip()
-        if text in self.class_names:
-            return self.class_names.index(text)
-        if text.isdecimal() and int(text) < num_classes:
-            return int(text)
-        named = f" or a name such as {self.class_names[0]!r}" if self.class_names else ""
-        raise ValueError(f"unknown class {entry!r}: give a number from 0 to {num_classes - 1}{named}")

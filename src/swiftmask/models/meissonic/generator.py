@@ -247,17 +247,7 @@ class Meissonic(nn.Module):
 
     def schedule(self, num_steps: int, *, num_masked: int, options: SamplingOptions) -> list[Step]:
         """Meissonic's schedule with the model's defaults where `options` says nothing."""
-        chosen = options.over(self.sampling)
-        assert chosen.guidance is not None
-        assert chosen.temperature is not None
-        assert chosen.choice_temperature is not None
-        return meissonic_schedule(
-            num_masked,
-            num_steps,
-            guidance=chosen.guidance,
-            temperature=chosen.temperature,
-            choice_temperature=chosen.choice_temperature,
-        )
+        return meissonic_schedule(num_masked, num_steps, **options.over(self.sampling).of_codes())
 
     def unmask_rule(self, canvas: Canvas, noise: Noise) -> UnmaskRule:
         return by_confidence
