@@ -13,6 +13,7 @@ from swiftmask.evaluate.frontier import frontier_png
 from swiftmask.evaluate.quality import (
     Draw,
     Drawn,
+    Measurement,
     RealPictures,
     Row,
     Sample,
@@ -27,6 +28,7 @@ from swiftmask.evaluate.summary import (
     at_cost,
     markdown,
     read_report,
+    rival_series,
     summarise,
     write_report,
 )
@@ -67,6 +69,22 @@ def _row(name: str, noise: float = 0.0, flops: int = 1000, **fields: object) -> 
         draw=_painter(noise),
     )
     return replace(row, **fields)  # type: ignore[arg-type]
+
+
+def _measurement(row: Row, score: float) -> Measurement:
+    return Measurement(
+        row=row.name,
+        fingerprint=row.fingerprint,
+        seed=0,
+        num_pictures=2,
+        batch_size=2,
+        score=score,
+        fd_scenes=1.0,
+        floor=1.0,
+        agreement=None,
+        ms_per_picture=1.0,
+        peak_memory_bytes=1,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +201,27 @@ def test_summary(report: QualityReport, tmp_path: Path) -> None:
     assert "floor" in text
     assert all(f"`{row.command}`" in text for row in report.rows)
     assert "FID" not in text
+
+
+def test_what_a_row_must_beat_is_drawn_the_same_way() -> None:
+    known = ["vanilla", "unguided", "shortcut", "unguided+shortcut", "tuned+reuse"]
+    assert rival_series("vanilla", known) == ""
+    assert rival_series("shortcut", known) == rival_series("unguided", known) == "vanilla"
+    assert rival_series("unguided+shortcut", known) == "unguided"
+    assert rival_series("unguided+tuned+shortcut", known) == "unguided"
+    assert rival_series("tuned+reuse", known) == "vanilla"
+
+
+def test_an_unguided_accelerator_is_held_against_unguided_steps() -> None:
+    known = {"vanilla-2": 0.1, "vanilla-8": 0.3, "unguided-1": 0.5, "unguided-4": 0.7}
+    scores = known | {"unguided+shortcut-2": 0.9, "shortcut-4": 0.8}
+    rows = [_row(name, flops=int(name.partition("-")[2])) for name in scores]
+    measured = [_measurement(row, scores[row.name]) for row in rows]
+    report = summarise(rows, measured, Sample(num_pictures=2, num_seeds=1), ORIGIN)
+    found = {row.name: row.equal_cost_score for row in report.rows}
+    assert found["unguided+shortcut-2"] == pytest.approx(0.6)
+    assert found["shortcut-4"] == found["unguided-4"] == pytest.approx(0.2)
+    assert found["unguided-1"] is found["vanilla-2"] is None
 
 
 def test_curve_between_and_outside_its_points() -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -31,9 +31,9 @@ class RowSummary:
     """One line of the table.
 
     Attributes:
-        equal_cost_score, equal_cost_fd_scenes: of the vanilla model with as many steps as this row's GFLOP
-            would pay for (interpolated along the logarithm of the cost); None for vanilla rows and outside
-            its range.
+        equal_cost_score, equal_cost_fd_scenes: of the full model, drawn the same way (`rival_series`), with
+            as many steps as this row's GFLOP would pay for (interpolated along the logarithm of the cost);
+            None for vanilla rows and outside its range.
         training_reward: score by the reader that training may use; None for classes.
         diversity: within a prompt; None for classes.
     """
@@ -98,11 +98,11 @@ def summarise(
         origin: its commit and date are for measurements that do not say theirs.
     """
     by_row = {row.name: [m for m in measurements if m.row == row.name] for row in rows}
-    vanilla = [
-        (row.flops, fmean(m.score for m in by_row[row.name]), fmean(m.fd_scenes for m in by_row[row.name]))
-        for row in sorted(rows, key=lambda row: row.flops)
-        if row.series == "vanilla"
-    ]
+    curves: dict[str, list[tuple[float, float, float]]] = {}
+    for row in sorted(rows, key=lambda row: row.flops):
+        own = by_row[row.name]
+        point = (row.flops, fmean(m.score for m in own), fmean(m.fd_scenes for m in own))
+        curves.setdefault(row.series, []).append(point)
     floors = {m.seed: m.floor for m in measurements}
     commits, dates = ([getattr(m, fact) or getattr(origin, fact) for m in measurements] for fact in _WHEN)
     origin = replace(origin, commit=_each(commits), date=_each(dates))
@@ -112,7 +112,10 @@ def summarise(
         seeds=sample.num_seeds,
         batch_size=sample.batch_size,
         floor=Spread.of(list(floors.values())),
-        rows=[_summarise_row(row, by_row[row.name], vanilla) for row in rows],
+        rows=[
+            _summarise_row(row, by_row[row.name], curves.get(rival_series(row.series, curves), []))
+            for row in rows
+        ],
     )
 
 
@@ -124,10 +127,9 @@ def _each(values: Sequence[str]) -> str:
 
 
 def _summarise_row(
-    row: Row, own: Sequence[Measurement], vanilla: Sequence[tuple[float, float, float]]
+    row: Row, own: Sequence[Measurement], curve: Sequence[tuple[float, float, float]]
 ) -> RowSummary:
     agreements = [m.agreement for m in own if m.agreement is not None]
-    curve = [] if row.series == "vanilla" else vanilla
     return RowSummary(
         name=row.name,
         series=row.series,
@@ -151,6 +153,15 @@ def _summarise_row(
 def _spread_if_known(values: Sequence[float | None]) -> Spread | None:
     known = [value for value in values if value is not None]
     return Spread.of(known) if known else None
+
+
+def rival_series(series: str, known: Collection[str]) -> str:
+    """Whose fewer steps the rows of a series must beat at their cost: the same without what was added last
+    ("unguided" for "unguided+shortcut") if there are such rows, or "vanilla"; nothing for "vanilla" itself.
+    """
+    parts = series.split("+")
+    shorter = ("+".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
+    return next((name for name in shorter if name in known), "" if series == "vanilla" else "vanilla")
 
 
 def at_cost(flops: float, curve: Sequence[tuple[float, float]]) -> float | None:
@@ -234,8 +245,8 @@ def caption(report: QualityReport) -> str:
         f"N = {report.N} pictures per row and evaluation seed, {report.seeds} seeds "
         "(mean ± standard deviation); fd_scenes of real pictures to other real ones at the same N "
         f"(the floor): {report.floor.text(3)}. GFLOP and ms are per picture, token decode only, "
-        f"batch {report.batch_size}. Same cost, fewer steps: what the full model scores (and its "
-        "fd_scenes) with as many steps as this row's GFLOP pay for. Tokens kept: share equal to the "
+        f"batch {report.batch_size}. Same cost, fewer steps: what the full model, drawn the same way, scores "
+        "(and its fd_scenes) with as many steps as this row's GFLOP pay for. Tokens kept: share equal to the "
         f"full model's at the same steps. {of_prompts if _has_prompts(report) else ''}"
         f"{report.model}, {report.machine}, commit {report.commit}, "
         f"{report.date}."

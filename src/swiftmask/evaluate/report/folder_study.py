@@ -30,7 +30,7 @@ from swiftmask.evaluate.processes import ALONE, Processes
 from swiftmask.evaluate.quality import Row, Sample, picture_seeds
 from swiftmask.evaluate.report.folder_table import FolderReport, FolderRow
 from swiftmask.evaluate.statistics import Moments
-from swiftmask.evaluate.summary import Origin, Spread, at_cost, write_text
+from swiftmask.evaluate.summary import Origin, Spread, at_cost, rival_series, write_text
 
 OnProgress = Callable[[str, int], None]
 """`on_progress(row name, pictures)`, as in study.py."""
@@ -200,11 +200,9 @@ def _summarised(
     one = found[rows[0].name][0].metrics
     names = tuple(metric.name for metric in one.metrics)
     spreads = {row.name: _spreads(found[row.name]) for row in rows}
-    curve = [
-        (float(row.flops), spreads[row.name][names[0]].mean)
-        for row in sorted(rows, key=lambda row: row.flops)
-        if row.series == "vanilla"
-    ]
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in sorted(rows, key=lambda row: row.flops):
+        curves.setdefault(row.series, []).append((float(row.flops), spreads[row.name][names[0]].mean))
     return FolderReport(
         **asdict(origin),
         N=sample.num_pictures,
@@ -216,7 +214,12 @@ def _summarised(
         metrics=names,
         floors={metric.name: metric.floor for metric in one.metrics if metric.floor is not None},
         floor_pictures=one.floor_pictures,
-        rows=[_summarised_row(row, found[row.name], spreads[row.name], curve) for row in rows],
+        rows=[
+            _summarised_row(
+                row, found[row.name], spreads[row.name], curves.get(rival_series(row.series, curves), [])
+            )
+            for row in rows
+        ],
     )
 
 
@@ -239,6 +242,6 @@ def _summarised_row(
         ms_per_picture=median(one.ms_per_picture for one in found),
         peak_memory_bytes=max(one.peak_memory_bytes for one in found),
         metrics=metrics,
-        equal_cost=None if row.series == "vanilla" else at_cost(row.flops, curve),
+        equal_cost=at_cost(row.flops, curve),
         command=row.command,
     )
