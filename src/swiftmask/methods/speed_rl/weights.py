@@ -52,8 +52,8 @@ def write_policy(
     }
     if steps is not None:
         config["steps"] = steps
-    if sampling is not None:
-        config["sampling"] = asdict(sampling)
+    if sampling is not None and sampling != SamplingOptions():
+        config["sampling"] = {name: value for name, value in asdict(sampling).items() if value is not None}
     write_folder(folder, state, config=config, provenance=provenance, dtype=dtype)
 
 
