@@ -16,13 +16,18 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A row of the full model, a row of a method, and the paper's own words."""
+    """A row of the full model, a row of a method, and the paper's own words.
+
+    Attributes:
+        table: of the result files of its model, the folder; the main one has none.
+    """
 
     method: str
     model: str
     full: str
     fast: str
-    paper: str
+    paper: str = ""
+    table: str = ""
 
 
 _SHORTCUT_PAPER = (
@@ -43,7 +48,20 @@ ENTRIES = (
         model="maskgit-scenes",
         full="vanilla-16",
         fast="reuse-16:6",
-        paper="",
+    ),
+    Entry(
+        method="no guidance",
+        model="maskgit-scenes",
+        full="vanilla-16",
+        fast="unguided-16",
+        table="guidance",
+    ),
+    Entry(
+        method="MIGM-Shortcut, no guidance",
+        model="maskgit-scenes",
+        full="vanilla-16",
+        fast="unguided+shortcut-16:6",
+        table="guidance",
     ),
     Entry(
         method="MIGM-Shortcut",
@@ -70,14 +88,12 @@ ENTRIES = (
         model="dimoo-scenes",
         full="vanilla-24",
         fast="extrapolation-1-16:6",
-        paper="",
     ),
     Entry(
         method="10 DDIM steps",
         model="mar-scenes",
         full="vanilla-16",
         fast="ddim-16x10",
-        paper="",
     ),
     Entry(
         method="MARVAL",
@@ -120,7 +136,8 @@ def table() -> str:
     """The whole of it, in Markdown."""
     cells = []
     for entry in ENTRIES:
-        rows = {row.name: row for row in read_report(RESULTS / f"{entry.model}-quality.json").rows}
+        report = read_report(RESULTS / entry.table / f"{entry.model}-quality.json")
+        rows = {row.name: row for row in report.rows}
         cells.append(_cells(entry, rows[entry.full], rows[entry.fast]))
     return markdown_cells(_HEADINGS, cells)
 

@@ -6,6 +6,9 @@
 
 Runs one command after the other, stops at the first that fails, and goes on where it stopped when called
 again with what is left. `tests/test_readme.py` then fails until the README shows the new numbers.
+
+`results/NAME.measurements.jsonl`, where there is one, holds every seed of a table: copied to
+`results/NAME.partial/measurements.jsonl` first, it leaves only rows that are new to be measured.
 """
 
 import argparse
@@ -26,6 +29,16 @@ COMMANDS = {
         "{swiftmask} bench quality maskgit-scenes --shortcut auto --steps 4 6 8 12 16 24 32 "
         "--shortcut-budgets 16:4 16:6 --rivals reuse extrapolation-1 extrapolation-2 --pictures 672 "
         "--batch 96 --seeds 3 --dtype bfloat16 --device cpu --out {results}"
+    ),
+    "guidance/maskgit-scenes-quality": (
+        "{swiftmask} bench quality maskgit-scenes --shortcut auto --steps 4 8 16 --shortcut-budgets 16:6 "
+        "--rivals --unguided 4 6 8 12 16 24 16:4 16:6 --pictures 672 --seeds 3 --batch 48 --dtype float32 "
+        "--device cpu --out {results}/guidance"
+    ),
+    "temperature/meissonic-scenes-quality": (
+        "{swiftmask} bench quality meissonic-scenes --shortcut none --steps 8 24 --rivals --temperatures 0.6 "
+        "--speed-rl meissonic-scenes-speed-rl --speed-rl-steps 8 --pictures 672 --seeds 3 --batch 48 "
+        "--dtype float32 --device cpu --out {results}/temperature"
     ),
     "maskgit-scenes-placement": (
         "{python} benchmarks/placement.py maskgit-scenes --budgets 16:4 16:6 --pictures 288 --seeds 3 "

@@ -19,11 +19,13 @@ RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text()
 PAGES = {
     "maskgit-scenes": "README.md",
+    "guidance/maskgit-scenes": "docs/guidance.md",
     "mar-scenes": "docs/marval.md",
     "meissonic-scenes": "docs/speed_rl.md",
+    "temperature/meissonic-scenes": "docs/speed_rl.md",
     "dimoo-scenes": "docs/lumina_dimoo.md",
 }
-"""Where the table of each model stands."""
+"""Where each table stands."""
 
 
 def _shown_commands() -> list[str]:
@@ -42,17 +44,17 @@ def test_every_command_shown_can_be_given(shown: str) -> None:
     parse(command_class, words[len(name.split()) :], prog=name)
 
 
-@pytest.mark.parametrize("model", PAGES)
-def test_the_quality_table_is_the_measured_one(model: str) -> None:
-    report, page = read_report(RESULTS / f"{model}-quality.json"), (ROOT / PAGES[model]).read_text()
+@pytest.mark.parametrize("name", PAGES)
+def test_the_quality_table_is_the_measured_one(name: str) -> None:
+    report, page = read_report(RESULTS / f"{name}-quality.json"), (ROOT / PAGES[name]).read_text()
     assert markdown(report).split("\n\n")[0] in page
     assert caption(report) in page
 
 
-@pytest.mark.parametrize("model", PAGES)
-def test_the_written_markdown_is_that_of_the_json(model: str) -> None:
-    report = read_report(RESULTS / f"{model}-quality.json")
-    assert (RESULTS / f"{model}-quality.md").read_text() == markdown(report)
+@pytest.mark.parametrize("name", PAGES)
+def test_the_written_markdown_is_that_of_the_json(name: str) -> None:
+    report = read_report(RESULTS / f"{name}-quality.json")
+    assert (RESULTS / f"{name}-quality.md").read_text() == markdown(report)
 
 
 @pytest.mark.parametrize(
@@ -151,9 +153,9 @@ def test_every_result_has_the_command_that_measures_it_again() -> None:
     listing = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "run.py", "--list"], capture_output=True, text=True, check=True
     ).stdout
-    for path in RESULTS.glob("*.json"):
+    for path in RESULTS.rglob("*.json"):
         if not path.stem.endswith("-preset"):  # written beside its tuning
-            assert f"] {path.stem}: " in listing
+            assert f"] {path.relative_to(RESULTS).with_suffix('')}: " in listing
     for line in listing.splitlines():
         assert (RESULTS / f"{line.split()[1].rstrip(':')}.json").is_file()
 
