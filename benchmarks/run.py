@@ -37,7 +37,7 @@ COMMANDS = {
     ),
     "temperature/meissonic-scenes-quality": (
         "{swiftmask} bench quality meissonic-scenes --shortcut none --steps 8 24 --rivals --temperatures 0.6 "
-        "--speed-rl meissonic-scenes-speed-rl --speed-rl-steps 8 --pictures 672 --seeds 3 --batch 48 "
+        "--speed-rl meissonic-scenes-speed-rl --speed-rl-steps 8 12 --pictures 672 --seeds 3 --batch 48 "
         "--dtype float32 --device cpu --out {results}/temperature"
     ),
     "maskgit-scenes-placement": (
