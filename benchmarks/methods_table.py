@@ -19,7 +19,7 @@ class Entry:
     """A row of the full model, a row of a method, and the paper's own words.
 
     Attributes:
-        table: of the result files of its model, the folder; the main one has none.
+        table: folder of the result file; the main one of a model lies in none.
     """
 
     method: str

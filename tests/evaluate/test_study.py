@@ -28,7 +28,7 @@ from swiftmask.evaluate.summary import (
     at_cost,
     markdown,
     read_report,
-    rival_series,
+    rival_of,
     summarise,
     write_report,
 )
@@ -204,12 +204,14 @@ def test_summary(report: QualityReport, tmp_path: Path) -> None:
 
 
 def test_what_a_row_must_beat_is_drawn_the_same_way() -> None:
-    known = ["vanilla", "unguided", "shortcut", "unguided+shortcut", "tuned+reuse"]
-    assert rival_series("vanilla", known) == ""
-    assert rival_series("shortcut", known) == rival_series("unguided", known) == "vanilla"
-    assert rival_series("unguided+shortcut", known) == "unguided"
-    assert rival_series("unguided+tuned+shortcut", known) == "unguided"
-    assert rival_series("tuned+reuse", known) == "vanilla"
+    series = ["vanilla", "unguided", "shortcut", "unguided+shortcut", "tuned+reuse"]
+    curves = {name: [name] for name in series}
+    assert rival_of("vanilla", curves) == []
+    assert rival_of("shortcut", curves) == rival_of("unguided", curves) == ["vanilla"]
+    assert rival_of("unguided+shortcut", curves) == ["unguided"]
+    assert rival_of("unguided+tuned+shortcut", curves) == ["unguided"]
+    assert rival_of("tuned+reuse", curves) == ["vanilla"]
+    assert rival_of("shortcut", {"shortcut": ["shortcut"]}) == []
 
 
 def test_an_unguided_accelerator_is_held_against_unguided_steps() -> None:

@@ -181,8 +181,8 @@ class BenchQuality:
     def _at_temperatures(self, drawn: Iterable[Evaluate], base: "Pipeline") -> "Iterator[Way]":
         """Each of `drawn` at every temperature."""
         for alone, temperature in product(drawn, self.temperatures):
-            sharper = replace(alone, temperature=temperature)
-            yield Way(sharper, sharper.row(base))
+            changed = replace(alone, temperature=temperature)
+            yield Way(changed, changed.row(base))
 
     def _heads(self, base: "Pipeline") -> "Iterator[Way]":
         """The full model with fewer denoising steps."""

@@ -124,8 +124,8 @@ class Evaluate:
             if source is not None
         ]
         accelerator = self.caching or ("" if self.shortcut is None else "shortcut")
-        sharper = "" if self.temperature is None else f"temperature-{self.temperature:g}"
-        parts = ["unguided" if self.unguided else "", sharper, annealed or fixed, *weights, accelerator]
+        drawn_at = "" if self.temperature is None else f"temperature-{self.temperature:g}"
+        parts = ["unguided" if self.unguided else "", drawn_at, annealed or fixed, *weights, accelerator]
         return "+".join(part for part in parts if part) or "vanilla"
 
     @property

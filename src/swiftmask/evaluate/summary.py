@@ -3,12 +3,15 @@
 import json
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
+from typing import TypeVar
 
 from swiftmask.evaluate.quality import Measurement, Row, Sample
+
+Point = TypeVar("Point")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +34,9 @@ class RowSummary:
     """One line of the table.
 
     Attributes:
-        equal_cost_score, equal_cost_fd_scenes: of the full model, drawn the same way (`rival_series`), with
-            as many steps as this row's GFLOP would pay for (interpolated along the logarithm of the cost);
-            None for vanilla rows and outside its range.
+        equal_cost_score, equal_cost_fd_scenes: of the full model (or `rival_of` its series) with as many
+            steps as this row's GFLOP would pay for (interpolated along the logarithm of the cost); None for
+            vanilla rows and outside its range.
         training_reward: score by the reader that training may use; None for classes.
         diversity: within a prompt; None for classes.
     """
@@ -112,10 +115,7 @@ def summarise(
         seeds=sample.num_seeds,
         batch_size=sample.batch_size,
         floor=Spread.of(list(floors.values())),
-        rows=[
-            _summarise_row(row, by_row[row.name], curves.get(rival_series(row.series, curves), []))
-            for row in rows
-        ],
+        rows=[_summarise_row(row, by_row[row.name], rival_of(row.series, curves)) for row in rows],
     )
 
 
@@ -155,13 +155,15 @@ def _spread_if_known(values: Sequence[float | None]) -> Spread | None:
     return Spread.of(known) if known else None
 
 
-def rival_series(series: str, known: Collection[str]) -> str:
-    """Whose fewer steps the rows of a series must beat at their cost: the same without what was added last
-    ("unguided" for "unguided+shortcut") if there are such rows, or "vanilla"; nothing for "vanilla" itself.
+def rival_of(series: str, curves: Mapping[str, Sequence[Point]]) -> Sequence[Point]:
+    """The curve that rows of a series must beat at their cost: that of the same without what was added last
+    ("unguided" for "unguided+shortcut") if there is one, or "vanilla"; empty for "vanilla" itself.
     """
+    if series == "vanilla":
+        return []
     parts = series.split("+")
     shorter = ("+".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
-    return next((name for name in shorter if name in known), "" if series == "vanilla" else "vanilla")
+    return curves.get(next((name for name in shorter if name in curves), "vanilla"), [])
 
 
 def at_cost(flops: float, curve: Sequence[tuple[float, float]]) -> float | None:
@@ -245,8 +247,9 @@ def caption(report: QualityReport) -> str:
         f"N = {report.N} pictures per row and evaluation seed, {report.seeds} seeds "
         "(mean ± standard deviation); fd_scenes of real pictures to other real ones at the same N "
         f"(the floor): {report.floor.text(3)}. GFLOP and ms are per picture, token decode only, "
-        f"batch {report.batch_size}. Same cost, fewer steps: what the full model, drawn the same way, scores "
-        "(and its fd_scenes) with as many steps as this row's GFLOP pay for. Tokens kept: share equal to the "
+        f"batch {report.batch_size}. Same cost, fewer steps: what the full model scores (and its "
+        "fd_scenes) with as many steps as this row's GFLOP pay for; in a row A+B, what A scores. "
+        "Tokens kept: share equal to the "
         f"full model's at the same steps. {of_prompts if _has_prompts(report) else ''}"
         f"{report.model}, {report.machine}, commit {report.commit}, "
         f"{report.date}."

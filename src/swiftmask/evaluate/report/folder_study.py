@@ -30,7 +30,7 @@ from swiftmask.evaluate.processes import ALONE, Processes
 from swiftmask.evaluate.quality import Row, Sample, picture_seeds
 from swiftmask.evaluate.report.folder_table import FolderReport, FolderRow
 from swiftmask.evaluate.statistics import Moments
-from swiftmask.evaluate.summary import Origin, Spread, at_cost, rival_series, write_text
+from swiftmask.evaluate.summary import Origin, Spread, at_cost, rival_of, write_text
 
 OnProgress = Callable[[str, int], None]
 """`on_progress(row name, pictures)`, as in study.py."""
@@ -215,9 +215,7 @@ def _summarised(
         floors={metric.name: metric.floor for metric in one.metrics if metric.floor is not None},
         floor_pictures=one.floor_pictures,
         rows=[
-            _summarised_row(
-                row, found[row.name], spreads[row.name], curves.get(rival_series(row.series, curves), [])
-            )
+            _summarised_row(row, found[row.name], spreads[row.name], rival_of(row.series, curves))
             for row in rows
         ],
     )

@@ -100,8 +100,8 @@ def folder_caption(report: FolderReport) -> str:
         f"N = {report.N} pictures per row and evaluation seed, {seeds}, against {real}; {_floor(report)}. "
         f"Features: {report.extractor.name}, sha256 {report.extractor.sha256[:_SHOWN_DIGITS]}; most of these "
         "metrics depend on N, so compare equal N only. GFLOP and ms are per picture, token decode only, "
-        f"batch {report.batch_size}. Same cost, fewer steps: {report.metrics[0]} of the full model, "
-        "drawn the same way, with as many steps as this row's GFLOP pay for. "
+        f"batch {report.batch_size}. Same cost, fewer steps: {report.metrics[0]} of the full model with as "
+        "many steps as this row's GFLOP pay for; in a row A+B, of A. "
         f"{report.model}, {report.machine}, commit {report.commit}, {report.date}."
     )
 
