@@ -254,6 +254,24 @@ def test_prompts_are_different_captions_that_judges_can_read() -> None:
     assert len(parse_captions(texts)) == len(texts)
 
 
+def test_a_run_on_what_its_base_fails_at(recipes: dict[str, SceneSpeedRLRecipe], tmp_path: Path) -> None:
+    recipe = replace(recipes["meissonic"], hardest=0.5, scored=2)
+    folder = recipe.run(tmp_path)
+    (file,) = tmp_path.glob("scored-*.jsonl")
+    scored = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["prompt"] for line in scored] == recipe.prompts("prompt").what
+    assert all(0 <= line["reward"] <= 1 for line in scored)
+    assert json.loads((folder / "provenance.json").read_text())["hardest"] == 0.5
+    with pytest.raises(ValueError, match="other settings"):
+        replace(recipe, hardest=1.0).run(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"hardest": 0.0}, {"hardest": 1.1}, {"scored": 0}])
+def test_a_share_or_number_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="hardest above 0 and at most 1, and scored of at least 1"):
+        replace(meissonic_scenes_speed_rl.recipe(), **wrong)
+
+
 def test_prompts_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "captions.txt"
     path.write_text(

@@ -28,6 +28,7 @@ from swiftmask.methods.speed_rl import (
 )
 from swiftmask.methods.speed_rl.judges import Reward
 from swiftmask.recipes.captioned_scenes import PROMPT_SEED, World
+from swiftmask.recipes.hard_captions import Trial, hardest
 from swiftmask.recipes.provenance import provenance
 from swiftmask.recipes.runs import OnLog, fingerprint, require_model, run_name, training_device
 from swiftmask.recipes.speed_rl_sheets import SheetConfig, Sheets, tracked
@@ -115,7 +116,12 @@ class SceneSpeedRLRecipe:
         sheets: sample pictures while it trains.
         world: what prompts ask for; the one the base was trained on.
         num_captions: captions drawn, of a base that draws captions; those that say the same are one prompt.
-        prompt_file: captions instead of drawn ones, one a line: those that a base fails at, say.
+        prompt_file: captions instead of drawn ones, one a line.
+        hardest: share of the prompts that is kept, those that the base fails at most; 1 keeps all, and
+            scores none.
+        scored: pictures of each prompt that tell.
+
+    Errors: ValueError for a share or a number out of range.
     """
 
     name: str
@@ -127,6 +133,15 @@ class SceneSpeedRLRecipe:
     world: World = World()
     num_captions: int = 4096
     prompt_file: str = ""
+    hardest: float = 1.0
+    scored: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.hardest <= 1 or self.scored < 1:
+            raise ValueError(
+                "expected hardest above 0 and at most 1, and scored of at least 1, "
+                f"got {self.hardest} and {self.scored}"
+            )
 
     def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
         """Train, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`. Beside it lies
@@ -183,10 +198,10 @@ class SceneSpeedRLRecipe:
         """The averaged policy. Sample sheets go to `folder/samples`."""
         self.sheets.check(self.training)
         trainer = SpeedRLTrainer(base, self.speed_rl)
-        prompts = self.prompts(base.spec.draws)
         judges = self.readers.judges(SCORINGS[base.spec.draws])
+        prompts = self._hardest(base, self.prompts(base.spec.draws), judges, folder)
         rounds = Rounds(trainer, prompts, judges, self.training)
-        asked = prompts.what if self.prompt_file else (self.world, self.num_captions)
+        asked = prompts.what if self._is_listed else (self.world, self.num_captions)
         settings = (self.speed_rl, self.readers.fingerprints(), *asked)
         name = run_name(self.name, base, *settings)
         torch.manual_seed(self.training.seed)
@@ -206,11 +221,29 @@ class SceneSpeedRLRecipe:
             )
         return trained.policy.model
 
+    @property
+    def _is_listed(self) -> bool:
+        """Whether what a world draws does not tell what is shown."""
+        return bool(self.prompt_file) or self.hardest < 1
+
+    def _hardest(self, base: Any, prompts: Prompts, judges: Judges, folder: Path) -> Prompts:
+        """Those that are learned from. The main process scores them, the others read what it wrote."""
+        if self.hardest == 1:
+            return prompts
+        config = self.speed_rl
+        trial = Trial(base, judges, config, num_steps=STEPS, num_pictures=self.scored)
+        asked = (self.readers.fingerprints(), config.sampling, config.seed, prompts.what, self.scored)
+        file = folder / f"{run_name('scored', base, *asked)}.jsonl"
+        with processes().main_process_first():
+            return hardest(prompts, self.hardest, score=trial, file=file)
+
     def _provenance(self, base: Any) -> dict[str, object]:
         facts = {"speed_rl": asdict(self.speed_rl), "base": Path(self.base).name, "steps": STEPS}
         if base.spec.draws == "prompt":
             facts["world"] = asdict(self.world)  # what a judge asks the tuned model, whatever it learned from
             facts["prompts"] = Path(self.prompt_file).name or "drawn"
+        if self.hardest < 1:
+            facts["hardest"] = self.hardest
         return provenance(self.name, self.training, **facts)
 
 
