@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from swiftmask.cli.bench_report import BenchReport, num_classes
+from swiftmask.cli.bench_report import BenchReport
+from swiftmask.cli.report_requests import num_classes
 from swiftmask.models.maskgit import MaskGIT
 
 

@@ -10,21 +10,17 @@ import tyro
 
 from swiftmask.cli import measure
 from swiftmask.cli.bench import BenchQuality, Way, check_denoising, check_unguided, parse_budget
-from swiftmask.cli.report_pictures import Requests, draw_shown, draw_timeline, gallery_of, scenes_requests
+from swiftmask.cli.real_pictures import DIGITS, check_real_pictures, describe_reference
+from swiftmask.cli.report_pictures import draw_shown, draw_timeline, gallery_of
+from swiftmask.cli.report_requests import Requests, class_requests, prompt_requests, scenes_requests
 
 if TYPE_CHECKING:
     from swiftmask.core.protocol import MaskedGenerator
-    from swiftmask.evaluate.extractors import Extractor
-    from swiftmask.evaluate.pictures import Pictures
     from swiftmask.evaluate.processes import Processes
     from swiftmask.evaluate.quality import Row, Sample
     from swiftmask.evaluate.report import FolderReport, Gallery, Timeline
-    from swiftmask.evaluate.report.folder_study import Reference
     from swiftmask.evaluate.summary import QualityReport
     from swiftmask.pipeline import Pipeline
-
-_DIGITS = 12
-"""Of a hash, in the name of a folder."""
 
 _ROWS = ("marval", "speed_rl", "unguided", "temperatures", "denoising_steps", "ddim_steps", "disa", "only")
 """Options that add or choose rows."""
@@ -202,24 +198,14 @@ class BenchReport:
         )
 
     def _requests(self, model: "MaskedGenerator") -> Requests:
-        """What a model that does not draw Scenes is asked."""
-        if model.spec.draws == "prompt":
-            return self._prompts()
-        if self.prompts is not None:
-            raise ValueError(f"{self.model} draws classes: leave out --prompts")
-        count = num_classes(model)
-        if self.classes is not None and self.classes > count:
-            raise ValueError(f"--classes {self.classes}: {self.model} knows {count}")
-        names = tuple(getattr(model, "class_names", ())) or tuple(f"class {i}" for i in range(count))
-        return Requests(tuple(range(count))[: self.classes], names[: self.classes])
-
-    def _prompts(self) -> Requests:
-        from swiftmask.data.prompts import read_prompts
-
+        """Of a model that does not draw Scenes. Errors: ValueError for options of the other kind."""
+        if model.spec.draws == "class":
+            if self.prompts is not None:
+                raise ValueError(f"{self.model} draws classes: leave out --prompts")
+            return class_requests(model, self.classes)
         if self.prompts is None:
             raise ValueError(f"{self.model} draws prompts: name a file of them, one a line (--prompts FILE)")
-        prompts = tuple(prompt.text for prompt in read_prompts(self.prompts))
-        return Requests(prompts, prompts)
+        return prompt_requests(self.prompts)
 
     def _alone(self, way: Way) -> str:
         """What measures one row against real pictures again."""
@@ -237,11 +223,19 @@ class BenchReport:
         from swiftmask.evaluate.extractors import load_extractor
         from swiftmask.evaluate.report.folder_study import run_folder_study
 
-        assert self.extractor is not None
+        assert self.extractor is not None and self.reference is not None
         extractor = load_extractor(self.extractor, base.model.device)
         identity = extractor.identity
-        folder = self.out / "features" / f"{identity.name}-{identity.sha256[:_DIGITS]}"
-        reference = self._reference(rows[0], requests, extractor, folder, processes)
+        folder = self.out / "features" / f"{identity.name}-{identity.sha256[:DIGITS]}"
+        reference = describe_reference(
+            self.reference.expanduser(),
+            self.crop,
+            extractor,
+            folder,
+            check=lambda real: check_real_pictures(real, self.pictures, rows[0], requests),
+            batch_size=self.batch,
+            processes=processes,
+        )
         processes.wait()
         gflop = {row.name: row.flops / 1e9 for row in rows}
         total = sum(gflop.values()) * sample.num_pictures * sample.num_seeds
@@ -257,50 +251,6 @@ class BenchReport:
                 on_progress=lambda row, count: advance(gflop[row] * count, row),
                 processes=processes,
             )
-
-    def _reference(
-        self,
-        first: "Row",
-        requests: Requests,
-        extractor: "Extractor",
-        folder: Path,
-        processes: "Processes",
-    ) -> "Reference":
-        """Real pictures, described, or their statistics; what does not fit is said before hours of work."""
-        from swiftmask.evaluate.feature_store import describe
-        from swiftmask.evaluate.pictures import cropped_pictures, folder_pictures
-        from swiftmask.evaluate.report.folder_study import Reference
-        from swiftmask.evaluate.statistics import read_moments
-
-        assert self.reference is not None
-        path = self.reference.expanduser()
-        if not path.is_dir():
-            moments = read_moments(path)
-            if moments.extractor not in (None, extractor.identity.sha256):
-                raise ValueError(f"{path} was made with other weights than --extractor {self.extractor}")
-            return Reference(name=path.name, real=moments, extractor=extractor)
-        real = folder_pictures(path) if self.crop is None else cropped_pictures(path, self.crop)
-        _check_reference(first, requests.entries[0], real, self.pictures)
-        own = folder / f"real-{path.resolve().name}-{real.fingerprint[:_DIGITS]}"
-        with measure.progress(
-            "describing real pictures", real.count / processes.count, shown=processes.rank == 0
-        ) as advance:
-            last = [0]
-
-            def on_progress(done: int, total: int) -> None:
-                advance(done - last[0], path.name)
-                last[0] = done
-
-            store = describe(
-                real,
-                extractor,
-                own,
-                batch_size=self.batch,
-                rank=processes.rank,
-                num_ranks=processes.count,
-                on_progress=on_progress,
-            )
-        return Reference(name=path.resolve().name, real=store, extractor=extractor)
 
     def _timelines(
         self,
@@ -344,25 +294,6 @@ class BenchReport:
             print(f"{found}\nreport: {self.out / 'report.html'}")
 
 
-def num_classes(model: "MaskedGenerator") -> int:
-    """How many classes a model knows, by asking: it refuses the number that follows the last one."""
-    known, unknown = 0, 1
-    while _knows(model, unknown):
-        known, unknown = unknown, 2 * unknown
-    while unknown - known > 1:
-        middle = (known + unknown) // 2
-        known, unknown = (middle, unknown) if _knows(model, middle) else (known, middle)
-    return unknown
-
-
-def _knows(model: "MaskedGenerator", label: int) -> bool:
-    try:
-        model.encode([label])
-    except ValueError:
-        return False
-    return True
-
-
 def _require_scenes(base: "Pipeline") -> None:
     try:
         measure.require_scenes(base)
@@ -370,24 +301,6 @@ def _require_scenes(base: "Pipeline") -> None:
         raise ValueError(
             f"{error}: compare with real pictures instead (--reference FOLDER --extractor FILE)"
         ) from error
-
-
-def _check_reference(row: "Row", entry: object, real: "Pictures", pictures: int) -> None:
-    """Errors: ValueError for too few pictures on either side, or another size."""
-    from swiftmask.evaluate.folder_metrics import MetricSettings, fewest_pictures
-
-    fewest = fewest_pictures(MetricSettings())
-    if min(real.count, pictures) < fewest:
-        raise ValueError(
-            f"these metrics need at least {fewest} pictures on either side, got --pictures {pictures} and "
-            f"{real.count} real ones: give more"
-        )
-    theirs, ours = real.images([0]).shape[-2:], row.draw([entry], [0]).images_B3HW.shape[-2:]
-    if theirs != ours:
-        raise ValueError(
-            f"the model draws {ours[1]}x{ours[0]}, the real pictures are {theirs[1]}x{theirs[0]}: metrics "
-            "need one size; --crop SIDE crops the real ones to squares"
-        )
 
 
 def _file_name(base: "Pipeline") -> str:

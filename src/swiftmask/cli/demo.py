@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING
 
 from swiftmask.cli import measure
 from swiftmask.cli.evaluate import Evaluate
-from swiftmask.cli.report_pictures import (
-    Requests,
-    draw_first,
-    draw_shown,
-    draw_timeline,
-    gallery_of,
-    scenes_requests,
-)
+from swiftmask.cli.report_pictures import draw_first, draw_shown, draw_timeline, gallery_of
+from swiftmask.cli.report_requests import Requests, scenes_requests
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,8 +1,9 @@
 """What a report page shows of the rows: pictures at equal seeds, and how one of them came about."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from swiftmask.cli.report_requests import Requests
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -11,32 +12,6 @@ if TYPE_CHECKING:
     from swiftmask.evaluate.quality import Row
     from swiftmask.evaluate.report import Gallery, Timeline
     from swiftmask.pipeline import Pipeline, Result
-
-
-@dataclass(frozen=True, slots=True)
-class Requests:
-    """What pictures are asked for.
-
-    Attributes:
-        entries: class labels, or prompts.
-        names: the same, for people.
-    """
-
-    entries: tuple[Any, ...]
-    names: tuple[str, ...]
-
-    def shown(self, count: int) -> list[int]:
-        """Indices of a mixed handful: neighbouring classes tend to look alike."""
-        return [(7 * index + 4) % len(self.entries) for index in range(count)]
-
-
-def scenes_requests(row: "Row", count: int) -> Requests:
-    """What a study on Scenes asks of `count` pictures."""
-    from swiftmask.data.scenes import CLASS_NAMES
-
-    entries = tuple(dict.fromkeys(row.subjects.asked(0, count)))
-    names = tuple(CLASS_NAMES[entry] if isinstance(entry, int) else entry for entry in entries)
-    return Requests(entries, names)
 
 
 def draw_shown(

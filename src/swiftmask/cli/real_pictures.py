@@ -1,0 +1,91 @@
+"""The real pictures that a report compares with: described by an extractor, or read as statistics."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swiftmask.cli import measure
+from swiftmask.cli.report_requests import Requests
+
+if TYPE_CHECKING:
+    from swiftmask.evaluate.extractors import Extractor
+    from swiftmask.evaluate.pictures import Pictures
+    from swiftmask.evaluate.processes import Processes
+    from swiftmask.evaluate.quality import Row
+    from swiftmask.evaluate.report.folder_study import Reference
+
+DIGITS = 12
+"""Of a hash, in the name of a folder."""
+
+
+def describe_reference(
+    path: Path,
+    crop: int | None,
+    extractor: "Extractor",
+    folder: Path,
+    *,
+    check: "Callable[[Pictures], None]",
+    batch_size: int,
+    processes: "Processes",
+) -> "Reference":
+    """A folder of real pictures, described, or the statistics of a file.
+
+    Args:
+        crop: side of the squares that pictures are cropped to; None takes them as they are.
+        folder: keeps what was described, and a killed run goes on there.
+        check: complains of pictures that do not fit, before hours of work.
+        processes: share the work.
+
+    Errors: ValueError for statistics of another extractor, and what `check` raises.
+    """
+    from swiftmask.evaluate.feature_store import describe
+    from swiftmask.evaluate.pictures import cropped_pictures, folder_pictures
+    from swiftmask.evaluate.report.folder_study import Reference
+    from swiftmask.evaluate.statistics import read_moments
+
+    if not path.is_dir():
+        moments = read_moments(path)
+        if moments.extractor not in (None, extractor.identity.sha256):
+            raise ValueError(f"{path} was made with other weights than --extractor {extractor.identity.name}")
+        return Reference(name=path.name, real=moments, extractor=extractor)
+    real = folder_pictures(path) if crop is None else cropped_pictures(path, crop)
+    check(real)
+    own = folder / f"real-{path.resolve().name}-{real.fingerprint[:DIGITS]}"
+    with measure.progress(
+        "describing real pictures", real.count / processes.count, shown=processes.rank == 0
+    ) as advance:
+        last = [0]
+
+        def on_progress(done: int, total: int) -> None:
+            advance(done - last[0], path.name)
+            last[0] = done
+
+        store = describe(
+            real,
+            extractor,
+            own,
+            batch_size=batch_size,
+            rank=processes.rank,
+            num_ranks=processes.count,
+            on_progress=on_progress,
+        )
+    return Reference(name=path.resolve().name, real=store, extractor=extractor)
+
+
+def check_real_pictures(real: "Pictures", num_drawn: int, row: "Row", requests: Requests) -> None:
+    """Errors: ValueError for too few pictures on either side, or real ones of another size than the row's."""
+    from swiftmask.evaluate.folder_metrics import MetricSettings, fewest_pictures
+
+    fewest = fewest_pictures(MetricSettings())
+    if min(real.count, num_drawn) < fewest:
+        raise ValueError(
+            f"these metrics need at least {fewest} pictures on either side, got --pictures {num_drawn} and "
+            f"{real.count} real ones: give more"
+        )
+    theirs = real.images([0]).shape[-2:]
+    ours = row.draw([requests.entries[0]], [0]).images_B3HW.shape[-2:]
+    if theirs != ours:
+        raise ValueError(
+            f"the model draws {ours[1]}x{ours[0]}, the real pictures are {theirs[1]}x{theirs[0]}: metrics "
+            "need one size; --crop SIDE crops the real ones to squares"
+        )
