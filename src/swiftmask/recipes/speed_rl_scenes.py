@@ -34,7 +34,6 @@ from swiftmask.recipes.runs import OnLog, fingerprint, require_model, run_name, 
 from swiftmask.recipes.speed_rl_sheets import SheetConfig, Sheets, tracked
 from swiftmask.registry import WEIGHTS, describe, generator_class
 from swiftmask.rewards.scenes import NetworkReader, SceneReader, caption_reward, class_reward, load_reader
-from swiftmask.training.lock import sole_writer
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.processes import processes
 from swiftmask.training.setup import TrainingConfig
@@ -235,7 +234,7 @@ class SceneSpeedRLRecipe:
         trial = Trial(base, judges, config, num_steps=STEPS, num_pictures=self.scored)
         asked = (self.readers.fingerprints(), config.sampling, config.seed, prompts.what, self.scored)
         file = folder / f"{run_name('scored', base, *asked)}.jsonl"
-        with processes().main_process_first(), sole_writer(folder):
+        with processes().main_process_first():
             return hardest(prompts, self.hardest, score=trial, file=file)
 
     def _provenance(self, base: Any) -> dict[str, object]:
