@@ -77,6 +77,26 @@ def test_a_second_pass_sees_the_policy_move(start, make_config, make_training):
     assert ratios[1] > 1.01
 
 
+@pytest.mark.parametrize("level", ["token", "step", "sequence"])
+def test_of_pictures_drawn_in_one_step_nothing_is_learned_without_credit_for_the_last(
+    start, make_config, make_training, level
+):
+    def moved(credit: str, steps: int) -> bool:
+        config = make_config(
+            credit=credit,
+            importance_sampling_level=level,
+            step_policy=f"fixed:{steps}",
+            kl_estimator="none",
+            filter=NO_FILTER,
+        )
+        trainer, rounds = start(config, make_training(1))
+        return any(g.any() for g in gradients(trainer, train_step(trainer, rounds.batch(0, 0, 1))[0]))
+
+    assert not moved("before_last_step", 1)
+    assert moved("every_token", 1)
+    assert moved("before_last_step", 2)
+
+
 @pytest.mark.parametrize("settings", [{"beta": 0.0}, {"kl_estimator": "none"}])
 def test_without_a_divergence_no_reference_runs(start, make_config, make_training, settings):
     trainer, rounds = start(make_config(filter=NO_FILTER, **settings), make_training(1))

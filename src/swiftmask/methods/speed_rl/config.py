@@ -9,7 +9,12 @@ from swiftmask.core.protocol import SamplingOptions
 from swiftmask.methods.speed_rl.advantages import BASELINES, SCALES
 from swiftmask.methods.speed_rl.filtering import FilterConfig
 from swiftmask.methods.speed_rl.likelihood import ACTIVATIONS, KL_DISTRIBUTIONS, POLICY_DISTRIBUTIONS
-from swiftmask.methods.speed_rl.objective import IMPORTANCE_SAMPLING_LEVELS, KL_ESTIMATORS, KLEstimator
+from swiftmask.methods.speed_rl.objective import (
+    CREDITS,
+    IMPORTANCE_SAMPLING_LEVELS,
+    KL_ESTIMATORS,
+    KLEstimator,
+)
 from swiftmask.methods.speed_rl.policy import TuningConfig
 from swiftmask.methods.speed_rl.rewards import AGGREGATIONS, SpeedConfig
 from swiftmask.methods.speed_rl.step_policies import parse_step_policy
@@ -32,6 +37,8 @@ class SpeedRLConfig:
         step_policy: how many steps each picture takes (step_policies.py).
         sampling: of the decode, over the model's defaults.
         importance_sampling_level: what a likelihood ratio is averaged over: "token", "step" or "sequence".
+        credit: which tokens an advantage teaches: "every_token", or those "before_last_step". The divergence
+            holds all of them.
         policy_distribution: "guided", as sampled from, or "conditional".
         epsilon, epsilon_high: clipping of ratios below 1 - epsilon and above 1 + epsilon_high.
         kl_estimator: "ce", "full", "k3" or "none".
@@ -56,6 +63,7 @@ class SpeedRLConfig:
     step_policy: str = "stratified:8,12,16,24"
     sampling: SamplingOptions = SamplingOptions()
     importance_sampling_level: str = "token"
+    credit: str = "every_token"
     policy_distribution: str = "guided"
     epsilon: float = 0.2
     epsilon_high: float = 0.28
@@ -129,6 +137,7 @@ class SpeedRLConfig:
 
 _TABLES: dict[str, Mapping[str, object]] = {
     "importance_sampling_level": IMPORTANCE_SAMPLING_LEVELS,
+    "credit": CREDITS,
     "policy_distribution": POLICY_DISTRIBUTIONS,
     "kl_estimator": KL_ESTIMATORS,
     "kl_distribution": KL_DISTRIBUTIONS,

@@ -19,6 +19,9 @@ from torch import Tensor
 LogRatio = Callable[[Tensor, Tensor], Tensor]
 """`level(log_ratio_BL, decided_at_BL) -> log_ratio_BL`: over what a likelihood ratio is averaged."""
 
+Credit = Callable[[Tensor], Tensor]
+"""`credit(decided_at_BL) -> taught_BL`, bool: which tokens an advantage makes more or less likely."""
+
 KLEstimator = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`kl(log_probs_BNV, reference_log_probs_BNV, tokens_BN) -> kl_BN`."""
 
@@ -49,6 +52,21 @@ IMPORTANCE_SAMPLING_LEVELS: dict[str, LogRatio] = {
     "step": per_step,
     "sequence": per_sequence,
 }
+
+
+def every_token(decided_at_BL: Tensor) -> Tensor:
+    """All of them, as GRPO has it."""
+    return torch.ones_like(decided_at_BL, dtype=torch.bool)
+
+
+def before_last_step(decided_at_BL: Tensor) -> Tensor:
+    """Those that something was built on. The last step decides most tokens, and the vaguest: they are most of
+    the noise of a gradient and hardly any of what rounds agree on (docs/log.md).
+    """
+    return decided_at_BL < decided_at_BL.amax(dim=1, keepdim=True)
+
+
+CREDITS: dict[str, Credit] = {"every_token": every_token, "before_last_step": before_last_step}
 
 
 def soft_cross_entropy(log_probs_BNV: Tensor, reference_log_probs_BNV: Tensor, tokens_BN: Tensor) -> Tensor:

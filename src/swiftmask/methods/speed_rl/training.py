@@ -23,6 +23,7 @@ from swiftmask.methods.speed_rl.likelihood import (
     Scores,
 )
 from swiftmask.methods.speed_rl.objective import (
+    CREDITS,
     IMPORTANCE_SAMPLING_LEVELS,
     KLEstimator,
     Surrogate,
@@ -129,9 +130,11 @@ class SpeedRLTrainer(nn.Module):
         config, scores = self.config, scorer(lesson.replay)
         old_BL = scores.log_prob_BL.detach() if lesson.old_log_prob_BL is None else lesson.old_log_prob_BL
         decided_at_BL = lesson.replay.trajectory.decided_at_BL
+        taught_BL = CREDITS[config.credit](decided_at_BL)
+        log_prob_BL = torch.where(taught_BL, scores.log_prob_BL, scores.log_prob_BL.detach())
         level = IMPORTANCE_SAMPLING_LEVELS[config.importance_sampling_level]
         surrogate = clipped_surrogate(
-            level(scores.log_prob_BL - old_BL, decided_at_BL),
+            level(log_prob_BL - old_BL, decided_at_BL),
             lesson.advantages_B,
             epsilon=config.epsilon,
             epsilon_high=config.epsilon_high,
