@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from swiftmask.cli.overrides import override
 from swiftmask.data.scenes import CLASS_NAMES
@@ -113,3 +114,43 @@ def test_times_at_meissonics_size(
     assert min(report["forward_ms"], report["update_ms"], report["optimizer_ms"]) > 0
     hours = report["estimate"]
     assert hours["rollout_hours"] == pytest.approx(300 * 64 * 15 * report["forward_ms"] / 2 / 3.6e6)
+
+
+def test_how_much_rounds_agree() -> None:
+    module = script("speed_rl_noise")
+    same = torch.tensor([3.0, 4.0]).repeat(5, 1)
+    assert module.jackknife(same @ same.T) == pytest.approx((1.0, 0.0))
+    assert module.jackknife(torch.eye(5)) == pytest.approx((0.0, 0.0))
+    # A signal of norm 1 in noise of norm 3 and 1000 directions: a tenth of the square is agreed on.
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.randn(40, 1000, generator=generator) * 3 / 1000**0.5
+    noisy[:, 0] += 1
+    cosine, error = module.jackknife(noisy @ noisy.T)
+    assert cosine == pytest.approx(0.1, abs=3 * error)
+    assert 0 < error < 0.03
+    steps = torch.stack([noisy, torch.zeros_like(noisy)], dim=1)
+    first, last, every, but_last = module.agreements(steps, [3, 1])
+    assert (first.power_share, last.power_share, every.power_share) == pytest.approx((1, 0, 1))
+    assert (first.cosine, every.cosine, but_last.cosine) == pytest.approx((cosine, cosine, cosine))
+    assert [row.num_tokens for row in (first, last, every, but_last)] == [3, 1, 4, 3]
+
+
+def test_the_noise_of_every_step(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = [f"base={base}"]
+    arguments = ["--recipe", "maskgit-scenes-speed-rl", "--rounds", "3", "--json", str(tmp_path / "n.json")]
+    monkeypatch.setattr(sys, "argv", ["speed_rl_noise.py", *arguments, "--set", *small])
+    module = script("speed_rl_noise")
+    with pytest.raises(ValueError, match="rewards of every group are equal"):
+        module.main()  # an untrained model satisfies nobody
+    monkeypatch.setitem(
+        module.SCORINGS, "class", lambda reader: lambda images, labels: images.mean((1, 2, 3))
+    )
+    module.main()
+    rows = {row["tokens"]: row for row in json.loads((tmp_path / "n.json").read_text())["rows"]}
+    steps = [rows[f"step {step} of 5"] for step in range(1, 6)]
+    assert sum(row["num_tokens"] for row in steps) == rows["all steps"]["num_tokens"] == 16
+    assert rows["all but the last"]["num_tokens"] == 16 - steps[-1]["num_tokens"]
+    assert rows["all steps"]["power_share"] == pytest.approx(1)
+    assert all(-1 <= row["cosine"] <= 1 and row["error"] >= 0 for row in rows.values())
+    table = (tmp_path / "n.md").read_text().splitlines()
+    assert len(table) == 2 + len(rows)
