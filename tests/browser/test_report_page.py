@@ -197,7 +197,7 @@ def test_points_tell_their_row_to_mouse_and_keyboard(opened: Opened) -> None:
 
 def test_budget_axes_and_methods(opened: Opened) -> None:
     page = opened.page
-    assert page.locator("#plot-budget").input_value() == "4"
+    assert page.locator("#plot-budget").input_value() == "4.04"
     assert opened.text("#plot-verdict").startswith("Best within the budget: shortcut-16:4")
     before = page.locator(".budget").get_attribute("x1")
     page.locator("#plot-budget").fill("2.2")
@@ -206,13 +206,25 @@ def test_budget_axes_and_methods(opened: Opened) -> None:
     page.locator("#plot-budget").fill("1")
     assert opened.text("#plot-verdict") == "No row is that cheap."
     page.locator("#plot-cost").select_option("ms")
-    assert page.locator("#plot-budget").input_value() == "40"
+    assert page.locator("#plot-budget").input_value() == "40.4"
     page.locator("#plot-quantity").select_option("fd_scenes")
     assert "fd_scenes 7" in opened.text("#plot-verdict")
     page.get_by_label("shortcut", exact=True).focus()
     page.keyboard.press("Space")
     assert page.locator(".point").count() == len(ROWS) - 1
     assert "vanilla-8" in opened.text("#plot-verdict")
+
+
+def test_many_methods_have_each_a_mark_of_its_own(opened: Opened) -> None:
+    marks = opened.page.evaluate(
+        """() => {
+          allSeries.push(...Array.from({ length: 17 }, (_, index) => `method-${index}`));
+          const marks = allSeries.map((series) => seriesClass(series) + mark(series, 5));
+          allSeries.length = 3;
+          return marks;
+        }"""
+    )
+    assert len(set(marks)) == len(marks) == 20
 
 
 def test_the_front_leaves_out_what_is_beaten(opened: Opened) -> None:

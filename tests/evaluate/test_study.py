@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from swiftmask.data.scenes import class_scenes, render
-from swiftmask.evaluate.frontier import frontier_png
+from swiftmask.evaluate.frontier import frontier_png, style_of
 from swiftmask.evaluate.quality import (
     Draw,
     Drawn,
@@ -232,6 +232,11 @@ def test_curve_between_and_outside_its_points() -> None:
     assert at_cost(4.0, curve) == 1.0
     assert at_cost(0.5, curve) is None
     assert at_cost(5.0, curve) is None
+
+
+def test_many_methods_look_different() -> None:
+    styles = [style_of(index) for index in range(25)]
+    assert len(set(styles)) == 25
 
 
 def test_frontier_is_a_png(report: QualityReport) -> None:

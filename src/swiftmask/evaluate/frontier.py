@@ -60,7 +60,7 @@ def save_frontier(report: QualityReport, path: Path) -> None:
 
 def _draw_panel(axes: Any, report: QualityReport, value: str) -> None:
     names = list(dict.fromkeys(row.series for row in report.rows))
-    styles = dict(zip([name for name in names if name != "vanilla"], _STYLES * len(names), strict=False))
+    styles = {name: style_of(index) for index, name in enumerate(name for name in names if name != "vanilla")}
     axes.set_xscale("log")
     for name in names:
         _draw_series(axes, name, _rows_of(report, name), value, styles.get(name, _VANILLA))
@@ -91,6 +91,12 @@ def _ticks_at_1_2_5(axis: Any) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
+
+
+def style_of(index: int) -> tuple[str, str]:
+    """Colour and marker of a method; where colours begin again, markers are one further."""
+    count = len(_STYLES)
+    return _STYLES[index % count][0], _STYLES[(index + index // count) % count][1]
 
 
 def _draw_series(

@@ -21,7 +21,12 @@ const plot = { quantity: report.quantities[0], cost: COSTS[0], hidden: new Set()
 const quality = (row) => row.values[plot.quantity.key].mean;
 const better = (value, other) => (plot.quantity.higher_is_better ? value > other : value < other);
 const seriesClass = (series) => `series-${allSeries.indexOf(series) % MARKS.length}`;
-const mark = (series, radius) => MARKS[allSeries.indexOf(series) % MARKS.length](radius);
+
+// Where colours begin again, shapes are one further: six times six methods look different.
+function mark(series, radius) {
+  const index = allSeries.indexOf(series);
+  return MARKS[(index + Math.floor(index / MARKS.length)) % MARKS.length](radius);
+}
 
 function shownRows() {
   const rows = report.rows.filter((row) => !plot.hidden.has(row.series));
@@ -252,8 +257,9 @@ function showVerdict() {
 }
 
 // Half of what the full model costs, what "twice as fast" asks for; rounded up, so that half the steps fit.
+// Half of the full model, with a hundredth more: half the steps count, though a step's cost is not quite the same.
 function defaultBudget() {
-  const half = (rowsByName.get(report.full) ?? bestOf(shownRows()))[plot.cost.key] / 2;
+  const half = (1.01 * (rowsByName.get(report.full) ?? bestOf(shownRows()))[plot.cost.key]) / 2;
   const digit = 10 ** (Math.floor(Math.log10(half)) - 2);
   return Number(short(Math.ceil(half / digit - 1e-9) * digit));
 }
