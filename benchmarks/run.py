@@ -17,7 +17,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+REPORTS = ROOT / "docs" / "reports"
 
 _SPEED = (
     "{swiftmask} bench speed maskgit-512 --random-weights --device cpu --batch 1 --steps 32 --full-steps 12"
@@ -76,6 +78,9 @@ COMMANDS = {
         "prompt_file=benchmarks/failing_captions.txt training.precision=no training.warmup_steps=2 "
         "speed_rl.filter.active_after=16 --json {file}"
     ),
+    "speed-rl-noise": (
+        "{python} benchmarks/speed_rl_noise.py --rounds 24 --set training.precision=no --json {file}"
+    ),
     "meissonic-1024-speed": (
         "{python} benchmarks/meissonic_speed.py --device cpu --precision bf16 --method lora --batch 1 "
         "--steps 1 --repeats 2 --matmul-sizes 2048 --out {file}"
@@ -92,8 +97,20 @@ COMMANDS = {
     "mar-b-sampler-batch16": (
         f"{_SAMPLER} --batch 16 --dtype bfloat16 --repeats 2 --steps 16 48 --json {{file}}"
     ),
+    "reports/maskgit-scenes": (
+        "{swiftmask} bench report maskgit-scenes --steps 4 8 16 --budgets 16:6 --unguided 4 6 8 12 16 24 "
+        "16:4 16:6 --pictures 672 --seeds 3 --batch 48 --dtype float32 --device cpu --out {report}"
+    ),
+    "reports/meissonic-scenes": (
+        "{swiftmask} bench report meissonic-scenes --steps 4 6 8 12 16 24 --budgets 16:4 16:6 --pictures 192 "
+        "--seeds 2 --batch 48 --dtype float32 --device cpu --out {report}"
+    ),
+    "reports/dimoo-scenes": (
+        "{swiftmask} bench report dimoo-scenes --steps 4 6 8 12 16 24 --budgets 16:4 16:6 --pictures 192 "
+        "--seeds 2 --batch 48 --dtype float32 --device cpu --out {report}"
+    ),
 }
-"""What writes `results/NAME.json`."""
+"""What writes `results/NAME.json`, or the page of `docs/reports/NAME`."""
 
 
 def command(name: str) -> list[str]:
@@ -103,6 +120,7 @@ def command(name: str) -> list[str]:
         "python": shlex.quote(sys.executable),
         "results": shlex.quote(str(RESULTS)),
         "file": shlex.quote(str(RESULTS / f"{name}.json")),
+        "report": shlex.quote(str(REPORTS / name.removeprefix("reports/"))),
     }
     return shlex.split(COMMANDS[name].format(**words))
 
@@ -117,7 +135,7 @@ def main() -> None:
         parser.error(f"no result is called {unknown[0]}: choose from {', '.join(COMMANDS)}")
     for place, name in enumerate(names):
         print(f"[{place + 1}/{len(names)}] {name}: {shlex.join(command(name))}", flush=True)
-        if not chosen.list and subprocess.run(command(name), cwd=RESULTS.parents[1]).returncode:
+        if not chosen.list and subprocess.run(command(name), cwd=ROOT).returncode:
             left = " ".join(names[place:])
             sys.exit(f"{name} failed: mend it and go on with python benchmarks/run.py {left}")
 

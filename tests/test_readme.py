@@ -16,6 +16,7 @@ from swiftmask.evaluate.summary import caption, markdown, read_report, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+REPORTS = ROOT / "docs" / "reports"
 README = (ROOT / "README.md").read_text()
 PAGES = {
     "maskgit-scenes": "README.md",
@@ -57,13 +58,13 @@ def test_the_written_markdown_is_that_of_the_json(name: str) -> None:
     assert (RESULTS / f"{name}-quality.md").read_text() == markdown(report)
 
 
-@pytest.mark.parametrize(
-    "page", sorted((ROOT / "docs" / "reports").glob("*.html")), ids=lambda page: page.stem
-)
-def test_the_report_page_shows_the_measured_rows(page: Path) -> None:
-    content = page.read_text()
-    for row in table(read_report(RESULTS / f"{page.stem}-quality.json")):
+@pytest.mark.parametrize("folder", sorted(REPORTS.iterdir()), ids=lambda folder: folder.name)
+def test_the_report_page_shows_the_measured_rows(folder: Path) -> None:
+    content, report = (folder / "report.html").read_text(), read_report(folder / "report.json")
+    for row in table(report):
         assert f"<td>{row[1]}</td><td>{row[2]}</td>" in content, row[0]
+    assert f"docs/reports/{folder.name}/report.html" in README
+    assert report.command.endswith(f"--out docs/reports/{folder.name}")
 
 
 def test_the_table_across_methods_is_that_of_the_results() -> None:
@@ -144,20 +145,20 @@ def test_the_tuning_is_the_measured_one() -> None:
     assert f"commit {found['commit']}, {found['date']}" in page
 
 
-def test_the_ablations_of_speed_rl_are_the_measured_ones() -> None:
-    table = (RESULTS / "speed-rl-ablations.md").read_text()
-    assert table in (ROOT / "docs" / "speed_rl.md").read_text()
+@pytest.mark.parametrize("name", ["speed-rl-ablations", "speed-rl-noise"])
+def test_the_tables_about_speed_rl_are_the_measured_ones(name: str) -> None:
+    assert (RESULTS / f"{name}.md").read_text() in (ROOT / "docs" / "speed_rl.md").read_text()
 
 
 def test_every_result_has_the_command_that_measures_it_again() -> None:
     listing = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "run.py", "--list"], capture_output=True, text=True, check=True
     ).stdout
-    for path in RESULTS.rglob("*.json"):
-        if not path.stem.endswith("-preset"):  # written beside its tuning
-            assert f"] {path.relative_to(RESULTS).with_suffix('')}: " in listing
-    for line in listing.splitlines():
-        assert (RESULTS / f"{line.split()[1].rstrip(':')}.json").is_file()
+    names = [line.split()[1].rstrip(":") for line in listing.splitlines()]
+    measured = [path.relative_to(RESULTS).with_suffix("") for path in RESULTS.rglob("*.json")]
+    found = [str(path) for path in measured if not path.stem.endswith("-preset")]  # written beside its tuning
+    pages = [f"reports/{path.parent.name}" for path in REPORTS.glob("*/report.json")]
+    assert sorted(names) == sorted([*found, *pages])
 
 
 @pytest.mark.parametrize(
