@@ -46,7 +46,7 @@ def describe_reference(
     if not path.is_dir():
         moments = read_moments(path)
         if moments.extractor not in (None, extractor.identity.sha256):
-            raise ValueError(f"{path} was made with other weights than --extractor {extractor.identity.name}")
+            raise ValueError(f"{path} was made with other weights than this {extractor.identity.name}'s")
         return Reference(name=path.name, real=moments, extractor=extractor)
     real = folder_pictures(path) if crop is None else cropped_pictures(path, crop)
     check(real)

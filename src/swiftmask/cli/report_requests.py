@@ -39,7 +39,7 @@ def class_requests(model: "MaskedGenerator", count: int | None) -> Requests:
     """The first `count` classes of a model, or all. Errors: ValueError if it knows fewer."""
     known = num_classes(model)
     if count is not None and count > known:
-        raise ValueError(f"--classes {count}: {model.spec.name} knows {known}")
+        raise ValueError(f"--classes {count}: this {model.spec.name} knows {known}")
     names = tuple(getattr(model, "class_names", ())) or tuple(f"class {i}" for i in range(known))
     return Requests(tuple(range(known))[:count], names[:count])
 
