@@ -60,8 +60,8 @@ def every_token(decided_at_BL: Tensor) -> Tensor:
 
 
 def before_last_step(decided_at_BL: Tensor) -> Tensor:
-    """Those that something was built on. The last step decides more than any other, and the vaguest: of five it
-    makes four fifths of a gradient's square (docs/speed_rl.md), whatever it teaches.
+    """Those that something was built on. The last step decides more than any other: of five
+    it makes four fifths of a gradient's square (docs/speed_rl.md), whatever it teaches.
     """
     return decided_at_BL < decided_at_BL.amax(dim=1, keepdim=True)
 
