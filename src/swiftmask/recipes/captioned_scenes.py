@@ -24,6 +24,7 @@ from swiftmask.data.scenes import (
     render,
 )
 from swiftmask.recipes.scenes_pictures import DATA_SEED, SHARD, mosaics
+from swiftmask.training.processes import processes
 from swiftmask.training.setup import TrainingConfig, step_seed
 
 WORDS = ("a", "and", "on", "background", ",", *SHAPES, *COLOURS, *SIZES, *PATTERNS) + tuple(
@@ -71,7 +72,8 @@ class CaptionedCodes:
         encode: Callable[[Tensor], Tensor],
         tokenize: Callable[[Sequence[str]], Tensor],
     ) -> Self:
-        """Those in `folder`, after drawing and encoding the ones that are not there yet.
+        """Those in `folder`, after drawing and encoding the ones that are not there yet; of several processes
+        the first does it, the others wait.
 
         Args:
             folder: of this world, codec and tokenizer alone.
@@ -80,14 +82,15 @@ class CaptionedCodes:
         """
         folder.mkdir(parents=True, exist_ok=True)
         shards = []
-        for first in range(0, num_pictures, SHARD):
-            count = min(SHARD, num_pictures - first)
-            path = folder / f"pictures_{first:07d}_{count}.safetensors"
-            if not path.exists():
-                scenes = world.scenes(_CACHE_SEED + first + torch.arange(count))
-                codes_XHW = _encoded(scenes, resolution, encode)
-                _write(path, {"codes": codes_XHW, "captions": tokenize(captions(scenes))})
-            shards.append(load_file(path))
+        with processes().main_process_first():
+            for first in range(0, num_pictures, SHARD):
+                count = min(SHARD, num_pictures - first)
+                path = folder / f"pictures_{first:07d}_{count}.safetensors"
+                if not path.exists():
+                    scenes = world.scenes(_CACHE_SEED + first + torch.arange(count))
+                    codes_XHW = _encoded(scenes, resolution, encode)
+                    _write(path, {"codes": codes_XHW, "captions": tokenize(captions(scenes))})
+                shards.append(load_file(path))
         return cls(torch.cat([s["codes"] for s in shards]), torch.cat([s["captions"] for s in shards]))
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,8 @@ Three stages, each resumable: the codec (that of meissonic-scenes, for smaller p
 pictures with their captions, and the backbone.
 """
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,9 +25,9 @@ from swiftmask.recipes import meissonic_scenes_tokenizer
 from swiftmask.recipes.captioned_scenes import CAPTION_LENGTH, WORDS, CaptionedCodes, World
 from swiftmask.recipes.meissonic_scenes_tokenizer import TokenizerRecipe
 from swiftmask.recipes.provenance import provenance
-from swiftmask.recipes.runs import fingerprint
+from swiftmask.recipes.runs import OnLog, fingerprint, require_model, run_name
 from swiftmask.recipes.vq_codec_training import codebook_of
-from swiftmask.training.loop import Progress, train
+from swiftmask.training.loop import train
 from swiftmask.training.setup import TrainingConfig, step_seed
 
 _NOTHING = -1
@@ -42,6 +43,7 @@ class DiMOORecipe:
         sampling: defaults written into the model's config.
         num_pictures: size of the token cache; the backbone sees each picture several times.
         codec_run: folder of a run of `codec` that is done or under way; empty for one of its own.
+        initial: model folder to go on from, with its codec; empty starts anew.
     """
 
     codec: TokenizerRecipe
@@ -51,23 +53,25 @@ class DiMOORecipe:
     world: World = World()
     num_pictures: int = 60_000
     codec_run: str = ""
+    initial: str = ""
     name: str = "dimoo-scenes"
 
-    def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> Path:
+    def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
         """Train everything, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`.
 
-        Errors: ValueError for a vocabulary that does not fit, or a `codec_run` with other settings.
+        Errors: ValueError for a vocabulary that does not fit, a `codec_run` with other settings, or an
+        `initial` of other sizes; FileNotFoundError if that is not there.
         """
         self.check_fit()
-        codec = self.codec.run(Path(self.codec_run) if self.codec_run else folder / "tokenizer", on_log)
+        codec, backbone = self.start(folder, on_log)
         pictures = self.pictures(codec, folder)
         trained = train(
-            BackboneTrainer(self.start(codec), Layout(self.vocabulary, self.grid)),
+            BackboneTrainer(backbone, Layout(self.vocabulary, self.grid)),
             lambda *place: self.batch(pictures, *place),
             train_step,
             self.training,
             folder / "backbone",
-            name=f"{self.name}-{self.data_name(codec)}",
+            name=run_name(self.name, backbone, self.data_name(codec), self.num_pictures),
             on_log=on_log,
         )
         model = LuminaDiMOO(
@@ -78,7 +82,9 @@ class DiMOORecipe:
             grid=self.grid,
             sampling=self.sampling,
         )
-        facts = {"pictures": self.num_pictures, "world": asdict(self.world)}
+        facts: dict[str, object] = {"pictures": self.num_pictures, "world": asdict(self.world)}
+        if self.initial:
+            facts["initial"] = json.loads((Path(self.initial) / "provenance.json").read_text())
         made_by = provenance(self.name, self.training, **facts, tokenizer=asdict(self.codec.training))
         model.save_pretrained(folder / "model", provenance=made_by, dtype=torch.float16)
         return folder / "model"
@@ -130,10 +136,25 @@ class DiMOORecipe:
             tokenize=prompt_ids,
         )
 
-    def start(self, codec: VQCodec) -> Backbone:
-        """The backbone before training, a function of the seed."""
+    def start(self, folder: Path, on_log: OnLog | None = None) -> tuple[VQCodec, Backbone]:
+        """Codec, and the backbone before it is trained: those of `initial`, or a trained codec and weights
+        that are a function of the seed.
+        """
+        if self.initial:
+            return self._read_initial()
+        codec = self.codec.run(Path(self.codec_run) if self.codec_run else folder / "tokenizer", on_log)
         torch.manual_seed(self.training.seed)
-        return initialise(Backbone(self.backbone), codebook_of(codec), first_code=self.vocabulary.first_code)
+        backbone = initialise(
+            Backbone(self.backbone), codebook_of(codec), first_code=self.vocabulary.first_code
+        )
+        return codec, backbone
+
+    def _read_initial(self) -> tuple[VQCodec, Backbone]:
+        folder = require_model(self.initial, setting="initial", trained_by=self.name)
+        model = LuminaDiMOO.from_pretrained(folder)
+        if (model.backbone.config, model.spec.grid) != (self.backbone, self.grid):
+            raise ValueError(f"the model in {folder} is of other sizes than this recipe's (initial)")
+        return model.codec, model.backbone
 
     def batch(self, pictures: CaptionedCodes, step: int, rank: int, num_ranks: int) -> MaskedBatch:
         """The masked batch of one step, a function of the step alone."""

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from swiftmask.data.scenes import NUM_CLASSES, class_scenes, render
+from swiftmask.training.processes import processes
 from swiftmask.training.setup import TrainingConfig, step_seed
 
 DATA_SEED = 1 << 40
@@ -49,18 +50,20 @@ def mosaics(images_B3HW: Tensor) -> Tensor:
 def encoded_pictures(
     folder: Path, num_pictures: int, resolution: int, encode: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """What `encode` makes of training pictures, and their labels; missing shards are made first.
+    """What `encode` makes of training pictures, and their labels; missing shards are made first, of several
+    processes by the first of them.
 
     Args:
         encode: pictures [B, 3, resolution, resolution] in [0, 1] to rows, in the dtype they are kept in.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = []
-    for first in range(0, num_pictures, SHARD):
-        path = folder / f"pictures_{first:07d}.safetensors"
-        if not path.exists():
-            _write_shard(path, first, min(SHARD, num_pictures - first), resolution, encode)
-        shards.append(load_file(path))
+    with processes().main_process_first():
+        for first in range(0, num_pictures, SHARD):
+            path = folder / f"pictures_{first:07d}.safetensors"
+            if not path.exists():
+                _write_shard(path, first, min(SHARD, num_pictures - first), resolution, encode)
+            shards.append(load_file(path))
     return torch.cat([s["encoded"] for s in shards]), torch.cat([s["labels"] for s in shards])
 
 
