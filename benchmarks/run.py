@@ -101,6 +101,11 @@ COMMANDS = {
         "{swiftmask} bench report maskgit-scenes --steps 4 8 16 --budgets 16:6 --unguided 4 6 8 12 16 24 "
         "16:4 16:6 --pictures 672 --seeds 3 --batch 48 --dtype float32 --device cpu --out {report}"
     ),
+    "reports/mar-scenes": (
+        "{swiftmask} bench report mar-scenes --steps 4 8 16 --budgets 16:4 16:6 --denoising-steps 25 "
+        "--ddim-steps 10 8x5 --marval mar-scenes-marval mar-scenes-marval-rl --pictures 192 --seeds 2 "
+        "--batch 48 --dtype float32 --device cpu --out {report}"
+    ),
     "reports/meissonic-scenes": (
         "{swiftmask} bench report meissonic-scenes --steps 4 6 8 12 16 24 --budgets 16:4 16:6 --pictures 192 "
         "--seeds 2 --batch 48 --dtype float32 --device cpu --out {report}"
