@@ -114,6 +114,8 @@ def train(
 
 
 def _start(model: nn.Module, config: TrainingConfig, folder: Path, name: str) -> Run:
+    # Attention leaves numbers below 1e-38, which a CPU handles many times slower than zeros.
+    torch.set_flush_denormal(True)
     # Precision is ours (`_one_step`): accelerate's is process-wide, and a recipe may train two networks.
     # Trainers that take turns (MARVAL) leave parameters without a gradient; several processes must know.
     turns = DistributedDataParallelKwargs(find_unused_parameters=True)
