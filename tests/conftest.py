@@ -1,6 +1,11 @@
 """Tiny models shared by the tests: the reference models of tests/golden behind our own contracts."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +33,34 @@ from swiftmask.models.meissonic.network import Transformer as MeissonicTransform
 from swiftmask.models.meissonic.text import TextConfig, build_text_encoder, word_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def in_processes() -> Callable[..., None]:
+    """`in_processes(script, *arguments, count=2)`: that many Python processes that know of each other, as
+    torchrun would start them; every one has to end well.
+    """
+
+    def run(script: Path, *arguments: Path | str, count: int) -> None:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        ours = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(count)]
+        started = [
+            subprocess.Popen(
+                [sys.executable, script, *arguments],
+                env=os.environ | {key: str(value) for key, value in each.items()},
+            )
+            for each in ours
+        ]
+        try:
+            assert [process.wait(timeout=1800) for process in started] == [0] * count
+        finally:
+            for process in started:
+                process.kill()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Model folders of several files: written in parts, read tensor by tensor, never mixed with older ones."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,12 @@ def test_only_one_file_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytes
     written: list[tuple[str, list[str]]] = []
     save = files.save_file
     monkeypatch.setattr(
-        files, "save_file", lambda state, path: (written.append((path.name, list(state))), save(state, path))
+        files, "save_file", lambda state, path: (written.append((path.stem, list(state))), save(state, path))
     )
     write(tmp_path, Two().state_dict(), 30)
     assert written == [
-        ("model-00001-of-00002.safetensors.partial", ["a"]),
-        ("model-00002-of-00002.safetensors.partial", ["b", "c"]),
+        (f"model-00001-of-00002.safetensors.{os.getpid()}", ["a"]),
+        (f"model-00002-of-00002.safetensors.{os.getpid()}", ["b", "c"]),
     ]
 
 

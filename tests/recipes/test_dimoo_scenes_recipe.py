@@ -1,6 +1,7 @@
 """The recipes of dimoo-scenes at toy size: from nothing to a model folder, its shortcut, and pictures."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,6 +138,37 @@ def test_a_run_of_the_codec_serves_several_models(trained: Path, tmp_path: Path)
     changed = replace(shared, codec=replace(shared.codec, training=replace(FEW, batch_size=4)))
     with pytest.raises(ValueError, match="other settings"):
         changed.run(tmp_path)
+
+
+def test_a_run_goes_on_from_a_model(trained: Path, tmp_path: Path) -> None:
+    """Its codec is kept, its backbone is trained further, and the new folder says where it comes from."""
+    initial = trained / "base" / "model"
+    again = replace(tiny(), initial=str(initial))
+    folder = again.run(tmp_path)
+    before, after = (swiftmask.load(f).model.state_dict() for f in (initial, folder))
+    changed = {key.split(".")[0] for key, value in before.items() if not torch.equal(value, after[key])}
+    assert changed == {"backbone"}
+    assert not (tmp_path / "tokenizer").exists()
+    made_by = [json.loads((f / "provenance.json").read_text()) for f in (initial, folder)]
+    assert made_by[1]["initial"] == made_by[0]
+
+
+def test_an_initial_model_of_other_sizes_is_refused(trained: Path, tmp_path: Path) -> None:
+    recipe = replace(tiny(), initial=str(trained / "base" / "model"))
+    wider = replace(recipe, backbone=replace(recipe.backbone, mlp_width=32))
+    with pytest.raises(ValueError, match=r"the model in .* is of other sizes than this recipe's \(initial\)"):
+        wider.run(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no initial in .* \(swiftmask train dimoo-scenes\)"):
+        replace(recipe, initial=str(tmp_path)).run(tmp_path)
+
+
+def test_two_processes_leave_one_model(tmp_path: Path, in_processes: Callable[..., None]) -> None:
+    """The first draws the pictures for both, and both may write what they trained together."""
+    in_processes(Path(__file__).with_name("one_of_several.py"), tmp_path, count=2)
+    assert isinstance(swiftmask.load(tmp_path / "model").model, LuminaDiMOO)
+    assert not list(tmp_path.rglob("*.partial"))
+    logged = (tmp_path / "backbone" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in logged] == [2]
 
 
 def test_a_batch_is_a_function_of_its_step(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ class Train:
 
     def run(self) -> int:
         from swiftmask.evaluate.processes import Processes
+        from swiftmask.training.processes import processes
 
         config = override(recipe_module(self.recipe).recipe(), self.settings)
         if self.dry_run:
@@ -52,6 +53,7 @@ class Train:
                 finished = config.run(folder, Display(bar))
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the same command continues from the last checkpoint") from None
+        processes().destroy_process_group()
         result = str(finished) if isinstance(finished, Path) else str(folder)
         if speaks:
             told = json_module.dumps({"recipe": self.recipe, "result": result})

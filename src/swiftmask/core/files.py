@@ -209,7 +209,7 @@ def _shards(state: State, dtype: torch.dtype, shard_bytes: int) -> list[list[str
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
+    partial = _partial(path)
     try:
         save_file(tensors, partial)
         os.replace(partial, path)
@@ -218,9 +218,14 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
+    partial = _partial(path)
     partial.write_text(json.dumps(dict(content), indent=2) + "\n")
     os.replace(partial, path)
+
+
+def _partial(path: Path) -> Path:
+    """Where a file is written before it is there; each of several processes has its own."""
+    return path.with_name(f"{path.name}.{os.getpid()}.partial")
 
 
 def _remove_old_weights(folder: Path, written: set[str]) -> None:

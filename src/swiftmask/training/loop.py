@@ -107,7 +107,8 @@ def train(
             seen.clear()
         if run.step % config.save_every == 0 or run.step == config.num_steps:
             _save(run, on_save)
-    run.accelerator.end_training()
+    for tracker in run.accelerator.trackers:  # not `end_training`, which parts processes that may train on
+        tracker.finish()
     trained = run.average.module
     assert isinstance(trained, type(model))
     return trained
