@@ -9,7 +9,8 @@ that nobody has to look for it; nothing in it was measured here, and no column c
 from dataclasses import dataclass
 from pathlib import Path
 
-from swiftmask.evaluate.summary import RowSummary, markdown_cells, read_report
+from swiftmask.evaluate.quality_table import markdown_cells
+from swiftmask.evaluate.summary import RowSummary, read_report
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -12,7 +12,8 @@ import pytest
 
 from swiftmask.cli import COMMANDS
 from swiftmask.cli.errors import parse
-from swiftmask.evaluate.summary import caption, markdown, read_report, table
+from swiftmask.evaluate.quality_table import caption, markdown, table
+from swiftmask.evaluate.summary import read_report
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

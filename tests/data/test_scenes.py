@@ -8,6 +8,7 @@ import torch
 from swiftmask.data.scenes import (
     CLASS_NAMES,
     COLOURS,
+    FACT_KINDS,
     MAX_OBJECTS,
     NUM_CLASSES,
     PATTERNS,
@@ -17,6 +18,7 @@ from swiftmask.data.scenes import (
     caption_facts,
     captions,
     check,
+    check_kinds,
     class_facts,
     class_scenes,
     concat_scenes,
@@ -222,6 +224,9 @@ def test_one_changed_fact_is_one_false_fact(name: str) -> None:
     value[(slice(None), 0) if name.endswith("O") else slice(None)] += 1
     num_true_B, num_stated_B = check(replace(facts, **{name: value}), scenes)
     assert (num_stated_B - num_true_B == 1).all()
+    num_true_BK, num_stated_BK = check_kinds(replace(facts, **{name: value}), scenes)
+    kind = FACT_KINDS.index(name.split("_")[0])
+    assert (num_stated_BK - num_true_BK).nonzero()[:, 1].unique().tolist() == [kind]
 
 
 def test_a_turned_relation_is_false() -> None:

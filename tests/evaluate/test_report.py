@@ -148,6 +148,14 @@ def test_the_model_card_has_table_caption_and_commands() -> None:
     assert card.count(f"`{FULL.command}`") == 2
 
 
+def test_kinds_of_facts_have_a_table_where_they_were_measured() -> None:
+    known = replace(FULL, by_kind={"count": Spread(0.9, 0.01), "shape": Spread(0.5, 0.02)})
+    report = _report(known)
+    for text in (html_report("title", "", report), model_card(comparison_of(report))):
+        assert "0.500 ± 0.020" in text
+    assert "By kind of fact" not in html_report("title", "", _report(FULL))
+
+
 def test_a_gallery_has_every_picture_of_every_row() -> None:
     with pytest.raises(ValueError, match=r"one picture per caption \(2\): fast has 1"):
         Gallery(captions=("a", "b"), images={"full": ("x", "y"), "fast": ("x",)})

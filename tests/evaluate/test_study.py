@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -21,12 +22,12 @@ from swiftmask.evaluate.quality import (
     picture_labels,
     picture_seeds,
 )
+from swiftmask.evaluate.quality_table import fact_table, markdown
 from swiftmask.evaluate.study import Store, run_study
 from swiftmask.evaluate.summary import (
     Origin,
     QualityReport,
     at_cost,
-    markdown,
     read_report,
     rival_of,
     summarise,
@@ -201,6 +202,20 @@ def test_summary(report: QualityReport, tmp_path: Path) -> None:
     assert "floor" in text
     assert all(f"`{row.command}`" in text for row in report.rows)
     assert "FID" not in text
+
+
+def test_facts_are_told_by_their_kind(report: QualityReport) -> None:
+    """Their shares, weighted by how many are stated, are the score: three of a class, one of each kind."""
+    facts = fact_table(report)
+    assert facts is not None
+    assert facts.headings == ("row", "count", "shape", "colour"), "a class states nothing else"
+    for row in report.rows:
+        assert row.by_kind is not None
+        assert fmean(spread.mean for spread in row.by_kind.values()) == pytest.approx(row.score.mean)
+    assert "| row | count | shape | colour |" in markdown(report)
+    older = replace(report, rows=[*report.rows[1:], replace(report.rows[0], by_kind=None)])
+    assert fact_table(older) is None
+    assert "shape" not in markdown(older)
 
 
 def test_what_a_row_must_beat_is_drawn_the_same_way() -> None:

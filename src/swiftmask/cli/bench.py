@@ -208,7 +208,8 @@ class BenchQuality:
 
     def _publish(self, report: "QualityReport", name: str) -> None:
         from swiftmask.evaluate.frontier import save_frontier
-        from swiftmask.evaluate.summary import markdown, write_report, write_text
+        from swiftmask.evaluate.quality_table import markdown
+        from swiftmask.evaluate.summary import write_report, write_text
 
         write_report(report, self.out / f"{name}-quality.json")
         write_text(self.out / f"{name}-quality.md", markdown(report))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Console
 
     from swiftmask.data.scenes import World
     from swiftmask.evaluate.processes import Processes
@@ -317,23 +318,33 @@ def print_json(content: object) -> None:
 
 
 def print_table(report: "QualityReport") -> None:
-    """The table and its caption on stdout."""
-    from rich import box
+    """The table and its caption on stdout, then what was found by kind of fact."""
     from rich.console import Console
-    from rich.table import Table
 
-    from swiftmask.evaluate.summary import caption, headings, table
+    from swiftmask.evaluate.quality_table import caption, fact_table, headings, table
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
-    shown = Table(title=f"{report.model}: quality and cost", title_justify="left", box=box.SIMPLE_HEAD)
-    for index, heading in enumerate(headings(report)):
+    _show(console, f"{report.model}: quality and cost", headings(report), table(report), caption(report))
+    facts = fact_table(report)
+    if facts is not None:
+        _show(console, "by kind of fact", facts.headings, facts.cells, facts.caption)
+
+
+def _show(
+    console: "Console", title: str, headings: Sequence[str], cells: Sequence[Sequence[str]], caption: str
+) -> None:
+    from rich import box
+    from rich.table import Table
+
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for index, heading in enumerate(headings):
         shown.add_column(heading, justify="right" if index else "left", no_wrap=not index)
-    for cells in table(report):
-        shown.add_row(*cells)
+    for row in cells:
+        shown.add_row(*row)
     console.print(shown)
-    console.print(caption(report), highlight=False)
+    console.print(caption, highlight=False)
 
 
 def command_line(*words: object) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swiftmask.data.scenes import FACT_KINDS
 from swiftmask.evaluate.distances import frechet_distance
 from swiftmask.evaluate.drift import diversity
 from swiftmask.evaluate.memory import peak_memory_bytes, reset_peak_memory
@@ -27,7 +28,7 @@ from swiftmask.evaluate.subjects import (
     picture_seeds,
 )
 from swiftmask.evaluate.subjects import picture_labels as picture_labels
-from swiftmask.rewards.scenes import SceneReader, score
+from swiftmask.rewards.scenes import SceneReader, found, score
 
 VARIATIONS = 4
 """Pictures of each prompt that diversity is measured on."""
@@ -109,6 +110,7 @@ class Measurement:
         ms_per_picture: token decode only, median over batches.
         training_reward: the same score by the reader that training may use; None if it was not asked.
         diversity: within a prompt, mean over prompts (drift.py); None for classes.
+        by_kind: share of the stated facts of each kind that the judge finds; None if it was not asked.
         commit, date: when it was measured; None if nobody said.
     """
 
@@ -125,6 +127,7 @@ class Measurement:
     peak_memory_bytes: int
     training_reward: float | None = None
     diversity: float | None = None
+    by_kind: dict[str, float] | None = None
     commit: str | None = None
     date: str | None = None
 
@@ -162,7 +165,8 @@ class _Findings:
     """What is found in the pictures of a row, batch by batch."""
 
     features: list[Tensor] = field(default_factory=list)
-    scores: list[Tensor] = field(default_factory=list)
+    num_true: list[Tensor] = field(default_factory=list)
+    num_stated: list[Tensor] = field(default_factory=list)
     rewards: list[Tensor] = field(default_factory=list)
     tokens: list[Tensor] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -170,11 +174,26 @@ class _Findings:
     def add(self, drawn: Drawn, asked: Sequence[Any], real: RealPictures) -> None:
         images_B3HW, facts = drawn.images_B3HW.float(), real.subjects.facts(asked)
         self.features.append(real.reader.features(images_B3HW).cpu())
-        self.scores.append(score(real.reader, images_B3HW, facts).cpu())
+        num_true_BK, num_stated_BK = found(real.reader, images_B3HW, facts)
+        self.num_true.append(num_true_BK.cpu())
+        self.num_stated.append(num_stated_BK.cpu())
         if real.reward is not None:
             self.rewards.append(score(real.reward, images_B3HW, facts).cpu())
         self.tokens.append(_kept(drawn.tokens_BL))
         self.times.append(1000 * drawn.seconds / len(drawn.tokens_BL))
+
+    def score(self) -> float:
+        """Share of the stated facts that hold, mean over pictures."""
+        num_true_XK, num_stated_XK = torch.cat(self.num_true), torch.cat(self.num_stated)
+        return _mean([num_true_XK.sum(dim=1) / num_stated_XK.sum(dim=1).clamp(min=1)])
+
+    def by_kind(self) -> dict[str, float]:
+        """Share of the stated facts of each kind that hold, over all pictures; kinds that none states are
+        left out.
+        """
+        num_true_K, num_stated_K = torch.cat(self.num_true).sum(dim=0), torch.cat(self.num_stated).sum(dim=0)
+        counts = zip(FACT_KINDS, num_true_K.tolist(), num_stated_K.tolist(), strict=True)
+        return {kind: true / stated for kind, true, stated in counts if stated}
 
 
 def measure(
@@ -195,31 +214,32 @@ def measure(
     """
     asked = real.subjects.asked(seed, sample.num_pictures)
     seeds = picture_seeds(seed, sample.num_pictures)
-    found = _Findings()
+    findings = _Findings()
     reset_peak_memory(row.device)
     for first in range(0, sample.num_pictures, sample.batch_size):
         part = slice(first, first + sample.batch_size)
         drawn = row.draw(asked[part], seeds[part])
-        found.add(drawn, asked[part], real)
+        findings.add(drawn, asked[part], real)
         on_pictures(len(drawn.tokens_BL))
     memory = peak_memory_bytes(row.device)
     moments_of_real, floor = real.at(seed, sample.num_pictures)
-    features = FeatureStatistics.of(torch.cat(found.features))
-    tokens_XL = torch.cat(found.tokens).numpy()
+    features = FeatureStatistics.of(torch.cat(findings.features))
+    tokens_XL = torch.cat(findings.tokens).numpy()
     measurement = Measurement(
         row=row.name,
         fingerprint=row.fingerprint,
         seed=seed,
         num_pictures=sample.num_pictures,
         batch_size=sample.batch_size,
-        score=_mean(found.scores),
+        score=findings.score(),
         fd_scenes=frechet_distance(features.moments(), moments_of_real),
         floor=floor,
         agreement=None if reference_XL is None else float((tokens_XL == reference_XL).mean()),
-        ms_per_picture=median(found.times),
+        ms_per_picture=median(findings.times),
         peak_memory_bytes=memory,
-        training_reward=_mean(found.rewards) if found.rewards else None,
+        training_reward=_mean(findings.rewards) if findings.rewards else None,
         diversity=_diversity(row, seed, sample, real),
+        by_kind=findings.by_kind(),
     )
     return measurement, tokens_XL
 

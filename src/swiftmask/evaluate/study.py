@@ -150,7 +150,7 @@ def _measure(
 
 def _line(measurement: Measurement) -> dict[str, object]:
     """A measurement as it is written; what not every one has is left out where it is unknown."""
-    optional = ("training_reward", "diversity", "commit", "date")
+    optional = ("training_reward", "diversity", "by_kind", "commit", "date")
     return {k: v for k, v in asdict(measurement).items() if not (k in optional and v is None)}
 
 

@@ -1,4 +1,4 @@
-"""The table of a study: means and spreads over evaluation seeds, and what fewer steps at equal cost give."""
+"""What a study found: means and spreads over evaluation seeds, and what fewer steps at equal cost give."""
 
 import json
 import math
@@ -39,6 +39,7 @@ class RowSummary:
             vanilla rows and outside its range.
         training_reward: score by the reader that training may use; None for classes.
         diversity: within a prompt; None for classes.
+        by_kind: share of the stated facts of each kind that the judge finds; None if that was not measured.
     """
 
     name: str
@@ -57,6 +58,7 @@ class RowSummary:
     command: str
     training_reward: Spread | None = None
     diversity: Spread | None = None
+    by_kind: dict[str, Spread] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +149,16 @@ def _summarise_row(
         command=row.command,
         training_reward=_spread_if_known([m.training_reward for m in own]),
         diversity=_spread_if_known([m.diversity for m in own]),
+        by_kind=_by_kind(own),
     )
+
+
+def _by_kind(own: Sequence[Measurement]) -> dict[str, Spread] | None:
+    """Of the kinds that every seed states; a few pictures may state no relation."""
+    found = [m.by_kind for m in own if m.by_kind is not None]
+    if len(found) < len(own):
+        return None
+    return {k: Spread.of([m[k] for m in found]) for k in found[0] if all(k in m for m in found)}
 
 
 def _spread_if_known(values: Sequence[float | None]) -> Spread | None:
@@ -175,126 +186,6 @@ def at_cost(flops: float, curve: Sequence[tuple[float, float]]) -> float | None:
     return None
 
 
-_HEADINGS = (
-    "row",
-    "judge score ↑",
-    "fd_scenes ↓",
-    "same cost, fewer steps",
-    "tokens kept",
-    "full calls",
-    "GFLOP",
-    "ms",
-    "peak MB",
-)
-_HEAD_CALLS_AT = 1 + _HEADINGS.index("full calls")
-_PROMPT_HEADINGS = ("training reward ↑", "diversity ↑")
-
-
-def headings(report: QualityReport) -> tuple[str, ...]:
-    """Of the columns of `table`; head calls have one where they are not one a step, and what is measured of
-    prompts alone comes last.
-    """
-    last = _PROMPT_HEADINGS if _has_prompts(report) else ()
-    if not _heads_differ(report):
-        return (*_HEADINGS, *last)
-    return (*_HEADINGS[:_HEAD_CALLS_AT], "head calls", *_HEADINGS[_HEAD_CALLS_AT:], *last)
-
-
-def table(report: QualityReport) -> list[tuple[str, ...]]:
-    """The report's rows as text, under `headings`."""
-    shown = [_cells(row) for row in report.rows]
-    if _has_prompts(report):
-        shown = [(*c, *_prompt_cells(row)) for row, c in zip(report.rows, shown, strict=True)]
-    if not _heads_differ(report):
-        return shown
-    pairs = zip(report.rows, shown, strict=True)
-    return [(*c[:_HEAD_CALLS_AT], str(row.calls["head"]), *c[_HEAD_CALLS_AT:]) for row, c in pairs]
-
-
-def _heads_differ(report: QualityReport) -> bool:
-    return any(row.calls.get("head", row.steps) != row.steps for row in report.rows)
-
-
-def _has_prompts(report: QualityReport) -> bool:
-    return any(row.diversity is not None for row in report.rows)
-
-
-def _prompt_cells(row: RowSummary) -> tuple[str, ...]:
-    return tuple("" if spread is None else spread.text(3) for spread in (row.training_reward, row.diversity))
-
-
-def _cells(row: RowSummary) -> tuple[str, ...]:
-    return (
-        row.name,
-        row.score.text(3),
-        row.fd_scenes.text(3),
-        _equal_cost(row),
-        "" if row.agreement is None else f"{row.agreement.mean:.2f}",
-        str(row.calls["backbone"]),
-        f"{row.gflop_per_picture:.2f}",
-        f"{row.ms_per_picture:.1f}",
-        f"{row.peak_memory_bytes / 1e6:.0f}",
-    )
-
-
-def caption(report: QualityReport) -> str:
-    """What a reader must know beside the table."""
-    of_prompts = (
-        "Training reward: the same score by the reader that training may use. Diversity: how much the "
-        "pictures of one prompt differ (1 - cosine of the judge's features, mean over pairs and prompts). "
-    )
-    return (
-        f"N = {report.N} pictures per row and evaluation seed, {report.seeds} seeds "
-        "(mean ± standard deviation); fd_scenes of real pictures to other real ones at the same N "
-        f"(the floor): {report.floor.text(3)}. GFLOP and ms are per picture, token decode only, "
-        f"batch {report.batch_size}. Same cost, fewer steps: what the full model scores (and its "
-        "fd_scenes) with as many steps as this row's GFLOP pay for; in a row A+B, what A scores. "
-        "Tokens kept: share equal to the "
-        f"full model's at the same steps. {of_prompts if _has_prompts(report) else ''}"
-        f"{report.model}, {report.machine}, commit {report.commit}, "
-        f"{report.date}."
-    )
-
-
-def markdown(report: QualityReport) -> str:
-    """The table with its caption, and the command of every row."""
-    return markdown_table(
-        headings(report),
-        table(report),
-        caption=caption(report),
-        command=report.command,
-        commands=[(row.name, row.command) for row in report.rows],
-    )
-
-
-def markdown_table(
-    names: Sequence[str],
-    cells: Sequence[Sequence[str]],
-    *,
-    caption: str,
-    command: str,
-    commands: Sequence[tuple[str, str]],
-) -> str:
-    """A table under its headings, its caption, the command of all rows and of each (by row name)."""
-    alone = [f"* {name}: `{own}`" for name, own in commands]
-    return (
-        "\n".join([markdown_cells(names, cells), "", caption, "", f"All rows: `{command}`", "", *alone])
-        + "\n"
-    )
-
-
-def markdown_cells(names: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """Cells under their headings, without a newline at the end."""
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)])
-
-
-def _equal_cost(row: RowSummary) -> str:
-    if row.equal_cost_score is None or row.equal_cost_fd_scenes is None:
-        return ""
-    return f"{row.equal_cost_score:.3f} ({row.equal_cost_fd_scenes:.3f})"
-
-
 def write_report(report: QualityReport, path: Path) -> None:
     """The report as JSON, whole or not at all."""
     write_text(path, json.dumps(asdict(report), indent=2) + "\n")
@@ -316,7 +207,9 @@ def _row_of(content: dict[str, object]) -> RowSummary:
         for key in ("score", "fd_scenes", "agreement", "training_reward", "diversity")
         if content.get(key) is not None
     }
-    return RowSummary(**(content | spreads))  # type: ignore[arg-type]
+    kinds = content.get("by_kind")
+    by_kind = {k: Spread(**v) for k, v in kinds.items()} if isinstance(kinds, dict) else None
+    return RowSummary(**(content | spreads | {"by_kind": by_kind}))  # type: ignore[arg-type]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swiftmask.data.scenes import MAX_OBJECTS, SIZES, Facts, Scenes, check, class_facts, parse_captions
+from swiftmask.data.scenes import MAX_OBJECTS, SIZES, Facts, Scenes, check_kinds, class_facts, parse_captions
 from swiftmask.rewards.scenes_networks import GRID, INPUT_SIZE, ReaderConfig, ReaderNetwork, Reading
 
 Reward = Callable[[Tensor, Sequence[str]], Tensor]
@@ -92,9 +92,16 @@ def load_reader(folder: str | Path, device: torch.device | str = "cpu") -> Netwo
 
 def score(reader: SceneReader, images_B3HW: Tensor, facts: Facts) -> Tensor:
     """`score_B` in [0, 1]: the share of the stated facts that hold in each picture."""
+    num_true_BK, num_stated_BK = found(reader, images_B3HW, facts)
+    return num_true_BK.sum(dim=1) / num_stated_BK.sum(dim=1).clamp(min=1)
+
+
+def found(reader: SceneReader, images_B3HW: Tensor, facts: Facts) -> tuple[Tensor, Tensor]:
+    """How many of the stated facts of each kind (`FACT_KINDS`) the reader finds in each picture, and how many
+    are stated: `num_true_BK, num_stated_BK`.
+    """
     scenes = reader.read(images_B3HW)
-    num_true_B, num_stated_B = check(facts.to(scenes.count_B.device), scenes)
-    return num_true_B / num_stated_B.clamp(min=1)
+    return check_kinds(facts.to(scenes.count_B.device), scenes)
 
 
 def caption_reward(reader: SceneReader) -> Reward:

@@ -7,7 +7,15 @@ slot, `H W` pixels.
 """
 
 from swiftmask.data.scenes.captions import captions, parse_caption, parse_captions
-from swiftmask.data.scenes.facts import Facts, caption_facts, check, class_facts, concat_facts
+from swiftmask.data.scenes.facts import (
+    FACT_KINDS,
+    Facts,
+    caption_facts,
+    check,
+    check_kinds,
+    class_facts,
+    concat_facts,
+)
 from swiftmask.data.scenes.mixture import World
 from swiftmask.data.scenes.render import render
 from swiftmask.data.scenes.world import (
@@ -31,6 +39,7 @@ from swiftmask.data.scenes.world import (
 __all__ = [
     "CLASS_NAMES",
     "COLOURS",
+    "FACT_KINDS",
     "MAX_OBJECTS",
     "NUM_CLASSES",
     "PATTERNS",
@@ -43,6 +52,7 @@ __all__ = [
     "caption_facts",
     "captions",
     "check",
+    "check_kinds",
     "class_attributes",
     "class_facts",
     "class_scenes",

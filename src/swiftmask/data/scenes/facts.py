@@ -15,6 +15,8 @@ from torch import Tensor
 
 from swiftmask.data.scenes.world import MAX_OBJECTS, Scenes, class_attributes, relation
 
+FACT_KINDS = ("count", "shape", "colour", "size", "relation", "pattern", "background")
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -77,23 +79,34 @@ def class_facts(labels_B: Tensor) -> Facts:
 
 def check(facts: Facts, scenes: Scenes) -> tuple[Tensor, Tensor]:
     """`num_true_B, num_stated_B`: how many stated facts hold in each scene, and how many are stated."""
+    num_true_BK, num_stated_BK = check_kinds(facts, scenes)
+    return num_true_BK.sum(dim=1), num_stated_BK.sum(dim=1)
+
+
+def check_kinds(facts: Facts, scenes: Scenes) -> tuple[Tensor, Tensor]:
+    """`num_true_BK, num_stated_BK`: the same of each of the `FACT_KINDS`."""
     if len(facts) != len(scenes):
         raise ValueError(f"one set of facts per scene: got {len(facts)} facts, {len(scenes)} scenes")
     orders = torch.tensor(list(permutations(range(MAX_OBJECTS))), device=scenes.count_B.device)
-    best_B = torch.stack([_true_about_objects(facts, scenes, order_O) for order_O in orders]).amax(dim=0)
+    about_objects_PBK = torch.stack([_true_about_objects(facts, scenes, order_O) for order_O in orders])
+    best_1B1 = about_objects_PBK.sum(dim=2).argmax(dim=0)[None, :, None]
+    best_BK = about_objects_PBK.gather(0, best_1B1.expand_as(about_objects_PBK[:1]))[0]
+    shape_B, colour_B, size_B, relation_B = best_BK.unbind(1)
     whole = ((facts.count_B, scenes.count_B), (facts.pattern_B, scenes.pattern_B))
     whole = (*whole, (facts.background_B, scenes.background_B))
-    num_true_B = best_B + sum(_holds(stated_B, shown_B).long() for stated_B, shown_B in whole)
-    stated_BF = torch.cat(
-        [
-            torch.stack([facts.count_B, facts.pattern_B, facts.background_B, facts.relation_B], dim=1),
-            facts.shape_BO,
-            facts.colour_BO,
-            facts.size_BO,
-        ],
-        dim=1,
+    count_B, pattern_B, background_B = (_holds(stated_B, shown_B).long() for stated_B, shown_B in whole)
+    num_true = (count_B, shape_B, colour_B, size_B, relation_B, pattern_B, background_B)
+    stated = (
+        facts.count_B[:, None],
+        facts.shape_BO,
+        facts.colour_BO,
+        facts.size_BO,
+        facts.relation_B[:, None],
+        facts.pattern_B[:, None],
+        facts.background_B[:, None],
     )
-    return num_true_B, (stated_BF >= 0).sum(dim=1)
+    num_stated = [(values >= 0).sum(dim=1) for values in stated]
+    return torch.stack(num_true, dim=1), torch.stack(num_stated, dim=1)
 
 
 def _holds(stated: Tensor, shown: Tensor) -> Tensor:
@@ -101,11 +114,16 @@ def _holds(stated: Tensor, shown: Tensor) -> Tensor:
 
 
 def _true_about_objects(facts: Facts, scenes: Scenes, order_O: Tensor) -> Tensor:
-    """Facts that hold when stated object `o` is the scene's object `order_O[o]`."""
-    same_B = _holds(facts.shape_BO, scenes.shape_BO[:, order_O]).sum(dim=1)
-    same_B = same_B + _holds(facts.colour_BO, scenes.colour_BO[:, order_O]).sum(dim=1)
-    same_B = same_B + _holds(facts.size_BO, scenes.size_BO[:, order_O]).sum(dim=1)
+    """Facts that hold when stated object `o` is the scene's object `order_O[o]`: [B, 4], shapes, colours,
+    sizes and the relation.
+    """
+    pairs = (
+        (facts.shape_BO, scenes.shape_BO),
+        (facts.colour_BO, scenes.colour_BO),
+        (facts.size_BO, scenes.size_BO),
+    )
+    same = [_holds(stated_BO, shown_BO[:, order_O]).sum(dim=1) for stated_BO, shown_BO in pairs]
     x_BO, y_BO = scenes.x_BO[:, order_O], scenes.y_BO[:, order_O]
     shown_B = relation(x_BO[:, 1] - x_BO[:, 0], y_BO[:, 1] - y_BO[:, 0])
     both_B = (scenes.shape_BO[:, order_O[:2]] >= 0).all(dim=1)
-    return same_B + (_holds(facts.relation_B, shown_B) & both_B)
+    return torch.stack([*same, (_holds(facts.relation_B, shown_B) & both_B).long()], dim=1)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from swiftmask.evaluate.quality_table import FactTable, caption, fact_table, headings, markdown_table, table
 from swiftmask.evaluate.report.folder_table import (
     FolderReport,
     folder_caption,
@@ -11,14 +12,7 @@ from swiftmask.evaluate.report.folder_table import (
     folder_table,
     higher_is_better,
 )
-from swiftmask.evaluate.summary import (
-    QualityReport,
-    Spread,
-    caption,
-    headings,
-    markdown_table,
-    table,
-)
+from swiftmask.evaluate.summary import QualityReport, Spread
 
 VANILLA = "vanilla"
 """Series of the unaccelerated model."""
@@ -70,6 +64,7 @@ class Comparison:
         caption: what a reader must know beside the numbers.
         cells: the rows as text, under `headings`.
         quantities: the first is the one conclusions are drawn from.
+        facts: the rows again, by kind of fact, if that was measured.
     """
 
     model: str
@@ -79,6 +74,7 @@ class Comparison:
     cells: list[tuple[str, ...]]
     quantities: tuple[Quantity, ...]
     points: tuple[Point, ...]
+    facts: FactTable | None = None
 
     @property
     def full(self) -> Point | None:
@@ -133,6 +129,7 @@ def _of_scenes(report: QualityReport) -> Comparison:
         cells=table(report),
         quantities=(score, distance, *([diversity] if varied else [])),
         points=tuple(points),
+        facts=fact_table(report),
     )
 
 
@@ -208,6 +205,7 @@ def model_card(comparison: Comparison) -> str:
         comparison.headings,
         comparison.cells,
         caption=comparison.caption,
+        more="" if comparison.facts is None else comparison.facts.markdown(),
         command=comparison.command,
         commands=[(point.name, point.command) for point in comparison.points],
     )

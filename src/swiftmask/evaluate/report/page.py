@@ -12,6 +12,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
+from swiftmask.evaluate.quality_table import FactTable
 from swiftmask.evaluate.report.comparison import Comparison, comparison_of, model_card
 from swiftmask.evaluate.report.folder_table import FolderReport
 from swiftmask.evaluate.report.gallery import Gallery, png_uri
@@ -58,8 +59,9 @@ def html_report(
         style=_asset("page.css"),
         data=json.dumps(_data(comparison, gallery, timelines)).translate(_SAFE),
         script="\n".join(_asset(name) for name in _SCRIPTS),
-        table=_table(comparison),
+        table=_table(comparison.headings, comparison.cells),
         caption=escape(comparison.caption),
+        facts="" if comparison.facts is None else _facts(comparison.facts),
         pictures="\n".join(_figure(picture) for picture in pictures),
         command=escape(comparison.command),
         commands="\n".join(_command(point.name, point.command) for point in comparison.points),
@@ -95,17 +97,26 @@ def _timeline(timeline: Timeline) -> dict[str, object]:
     return {"row": timeline.row, "grid": timeline.grid, "moments": moments}
 
 
-def _table(comparison: Comparison) -> str:
-    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in comparison.headings)
-    return f"<thead><tr>{head}</tr></thead>\n<tbody>\n{_rows(comparison)}\n</tbody>"
+def _table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
+    return f"<thead><tr>{head}</tr></thead>\n<tbody>\n{_rows(cells)}\n</tbody>"
 
 
-def _rows(comparison: Comparison) -> str:
+def _rows(cells: Sequence[Sequence[str]]) -> str:
     lines = []
-    for first, *rest in comparison.cells:
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        lines.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
+    for first, *rest in cells:
+        texts = "".join(f"<td>{escape(text)}</td>" for text in rest)
+        lines.append(f'<tr><th scope="row">{escape(first)}</th>{texts}</tr>')
     return "\n".join(lines)
+
+
+def _facts(facts: FactTable) -> str:
+    return (
+        '<section aria-labelledby="facts-heading"><h2 id="facts-heading">By kind of fact</h2>\n'
+        '<div class="scroll" tabindex="0" role="region" aria-labelledby="facts-heading"><table>\n'
+        f"{_table(facts.headings, facts.cells)}\n</table></div>\n"
+        f'<p class="note">{escape(facts.caption)}</p></section>'
+    )
 
 
 def _figure(picture: Picture) -> str:
