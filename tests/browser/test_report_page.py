@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from swiftmask.data.scenes import FACT_KINDS
 from swiftmask.evaluate.report import Gallery, Timeline, html_report, picture_uri
 from swiftmask.evaluate.report.timeline import DECIDED, Moment
 from swiftmask.evaluate.summary import QualityReport, RowSummary, Spread
@@ -45,6 +46,7 @@ def _row(name: str, series: str, steps: int, full_steps: int, gflop: float, scor
         peak_memory_bytes=10**8,
         equal_cost_score=None,
         equal_cost_fd_scenes=None,
+        by_kind={kind: Spread(score, 0.01) for kind in FACT_KINDS},
         command=f"swiftmask evaluate '{HOSTILE}' --steps {steps} # {name}",
     )
 
