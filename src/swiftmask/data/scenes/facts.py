@@ -84,8 +84,8 @@ def check(facts: Facts, scenes: Scenes) -> tuple[Tensor, Tensor]:
 
 
 def check_kinds(facts: Facts, scenes: Scenes) -> tuple[Tensor, Tensor]:
-    """`num_true_BK, num_stated_BK`: the same of each of the `FACT_KINDS`. Where several matches of the objects
-    are equally good, the first counts.
+    """`num_true_BK, num_stated_BK`: the same of each of the `FACT_KINDS`. Where several matches of
+    the objects are equally good, the first counts.
     """
     if len(facts) != len(scenes):
         raise ValueError(f"one set of facts per scene: got {len(facts)} facts, {len(scenes)} scenes")
