@@ -37,6 +37,11 @@ COMMANDS = {
         "--rivals --unguided 4 6 8 12 16 24 16:4 16:6 --pictures 672 --seeds 3 --batch 48 --dtype float32 "
         "--device cpu --out {results}/guidance"
     ),
+    "facts/meissonic-scenes-quality": (
+        "{swiftmask} bench quality meissonic-scenes --shortcut none --steps 4 8 24 --rivals "
+        "--speed-rl meissonic-scenes-speed-rl --speed-rl-steps 4 8 --pictures 336 --seeds 2 --batch 48 "
+        "--dtype float32 --device cpu --out {results}/facts"
+    ),
     "temperature/meissonic-scenes-quality": (
         "{swiftmask} bench quality meissonic-scenes --shortcut none --steps 8 24 --rivals --temperatures 0.6 "
         "--speed-rl meissonic-scenes-speed-rl --speed-rl-steps 8 12 --pictures 672 --seeds 3 --batch 48 "

@@ -12,7 +12,7 @@ import pytest
 
 from swiftmask.cli import COMMANDS
 from swiftmask.cli.errors import parse
-from swiftmask.evaluate.quality_table import caption, markdown, table
+from swiftmask.evaluate.quality_table import caption, fact_table, markdown, table
 from swiftmask.evaluate.summary import read_report
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +25,7 @@ PAGES = {
     "mar-scenes": "docs/marval.md",
     "meissonic-scenes": "docs/speed_rl.md",
     "temperature/meissonic-scenes": "docs/speed_rl.md",
+    "facts/meissonic-scenes": "docs/speed_rl.md",
     "dimoo-scenes": "docs/lumina_dimoo.md",
 }
 """Where each table stands."""
@@ -51,6 +52,8 @@ def test_the_quality_table_is_the_measured_one(name: str) -> None:
     report, page = read_report(RESULTS / f"{name}-quality.json"), (ROOT / PAGES[name]).read_text()
     assert markdown(report).split("\n\n")[0] in page
     assert caption(report) in page
+    facts = fact_table(report)
+    assert facts is None or facts.markdown() in page
 
 
 @pytest.mark.parametrize("name", PAGES)

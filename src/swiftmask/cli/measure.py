@@ -325,7 +325,7 @@ def print_table(report: "QualityReport") -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)
+        console = Console(width=200)  # a file has room for the whole table
     _show(console, f"{report.model}: quality and cost", headings(report), table(report), caption(report))
     facts = fact_table(report)
     if facts is not None:
