@@ -1,11 +1,13 @@
 """One table across models and methods, from the files in `results/`: what each bought, at what quality.
 
-    python benchmarks/methods_table.py            # Markdown, as docs/methods.md shows it
+    python benchmarks/methods_table.py                     # Markdown, as docs/methods.md shows it
+    python benchmarks/methods_table.py --without-papers    # as the README does
 
 The last column is what the method's paper says of its own models, metrics and machines. It stands there so
 that nobody has to look for it; nothing in it was measured here, and no column can be compared with it.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,14 +135,16 @@ _HEADINGS = (
 )
 
 
-def table() -> str:
-    """The whole of it, in Markdown."""
+def table(*, papers: bool = True) -> str:
+    """The whole of it, in Markdown, or without the papers' own figures."""
     cells = []
     for entry in ENTRIES:
         report = read_report(RESULTS / entry.table / f"{entry.model}-quality.json")
         rows = {row.name: row for row in report.rows}
         cells.append(_cells(entry, rows[entry.full], rows[entry.fast]))
-    return markdown_cells(_HEADINGS, cells)
+    if papers:
+        return markdown_cells(_HEADINGS, cells)
+    return markdown_cells(_HEADINGS[:-1], [row[:-1] for row in cells])
 
 
 def _cells(entry: Entry, full: RowSummary, fast: RowSummary) -> tuple[str, ...]:
@@ -168,4 +172,4 @@ def _quality(row: RowSummary) -> str:
 
 
 if __name__ == "__main__":
-    print(table())
+    print(table(papers="--without-papers" not in sys.argv[1:]))

@@ -71,10 +71,15 @@ def test_the_report_page_shows_the_measured_rows(folder: Path) -> None:
     assert report.command.endswith(f"--out docs/reports/{folder.name}")
 
 
-def test_the_table_across_methods_is_that_of_the_results() -> None:
-    script = [sys.executable, ROOT / "benchmarks" / "methods_table.py"]
+@pytest.mark.parametrize(
+    ("options", "page"),
+    [([], "docs/methods.md"), (["--without-papers"], "README.md")],
+    ids=["docs", "README"],
+)
+def test_the_table_across_methods_is_that_of_the_results(options: list[str], page: str) -> None:
+    script = [sys.executable, ROOT / "benchmarks" / "methods_table.py", *options]
     printed = subprocess.run(script, capture_output=True, text=True, check=True).stdout
-    assert printed in (ROOT / "docs" / "methods.md").read_text()
+    assert printed in (ROOT / page).read_text()
 
 
 def test_the_speed_of_meissonic_is_the_measured_one() -> None:

@@ -70,7 +70,7 @@ def _draw_panel(axes: Any, report: QualityReport, value: str) -> None:
         axes.minorticks_off()
     else:
         _ticks_at_1_2_5(axes.xaxis)
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[str, float, float]] = []
     for name in names:
         if name not in _UNNUMBERED:
             _number_series(axes, name, _rows_of(report, name), value, styles.get(name, _VANILLA)[0], taken)
@@ -123,21 +123,24 @@ def _number_series(
     rows: Sequence[RowSummary],
     value: str,
     colour: str,
-    taken: list[tuple[float, float]],
+    taken: list[tuple[str, float, float]],
 ) -> None:
-    """Numbers beside the points, but where another point's number already stands.
+    """Numbers beside the points, but where another point's number already stands, or the same one above or
+    below.
 
     Args:
-        taken: places of numbers so far, as shares of the panel; grows.
+        taken: numbers so far with their places, as shares of the panel; grows.
     """
     for row in rows:
+        number = row.name.removeprefix(f"{name}-")
         point = (row.gflop_per_picture, getattr(row, value).mean)
         across, up = axes.transAxes.inverted().transform(axes.transData.transform(point))
-        if any(abs(across - x) < _ROOM[0] and abs(up - y) < _ROOM[1] for x, y in taken):
+        near = [(other, y) for other, x, y in taken if abs(across - x) < _ROOM[0]]
+        if any(other == number or abs(up - y) < _ROOM[1] for other, y in near):
             continue
-        taken.append((across, up))
+        taken.append((number, across, up))
         axes.annotate(
-            row.name.removeprefix(f"{name}-"),
+            number,
             point,
             xytext=(4, -11) if name == "vanilla" else (-3, 9),
             rotation=0 if name == "vanilla" else 60,
