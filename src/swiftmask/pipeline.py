@@ -289,6 +289,7 @@ def _check_options(sampling: SamplingOptions, spec: Spec) -> None:
     for name, lowest in (
         ("temperature", 0 if spec.codebook_size is None else 1e-3),
         ("choice_temperature", 0),
+        ("schedule_power", 0.1),
     ):
         value = getattr(sampling, name)
         if value is not None and not lowest <= value < math.inf:

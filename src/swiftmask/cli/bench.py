@@ -46,6 +46,8 @@ class BenchQuality:
             the shortcut.
         temperatures: other temperatures of the tokens, which cost nothing: the full model at --steps, and
             tuned weights at theirs, are drawn at these, too.
+        schedule_powers: other schedules, which cost nothing either (above 1, more tokens are decided early
+            and fewer late): the same rows again, at every temperature.
         denoising_steps: of a diffusion head, ancestral, at each of --steps; 8x10 is 10 of them in each of 8
             decode steps.
         ddim_steps: the same, deterministic.
@@ -70,6 +72,7 @@ class BenchQuality:
     rivals: tuple[measure.Caching, ...] | None = None
     unguided: tuple[str, ...] = ()
     temperatures: tuple[float, ...] = ()
+    schedule_powers: tuple[float, ...] = ()
     denoising_steps: tuple[str, ...] = ()
     ddim_steps: tuple[str, ...] = ()
     disa: tuple[str, ...] = ()
@@ -119,7 +122,7 @@ class BenchQuality:
         if self.shortcut != "none" or self.rivals:
             words += ["--shortcut-budgets", *self.shortcut_budgets]
         words += [] if self.rivals is None else ["--rivals", *self.rivals]
-        others = ("unguided", "temperatures", "denoising_steps", "ddim_steps", "disa")
+        others = ("unguided", "temperatures", "schedule_powers", "denoising_steps", "ddim_steps", "disa")
         for flag in (*others, "marval", "marval_steps", "speed_rl", "speed_rl_steps"):
             given = getattr(self, flag)
             words += [f"--{flag.replace('_', '-')}", *given] if given else []
@@ -148,7 +151,7 @@ class BenchQuality:
         ways = [Way(alone, alone.row(base)) for alone in map(self._evaluate, self.steps)]
         ways += self._accelerated(base)
         ways += self._unguided(base)
-        ways += self._at_temperatures(map(self._evaluate, self.steps), base)
+        ways += self._drawn_otherwise(map(self._evaluate, self.steps), base)
         known = {way.row.fingerprint for way in ways}  # the model's own sampler may be among those asked for
         ways += (way for way in self._heads(base) if way.row.fingerprint not in known)
         return [*ways, *self._students(base)]
@@ -178,11 +181,13 @@ class BenchQuality:
                 )
             yield Way(alone, alone.row(base))
 
-    def _at_temperatures(self, drawn: Iterable[Evaluate], base: "Pipeline") -> "Iterator[Way]":
-        """Each of `drawn` at every temperature."""
-        for alone, temperature in product(drawn, self.temperatures):
-            changed = replace(alone, temperature=temperature)
-            yield Way(changed, changed.row(base))
+    def _drawn_otherwise(self, drawn: Iterable[Evaluate], base: "Pipeline") -> "Iterator[Way]":
+        """Each of `drawn` at every other temperature, with every other schedule, and with both."""
+        choices = product(drawn, (None, *self.temperatures), (None, *self.schedule_powers))
+        for alone, temperature, power in choices:
+            changed = replace(alone, temperature=temperature, schedule_power=power)
+            if changed != alone:
+                yield Way(changed, changed.row(base))
 
     def _heads(self, base: "Pipeline") -> "Iterator[Way]":
         """The full model with fewer denoising steps."""
@@ -204,7 +209,7 @@ class BenchQuality:
             counts = self.speed_rl_steps or self.steps
             tuned = [replace(self._evaluate(steps), speed_rl=policy) for steps in counts]
             yield from (Way(alone, alone.row(base)) for alone in tuned)
-            yield from self._at_temperatures(tuned, base)
+            yield from self._drawn_otherwise(tuned, base)
 
     def _publish(self, report: "QualityReport", name: str) -> None:
         from swiftmask.evaluate.frontier import save_frontier

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from swiftmask.evaluate.summary import QualityReport
     from swiftmask.pipeline import Pipeline
 
-_ROWS = ("marval", "speed_rl", "unguided", "temperatures", "denoising_steps", "ddim_steps", "disa", "only")
+_ROWS = (
+    "marval",
+    "speed_rl",
+    "unguided",
+    "temperatures",
+    "schedule_powers",
+    "denoising_steps",
+    "ddim_steps",
+    "disa",
+    "only",
+)
 """Options that add or choose rows."""
 
 
@@ -63,6 +73,8 @@ class BenchReport:
     STEPS:FULL with the shortcut."""
     temperatures: tuple[float, ...] = ()
     """Other temperatures of the tokens, which cost nothing, as further rivals."""
+    schedule_powers: tuple[float, ...] = ()
+    """Other schedules, which cost nothing either; above 1, more tokens are decided early."""
     denoising_steps: tuple[str, ...] = ()
     """Of a diffusion head, ancestral, as further rivals; 8x10 is 10 of them in each of 8 decode steps."""
     ddim_steps: tuple[str, ...] = ()
@@ -161,6 +173,7 @@ class BenchReport:
             rivals=measure.rivals_of(base),
             unguided=self.unguided if measure.is_guided(base) else (),
             temperatures=self.temperatures,
+            schedule_powers=self.schedule_powers,
             denoising_steps=self.denoising_steps,
             ddim_steps=self.ddim_steps,
             disa=self.disa,

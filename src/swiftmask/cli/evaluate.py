@@ -32,6 +32,7 @@ class Evaluate:
         sampler: of a diffusion head.
         unguided: without guidance, which halves the cost.
         temperature: of the tokens, instead of the model's own or that of tuned weights.
+        schedule_power: above 1, more tokens are decided in the first steps and fewer in the last.
         pictures: pictures for each evaluation seed.
         seeds: evaluation seeds.
         batch: pictures at a time.
@@ -52,6 +53,7 @@ class Evaluate:
     sampler: Literal["ancestral", "ddim"] | None = None
     unguided: bool = False
     temperature: float | None = None
+    schedule_power: float | None = None
     pictures: int = 700
     seeds: int = 3
     batch: int = 100
@@ -103,6 +105,7 @@ class Evaluate:
             sampler=self.sampler,
             guidance=1.0 if self.unguided else None,
             temperature=self.temperature,
+            schedule_power=self.schedule_power,
         )
         pipeline = replace(base, sampling=options.over(base.sampling), _flops={})
         if self.speed_rl is not None:
@@ -124,8 +127,12 @@ class Evaluate:
             if source is not None
         ]
         accelerator = self.caching or ("" if self.shortcut is None else "shortcut")
-        drawn_at = "" if self.temperature is None else f"temperature-{self.temperature:g}"
-        parts = ["unguided" if self.unguided else "", drawn_at, annealed or fixed, *weights, accelerator]
+        drawn_at = [
+            f"{name}-{value:g}"
+            for name, value in (("temperature", self.temperature), ("power", self.schedule_power))
+            if value is not None
+        ]
+        parts = ["unguided" if self.unguided else "", *drawn_at, annealed or fixed, *weights, accelerator]
         return "+".join(part for part in parts if part) or "vanilla"
 
     @property
@@ -142,6 +149,7 @@ class Evaluate:
         words += [] if self.full_steps is None else ["--full-steps", self.full_steps]
         words += ["--unguided"] if self.unguided else []
         words += [] if self.temperature is None else ["--temperature", f"{self.temperature:g}"]
+        words += [] if self.schedule_power is None else ["--schedule-power", f"{self.schedule_power:g}"]
         words += ["--pictures", self.pictures, "--seeds", self.seeds]
         words += ["--dtype", self.dtype, "--device", self.device]
         return measure.command_line(*words)

@@ -78,6 +78,8 @@ class Generate:
     """Divides the logits."""
     choice_temperature: float | None = None
     """Noise on which tokens are kept first."""
+    schedule_power: float | None = None
+    """Above 1, more tokens are decided in the first steps and fewer in the last; 1 is the model's own."""
     denoising_steps: tuple[int, ...] = ()
     """Head calls per token of a diffusion head; two numbers anneal from the first to the second."""
     sampler: Literal["ancestral", "ddim"] | None = None
@@ -191,6 +193,7 @@ class Generate:
                 guidance=self.guidance,
                 temperature=self.temperature,
                 choice_temperature=self.choice_temperature,
+                schedule_power=self.schedule_power,
                 denoising_steps=measure.denoising_steps(self.denoising_steps),
                 sampler=self.sampler,
             ),

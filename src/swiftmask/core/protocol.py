@@ -164,6 +164,7 @@ class CodeSampling(TypedDict):
     guidance: float
     temperature: float
     choice_temperature: float
+    schedule_power: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +172,8 @@ class SamplingOptions:
     """Knobs of a schedule; None takes the model's default.
 
     Attributes:
+        schedule_power: the share still masked after a step is the model's own to this power (default: 1).
+            Above 1, more tokens are decided early and fewer late.
         denoising_steps: head calls per token of a diffusion head, or (first, last) to anneal them linearly
             over the decode (DiSA, arXiv 2505.20297).
         sampler: of a diffusion head.
@@ -181,6 +184,7 @@ class SamplingOptions:
     guidance: float | None = None
     temperature: float | None = None
     choice_temperature: float | None = None
+    schedule_power: float | None = None
     denoising_steps: int | tuple[int, int] | None = None
     sampler: Literal["ancestral", "ddim"] | None = None
     noisiest_timestep: int | None = None
@@ -198,6 +202,7 @@ class SamplingOptions:
             guidance=self.guidance,
             temperature=self.temperature,
             choice_temperature=self.choice_temperature,
+            schedule_power=1.0 if self.schedule_power is None else self.schedule_power,
         )
 
 

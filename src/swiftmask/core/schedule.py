@@ -10,6 +10,7 @@ google MaskGIT, MAR (arXiv 2406.11838), Meissonic (arXiv 2410.08261), Lumina-DiM
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -43,11 +44,13 @@ def root(remaining: Tensor) -> Tensor:
     return 1 - remaining**0.5
 
 
-def valeo_reveal_counts(num_masked: int, num_steps: int, curve: Curve = arccos) -> list[int]:
+def valeo_reveal_counts(
+    num_masked: int, num_steps: int, curve: Curve = arccos, power: float = 1.0
+) -> list[int]:
     """Tokens decided per step, valeoai v1.0: the curve itself, not its differences, gives the increments.
 
     Each count is rounded half-to-even, at least 1 (so step 0 decides one token), and the last step takes
-    the rest.
+    the rest. A `power` other than 1 is of the share still masked after each step.
     """
     _check_steps(num_masked, num_steps)
     increments = curve(torch.linspace(1, 0, num_steps))
@@ -58,7 +61,11 @@ def valeo_reveal_counts(num_masked: int, num_steps: int, curve: Curve = arccos) 
     while counts[-1] < 1:  # only with nearly as many steps as tokens
         counts[counts.index(max(counts))] -= 1
         counts[-1] += 1
-    return counts
+    if power == 1.0:
+        return counts
+    left = _left_after(num_masked, counts)
+    powered = _in_reach([num_masked * (n / num_masked) ** power for n in left], num_masked)
+    return [before - after for before, after in pairwise([num_masked, *powered])]
 
 
 def valeo_schedule(
@@ -69,13 +76,14 @@ def valeo_schedule(
     guidance: float = 1.0,
     temperature: float = 1.0,
     choice_temperature: float = 0.0,
+    schedule_power: float = 1.0,
 ) -> list[Step]:
     """valeoai MaskGIT v1.0: guidance rises linearly from off to `guidance`, choice noise falls linearly to
     zero.
 
     `guidance` is `1 + w` of the reference; `temperature` is the inverse of its `sm_temp`.
     """
-    counts = valeo_reveal_counts(num_masked, num_steps, curve)
+    counts = valeo_reveal_counts(num_masked, num_steps, curve, schedule_power)
     progress = [i / (num_steps - 1) if num_steps > 1 else 1.0 for i in range(num_steps)]
     left = _left_after(num_masked, counts)
     return [
@@ -91,20 +99,19 @@ def valeo_schedule(
     ]
 
 
-def cosine_left(num_masked: int, num_steps: int, dtype: torch.dtype) -> list[int]:
-    """Masked tokens after each step, `floor(n cos(pi/2 (i+1)/N))` held in [1, left - 1], zero at the end.
+def cosine_left(num_masked: int, num_steps: int, dtype: torch.dtype, power: float = 1.0) -> list[int]:
+    """Masked tokens after each step, `floor(n cos(pi/2 (i+1)/N) ** power)` held in [1, left - 1], zero at the
+    end.
 
     The precision matters: cos(pi/3) in float32 floors 512 to 511, which hits every N divisible by 3.
     """
     _check_steps(num_masked, num_steps)
     ratios = torch.arange(1, num_steps + 1, dtype=dtype) / num_steps
-    wanted = (num_masked * torch.cos(ratios * math.pi / 2)).floor().tolist()
-    left, result = num_masked, []
-    for i in range(num_steps - 1):
-        # Leave at least one token for each step to come, or the last steps would have nothing to decide.
-        left = max(num_steps - 1 - i, min(left - 1, int(wanted[i])))
-        result.append(left)
-    return [*result, 0]
+    share = torch.cos(ratios * math.pi / 2)
+    # The last cosine is not quite zero, and may be below it: a power would make it NaN.
+    return _in_reach(
+        (num_masked * (share if power == 1.0 else share.clamp(min=0) ** power)).tolist(), num_masked
+    )
 
 
 def google_schedule(
@@ -112,7 +119,8 @@ def google_schedule(
 ) -> list[Step]:
     """google-research MaskGIT: cosine, no guidance, choice noise `t (1 - (i+1)/N)`."""
     noise = [choice_temperature * (1 - (i + 1) / num_steps) for i in range(num_steps)]
-    return _cosine_steps(num_masked, num_steps, torch.float32, [1.0] * num_steps, noise, temperature)
+    left = cosine_left(num_masked, num_steps, torch.float32)
+    return _steps(num_masked, left, [1.0] * num_steps, noise, temperature)
 
 
 def rising_guidance(guidance: float, decided: float) -> float:
@@ -132,13 +140,14 @@ def mar_schedule(
     guidance: float = 1.0,
     temperature: float = 1.0,
     guidance_curve: GuidanceCurve = rising_guidance,
+    schedule_power: float = 1.0,
 ) -> list[Step]:
     """MAR: cosine in float64; the guidance of a step follows the share of tokens decided after it, which
     upstream never lets reach 1 (so rising guidance never quite arrives).
     """
-    left = cosine_left(num_masked, num_steps, torch.float64)
+    left = cosine_left(num_masked, num_steps, torch.float64, schedule_power)
     scales = [guidance_curve(guidance, (num_masked - max(1, after)) / num_masked) for after in left]
-    return _cosine_steps(num_masked, num_steps, torch.float64, scales, [0.0] * num_steps, temperature)
+    return _steps(num_masked, left, scales, [0.0] * num_steps, temperature)
 
 
 def with_denoising(
@@ -180,10 +189,12 @@ def meissonic_schedule(
     guidance: float = 9.0,
     temperature: float = 1.0,
     choice_temperature: float = 2.0,
+    schedule_power: float = 1.0,
 ) -> list[Step]:
     """Meissonic: cosine in float32, constant guidance, choice noise falling linearly to zero."""
     noise = torch.linspace(choice_temperature, 0, num_steps).tolist()
-    return _cosine_steps(num_masked, num_steps, torch.float32, [guidance] * num_steps, noise, temperature)
+    left = cosine_left(num_masked, num_steps, torch.float32, schedule_power)
+    return _steps(num_masked, left, [guidance] * num_steps, noise, temperature)
 
 
 def dimoo_schedule(
@@ -193,10 +204,12 @@ def dimoo_schedule(
     guidance: float = 5.0,
     temperature: float = 1.0,
     choice_temperature: float = 1.0,
+    schedule_power: float = 1.0,
 ) -> list[Step]:
     """Lumina-DiMOO: cosine in float32, constant guidance (`1 + s`) and constant choice noise."""
     noise = [choice_temperature] * num_steps
-    return _cosine_steps(num_masked, num_steps, torch.float32, [guidance] * num_steps, noise, temperature)
+    left = cosine_left(num_masked, num_steps, torch.float32, schedule_power)
+    return _steps(num_masked, left, [guidance] * num_steps, noise, temperature)
 
 
 def uniform_full_steps(num_steps: int, num_full: int) -> list[int]:
@@ -229,15 +242,14 @@ def with_full_steps(schedule: Sequence[Step], full: Iterable[int]) -> list[Step]
     return [replace(step, full=step.index in indices) for step in schedule]
 
 
-def _cosine_steps(
+def _steps(
     num_masked: int,
-    num_steps: int,
-    dtype: torch.dtype,
+    left: Sequence[int],
     guidance: Sequence[float],
     choice_temperature: Sequence[float],
     temperature: float,
 ) -> list[Step]:
-    left = cosine_left(num_masked, num_steps, dtype)
+    """Steps after which `left` are still masked."""
     return [
         Step(
             index=i,
@@ -247,8 +259,19 @@ def _cosine_steps(
             temperature=temperature,
             choice_temperature=choice_temperature[i],
         )
-        for i, (before, after) in enumerate(zip([num_masked, *left], left, strict=False))
+        for i, (before, after) in enumerate(pairwise([num_masked, *left]))
     ]
+
+
+def _in_reach(wanted: Sequence[float], num_masked: int) -> list[int]:
+    """Tokens left after each step, as wanted (rounded down) as far as each step can decide one at least; the
+    last one decides the rest.
+    """
+    last, left, result = len(wanted) - 1, num_masked, []
+    for i in range(last):
+        left = max(last - i, min(left - 1, math.floor(wanted[i])))
+        result.append(left)
+    return [*result, 0]
 
 
 def _left_after(num_masked: int, counts: Sequence[int]) -> list[int]:
