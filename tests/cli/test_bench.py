@@ -153,6 +153,21 @@ def test_rows_at_another_temperature(tiny_scenes: Path, tmp_path: Path) -> None:
         replace(bench, temperatures=(0.0,)).ways(base)
 
 
+def test_rows_with_another_schedule(tiny_scenes: Path, tmp_path: Path) -> None:
+    base = load(tiny_scenes)
+    bench = replace(_bench(tiny_scenes, tmp_path), temperatures=(0.5,), schedule_powers=(2.0,), steps=(4,))
+    rows = {way.row.name: way.row for way in bench.ways(base)}
+    names = ["vanilla-4", "power-2-4", "temperature-0.5-4", "temperature-0.5+power-2-4"]
+    assert [name for name in rows if "4:" not in name] == names
+    own, early, _, both = (rows[name] for name in names)
+    assert len({rows[name].fingerprint for name in names}) == 4
+    assert early.flops < own.flops  # the head is asked for the tokens that are still masked
+    assert "--temperature 0.5 --schedule-power 2 " in both.command
+    assert "--temperatures 0.5 --schedule-powers 2.0 " in bench.command()
+    with pytest.raises(ValueError, match="schedule_power must be at least 0.1, got 0"):
+        replace(bench, schedule_powers=(0.0,)).ways(base)
+
+
 @pytest.mark.parametrize("text", ["0", "x", "4:", "4:8"])
 def test_wrong_rows_without_guidance(text: str) -> None:
     check_unguided(["16", "16:4"])

@@ -59,6 +59,17 @@ def test_generate_resumes_and_overwrites(
     assert "overwritten" in capsys.readouterr().err
 
 
+def test_generate_with_another_schedule(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (tiny_folder, "3", "--steps", 4, "--out", tmp_path)
+    generated(capsys, *arguments)
+    own = (tmp_path / "3-0.png").read_bytes()
+    summary = generated(capsys, *arguments, "--schedule-power", 2)
+    assert summary["settings"]["sampling"]["schedule_power"] == 2
+    assert (tmp_path / "3-0.png").read_bytes() != own
+
+
 def test_generate_with_an_accelerator(
     tiny_folder: Path, tiny_shortcut_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

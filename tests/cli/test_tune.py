@@ -270,6 +270,7 @@ def test_the_sampling_grid_leaves_out_what_the_model_does_anyway() -> None:
     assert sampling_grid(own, (2.0, 3.0), (1.0,), ()) == [SamplingOptions(guidance=3.0)]
     assert len(sampling_grid(own, (1.5, 2.0), (0.9, 1.0), (5.0, 10.0))) == 8
     assert sampling_grid(own, (), (), ()) == []
+    assert sampling_grid(own, (), (), (), (1.0, 2.0)) == [SamplingOptions(schedule_power=2.0)]
 
 
 def test_what_is_changed_is_in_the_name(shop: Workshop) -> None:

@@ -99,6 +99,39 @@ def test_counts_add_up(dialect: Callable[..., list[Step]], length: int) -> None:
         assert all(step.full for step in steps)
 
 
+@pytest.mark.parametrize(
+    "dialect", [s.valeo_schedule, s.mar_schedule, s.meissonic_schedule, s.dimoo_schedule]
+)
+def test_a_power_of_the_share_still_masked(dialect: Callable[..., list[Step]]) -> None:
+    """Each step leaves (n / 4096) ** power of the canvas where the model's own schedule leaves n tokens."""
+    own, early, late = (dialect(4096, 12, schedule_power=power) for power in (1.0, 2.0, 0.5))
+    assert own == dialect(4096, 12)
+    for steps, power in ((early, 2.0), (late, 0.5)):
+        wanted = [(step.num_masked_after / 4096) ** power * 4096 for step in own[:-1]]
+        left = [step.num_masked_after for step in steps]
+        assert left[:-1] == pytest.approx(wanted, abs=3)
+        assert left[-1] == 0
+    assert early[-1].num_decided < own[-1].num_decided < late[-1].num_decided
+
+
+@pytest.mark.parametrize(
+    "dialect", [s.valeo_schedule, s.mar_schedule, s.meissonic_schedule, s.dimoo_schedule]
+)
+@pytest.mark.parametrize("power", [0.1, 1.5, 20.0])
+def test_every_power_adds_up(dialect: Callable[..., list[Step]], power: float) -> None:
+    for length, num_steps in ((1, 1), (7, 7), (144, 5), (1000, 64)):
+        steps = dialect(length, num_steps, schedule_power=power)
+        assert sum(step.num_decided for step in steps) == length
+        assert min(step.num_decided for step in steps) >= 1
+
+
+def test_mar_guidance_follows_what_is_decided_whatever_the_power() -> None:
+    steps = s.mar_schedule(256, 8, guidance=3.0, schedule_power=2.0)
+    assert [step.guidance for step in steps[:-1]] == pytest.approx(
+        [1 + 2 * (256 - step.num_masked_after) / 256 for step in steps[:-1]]
+    )
+
+
 @pytest.mark.parametrize("curve", CURVES.values())
 def test_every_curve_adds_up(curve: s.Curve) -> None:
     for length in (16, 100, 1024):

@@ -39,7 +39,7 @@ DISTANCES: dict[Placement, Distance] = {"feature-drift": feature_distance, "toke
 DRIFT_SEED = 10_000
 """Evaluation seed of the pictures that drift is measured on; no study gets that far."""
 
-_SHORT = {"guidance": "g", "temperature": "t", "choice_temperature": "c"}
+_SHORT = {"guidance": "g", "temperature": "t", "choice_temperature": "c", "schedule_power": "p"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +248,7 @@ def sampling_grid(
     guidance: Sequence[float],
     temperature: Sequence[float],
     choice_temperature: Sequence[float],
+    schedule_power: Sequence[float] = (),
 ) -> list[SamplingOptions]:
     """Every combination of the given values but what the model does anyway, whose own values stay unsaid."""
     values = [
@@ -256,7 +257,11 @@ def sampling_grid(
             (guidance, own.guidance),
             (temperature, own.temperature),
             (choice_temperature, own.choice_temperature),
+            (schedule_power, 1.0 if own.schedule_power is None else own.schedule_power),
         )
     ]
-    grid = [SamplingOptions(guidance=g, temperature=t, choice_temperature=c) for g, t, c in product(*values)]
+    grid = [
+        SamplingOptions(guidance=g, temperature=t, choice_temperature=c, schedule_power=p)
+        for g, t, c, p in product(*values)
+    ]
     return [options for options in dict.fromkeys(grid) if options != SamplingOptions()]

@@ -57,7 +57,8 @@ class Space:
         shortcut, marval, speed_rl: accelerators that need weights, where there are any.
         rivals: cachings.
         denoising_steps: of a diffusion head.
-        guidance, temperature, choice_temperature: values to try on the best of what the rest gives.
+        guidance, temperature, choice_temperature, schedule_power: values to try on the best of what the rest
+            gives.
     """
 
     steps: tuple[int, ...]
@@ -70,6 +71,7 @@ class Space:
     guidance: tuple[float, ...] = ()
     temperature: tuple[float, ...] = ()
     choice_temperature: tuple[float, ...] = ()
+    schedule_power: tuple[float, ...] = ()
 
     def full(self) -> list[Settings]:
         """The full model with its own sampling, which losses are relative to."""
@@ -193,7 +195,7 @@ class Search:
                 self.seen[standing.candidate.row.name] = standing
 
     def _sampled(self, candidate: Candidate) -> "Iterator[Candidate]":
-        """The candidate with other guidance and temperatures."""
+        """The candidate with other guidance, temperatures and schedules."""
         settings = candidate.settings
         for options in self._grid(settings):
             changed = replace(settings, sampling=options.over(settings.sampling))
@@ -231,8 +233,8 @@ class Search:
         """What to try on these settings; a guidance that makes them cheap is left alone."""
         has_guidance = settings.sampling.guidance is not None or settings.marval is not None
         guidance = () if has_guidance else self.space.guidance
-        own = own_sampling(self.shop.base)
-        return sampling_grid(own, guidance, self.space.temperature, self.space.choice_temperature)
+        own, space = own_sampling(self.shop.base), self.space
+        return sampling_grid(own, guidance, space.temperature, space.choice_temperature, space.schedule_power)
 
     def _confirming_flops(self, flops: Sequence[float]) -> float:
         return sum(flops) * self.confirming.num_pictures * self.confirming.num_seeds

@@ -45,6 +45,7 @@ class Tune:
             strong).
         temperature: the same (default: 0.9 times and as much).
         choice_temperature: the same (default: half and as much).
+        schedule_power: the same (default: 1 and 2; 1 is the model's own schedule).
         search_pictures: pictures that every candidate draws at first.
         pictures: pictures for each of --seeds evaluation seeds that the finalists are measured on.
         seeds: evaluation seeds of the finalists.
@@ -71,6 +72,7 @@ class Tune:
     guidance: tuple[float, ...] | None = None
     temperature: tuple[float, ...] | None = None
     choice_temperature: tuple[float, ...] | None = None
+    schedule_power: tuple[float, ...] = (1.0, 2.0)
     search_pictures: int = 48
     pictures: int = 192
     seeds: int = 3
@@ -117,7 +119,8 @@ class Tune:
         words += ["--steps", *self.steps]
         for flag in ("shortcut", "marval", "speed_rl"):
             words += [_flag(flag), getattr(self, flag)]
-        for flag in ("rivals", "denoising_steps", "guidance", "temperature", "choice_temperature"):
+        sampling = ("guidance", "temperature", "choice_temperature", "schedule_power")
+        for flag in ("rivals", "denoising_steps", *sampling):
             words += [_flag(flag), *given] if (given := getattr(self, flag)) else []
         for flag in ("search_pictures", "pictures", "seeds", "drift_pictures", "batch", "dtype", "device"):
             words += [_flag(flag), getattr(self, flag)]
@@ -204,6 +207,7 @@ class Tune:
             guidance=guidance if self.guidance is None else self.guidance,
             temperature=temperature if self.temperature is None else self.temperature,
             choice_temperature=choice if self.choice_temperature is None else self.choice_temperature,
+            schedule_power=self.schedule_power,
         )
 
     def _own(self, method: str) -> str | None:
