@@ -164,6 +164,8 @@ def test_rows_with_another_schedule(tiny_scenes: Path, tmp_path: Path) -> None:
     assert early.flops < own.flops  # the head is asked for the tokens that are still masked
     assert "--temperature 0.5 --schedule-power 2 " in both.command
     assert "--temperatures 0.5 --schedule-powers 2.0 " in bench.command()
+    again = replace(bench, temperatures=(0.5, 1.0), schedule_powers=(1.0, 2.0))
+    assert [way.row.name for way in again.ways(base) if "4:" not in way.row.name] == names
     with pytest.raises(ValueError, match="schedule_power must be at least 0.1, got 0"):
         replace(bench, schedule_powers=(0.0,)).ways(base)
 

@@ -147,14 +147,17 @@ class BenchQuality:
         )
 
     def ways(self, base: "Pipeline") -> list[Way]:
-        """Every way to draw that was asked for."""
+        """Every way to draw that was asked for, once: the model's own sampling may be among the others."""
         ways = [Way(alone, alone.row(base)) for alone in map(self._evaluate, self.steps)]
         ways += self._accelerated(base)
         ways += self._unguided(base)
         ways += self._drawn_otherwise(map(self._evaluate, self.steps), base)
-        known = {way.row.fingerprint for way in ways}  # the model's own sampler may be among those asked for
-        ways += (way for way in self._heads(base) if way.row.fingerprint not in known)
-        return [*ways, *self._students(base)]
+        ways += self._heads(base)
+        ways += self._students(base)
+        once: dict[str, Way] = {}
+        for way in ways:
+            once.setdefault(way.row.fingerprint, way)
+        return list(once.values())
 
     def _accelerated(self, base: "Pipeline") -> "Iterator[Way]":
         given = [] if self.shortcut == "none" else [{"shortcut": self.shortcut}]
