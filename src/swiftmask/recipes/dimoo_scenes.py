@@ -199,5 +199,5 @@ def recipe() -> DiMOORecipe:
         precision="bf16-weights",
         save_every=100,
     )
-    sampling = SamplingOptions(guidance=1.5, temperature=0.8, choice_temperature=0.5)
+    sampling = SamplingOptions(guidance=1.5, temperature=0.7, choice_temperature=0.5)
     return DiMOORecipe(codec=codec, backbone=backbone, training=training, sampling=sampling)

@@ -54,7 +54,8 @@ class SceneShortcutRecipe:
         Errors: FileNotFoundError if there is no base. ValueError for settings that do not go together.
         """
         self.rounds.check(self.training)
-        head, teacher = self._read_base(), self._read_base().to(dtype=torch.bfloat16)
+        precision = torch.float32 if self.training.precision == "no" else torch.bfloat16
+        head, teacher = self._read_base(), self._read_base().to(dtype=precision)
         torch.manual_seed(self.training.seed)
         shortcut = self._untrained(head)
         rounds = TeacherRounds(teacher, self.rounds, self._labels_of(teacher), shortcut)
