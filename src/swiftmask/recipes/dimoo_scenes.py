@@ -179,7 +179,8 @@ def recipe() -> DiMOORecipe:
 
     Captions are those of one to three objects on a plain background (`world.simple_percent=0` is the whole of
     Scenes). Rotations are quicker than the released model's: their slowest takes a few sequences to turn, not
-    thousands. What was tried is in docs/log.md, measured quality in docs/lumina_dimoo.md.
+    thousands. The bundled weights went on from those on more pictures (`initial`). What was tried is in
+    docs/log.md, measured quality in docs/lumina_dimoo.md.
     """
     codec = replace(meissonic_scenes_tokenizer.recipe(), resolution=32)
     backbone = BackboneConfig(
