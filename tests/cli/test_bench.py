@@ -223,3 +223,11 @@ def test_rivals_are_those_that_the_model_can_do(tiny_scenes: Path, golden_dimoo:
     anywhere = ("reuse", "extrapolation-1", "extrapolation-2")
     assert measure.rivals_of(load(tiny_scenes)) == anywhere
     assert measure.rivals_of(Pipeline(golden_dimoo)) == (*anywhere, "ml-cache", "ml-cache-refreshed")
+
+
+def test_cachings_that_differ_in_a_rule_alone_are_rows_of_their_own(tmp_path: Path) -> None:
+    base = load("dimoo-scenes")
+    rivals = ("ml-cache", "ml-cache-refreshed")
+    bench = replace(_bench(Path("dimoo-scenes"), tmp_path), shortcut="none", rivals=rivals, steps=(4,))
+    names = [way.row.name for way in bench.ways(base)]
+    assert names == ["vanilla-4", "ml-cache-4:2", "ml-cache-refreshed-4:2"]
