@@ -68,7 +68,7 @@ COMMANDS = {
     "dimoo-scenes-quality": (
         "{swiftmask} bench quality dimoo-scenes --shortcut auto --steps 4 6 8 12 16 24 "
         "--shortcut-budgets 16:4 16:6 --rivals reuse extrapolation-1 ml-cache ml-cache-refreshed "
-        "--pictures 672 --seeds 3 --batch 96 --dtype bfloat16 --device cpu --out {results}"
+        "--pictures 672 --seeds 3 --batch 48 --dtype float32 --device cpu --out {results}"
     ),
     "mar-scenes-sampler": (
         "{python} benchmarks/mar_straightforward.py mar-scenes --ar-steps 16 --steps 2 6 10 14 --batch 1 16 "
