@@ -116,8 +116,8 @@ COMMANDS = {
         "--seeds 2 --batch 48 --dtype float32 --device cpu --out {report}"
     ),
     "reports/dimoo-scenes": (
-        "{swiftmask} bench report dimoo-scenes --steps 4 6 8 12 16 24 --budgets 16:4 16:6 --pictures 192 "
-        "--seeds 2 --batch 48 --dtype float32 --device cpu --out {report}"
+        "{swiftmask} bench report dimoo-scenes --steps 4 6 8 12 16 24 --budgets 16:4 16:6 --pictures 672 "
+        "--seeds 3 --batch 48 --dtype float32 --device cpu --out {report}"
     ),
 }
 """What writes `results/NAME.json`, or the page of `docs/reports/NAME`."""
