@@ -267,9 +267,9 @@ def test_placements_of_a_candidate(shop: Workshop) -> None:
 
 def test_the_sampling_grid_leaves_out_what_the_model_does_anyway() -> None:
     own = SamplingOptions(guidance=2.0, temperature=1.0)
-    assert sampling_grid(own, (2.0, 3.0), (1.0,), ()) == [SamplingOptions(guidance=3.0)]
-    assert len(sampling_grid(own, (1.5, 2.0), (0.9, 1.0), (5.0, 10.0))) == 8
-    assert sampling_grid(own, (), (), ()) == []
+    assert sampling_grid(own, (2.0, 3.0), (1.0,), (), ()) == [SamplingOptions(guidance=3.0)]
+    assert len(sampling_grid(own, (1.5, 2.0), (0.9, 1.0), (5.0, 10.0), ())) == 8
+    assert sampling_grid(own, (), (), (), ()) == []
     assert sampling_grid(own, (), (), (), (1.0, 2.0)) == [SamplingOptions(schedule_power=2.0)]
 
 

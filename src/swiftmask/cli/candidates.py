@@ -248,7 +248,7 @@ def sampling_grid(
     guidance: Sequence[float],
     temperature: Sequence[float],
     choice_temperature: Sequence[float],
-    schedule_power: Sequence[float] = (),
+    schedule_power: Sequence[float],
 ) -> list[SamplingOptions]:
     """Every combination of the given values but what the model does anyway, whose own values stay unsaid."""
     values = [
@@ -257,7 +257,7 @@ def sampling_grid(
             (guidance, own.guidance),
             (temperature, own.temperature),
             (choice_temperature, own.choice_temperature),
-            (schedule_power, 1.0 if own.schedule_power is None else own.schedule_power),
+            (schedule_power, own.power),
         )
     ]
     grid = [

@@ -202,8 +202,13 @@ class SamplingOptions:
             guidance=self.guidance,
             temperature=self.temperature,
             choice_temperature=self.choice_temperature,
-            schedule_power=1.0 if self.schedule_power is None else self.schedule_power,
+            schedule_power=self.power,
         )
+
+    @property
+    def power(self) -> float:
+        """`schedule_power`, which is 1 where nothing is said of it."""
+        return 1.0 if self.schedule_power is None else self.schedule_power
 
 
 Head = Callable[[Tensor], TokenDistribution]

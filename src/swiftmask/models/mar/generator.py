@@ -211,7 +211,7 @@ class MAR(nn.Module):
             guidance=chosen.guidance,
             temperature=chosen.temperature,
             guidance_curve=_CURVES[self.guidance_schedule],
-            schedule_power=1.0 if chosen.schedule_power is None else chosen.schedule_power,
+            schedule_power=chosen.power,
         )
         steps = with_denoising(
             steps,
