@@ -38,6 +38,11 @@ class Spec:
     def num_tokens(self) -> int:
         return self.grid[0] * self.grid[1]
 
+    def blank_codes(self, batch: int, device: torch.device) -> Canvas:
+        """A canvas of codes, all masked."""
+        shape = (batch, self.num_tokens)
+        return Canvas.blank(torch.full(shape, self.mask_id, dtype=torch.int64, device=device))
+
 
 class Noise(Protocol):
     """Owns every random draw of a decode; one stream per image (rng.py)."""

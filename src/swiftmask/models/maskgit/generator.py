@@ -170,9 +170,7 @@ class MaskGIT(nn.Module):
         return self.codec.encode(images_B3HW)
 
     def blank(self, batch: int) -> Canvas:
-        shape = (batch, self.spec.num_tokens)
-        tokens_BL = torch.full(shape, self.spec.mask_id, dtype=torch.int64, device=self.device)
-        return Canvas.blank(tokens_BL)
+        return self.spec.blank_codes(batch, self.device)
 
     def schedule(self, num_steps: int, *, num_masked: int, options: SamplingOptions) -> list[Step]:
         """valeoai's schedule with the model's defaults where `options` says nothing."""

@@ -241,9 +241,7 @@ class Meissonic(nn.Module):
         return self.codec.encode(images_B3HW).flatten(1)
 
     def blank(self, batch: int) -> Canvas:
-        shape = (batch, self.spec.num_tokens)
-        tokens_BL = torch.full(shape, self.spec.mask_id, dtype=torch.int64, device=self.device)
-        return Canvas.blank(tokens_BL)
+        return self.spec.blank_codes(batch, self.device)
 
     def schedule(self, num_steps: int, *, num_masked: int, options: SamplingOptions) -> list[Step]:
         """Meissonic's schedule with the model's defaults where `options` says nothing."""
