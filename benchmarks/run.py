@@ -42,10 +42,10 @@ COMMANDS = {
         "--speed-rl meissonic-scenes-speed-rl --speed-rl-steps 4 8 --pictures 336 --seeds 2 --batch 48 "
         "--dtype float32 --device cpu --out {results}/facts"
     ),
-    "temperature/meissonic-scenes-quality": (
+    "sampling/meissonic-scenes-quality": (
         "{swiftmask} bench quality meissonic-scenes --shortcut none --steps 8 24 --rivals --temperatures 0.6 "
-        "--speed-rl meissonic-scenes-speed-rl --speed-rl-steps 8 12 --pictures 672 --seeds 3 --batch 48 "
-        "--dtype float32 --device cpu --out {results}/temperature"
+        "--schedule-powers 2 --speed-rl meissonic-scenes-speed-rl --speed-rl-steps 8 12 --pictures 672 "
+        "--seeds 3 --batch 48 --dtype float32 --device cpu --out {results}/sampling"
     ),
     "maskgit-scenes-placement": (
         "{python} benchmarks/placement.py maskgit-scenes --budgets 16:4 16:6 --pictures 288 --seeds 3 "
@@ -66,7 +66,7 @@ COMMANDS = {
         "--device cpu --out {results}"
     ),
     "dimoo-scenes-quality": (
-        "{swiftmask} bench quality dimoo-scenes --shortcut auto --steps 4 6 8 12 16 24 "
+        "{swiftmask} bench quality dimoo-scenes --shortcut auto --steps 4 6 8 12 16 24 32 64 "
         "--shortcut-budgets 16:4 16:6 --rivals reuse extrapolation-1 ml-cache ml-cache-refreshed "
         "--pictures 672 --seeds 3 --batch 48 --dtype float32 --device cpu --out {results}"
     ),
@@ -93,6 +93,9 @@ COMMANDS = {
     "dimoo-speed": (
         "{python} benchmarks/dimoo_speed.py --layers 2 4 --batch 1 --repeats 3 --dtype bfloat16 --json {file}"
     ),
+    "dimoo-speed-batch4": (
+        "{python} benchmarks/dimoo_speed.py --layers 1 2 --batch 1 4 --repeats 2 --dtype float32 --json {file}"
+    ),
     "dimoo-straightforward": (
         "{python} benchmarks/dimoo_straightforward.py --layers 1 4 --dtype bfloat16 --json {file}"
     ),
@@ -116,8 +119,8 @@ COMMANDS = {
         "--seeds 2 --batch 48 --dtype float32 --device cpu --out {report}"
     ),
     "reports/dimoo-scenes": (
-        "{swiftmask} bench report dimoo-scenes --steps 4 6 8 12 16 24 --budgets 16:4 16:6 --pictures 672 "
-        "--seeds 3 --batch 48 --dtype float32 --device cpu --out {report}"
+        "{swiftmask} bench report dimoo-scenes --steps 4 6 8 12 16 24 32 64 --budgets 16:4 16:6 "
+        "--pictures 672 --seeds 3 --batch 48 --dtype float32 --device cpu --out {report}"
     ),
 }
 """What writes `results/NAME.json`, or the page of `docs/reports/NAME`."""

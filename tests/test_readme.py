@@ -24,7 +24,7 @@ PAGES = {
     "guidance/maskgit-scenes": "docs/guidance.md",
     "mar-scenes": "docs/marval.md",
     "meissonic-scenes": "docs/speed_rl.md",
-    "temperature/meissonic-scenes": "docs/speed_rl.md",
+    "sampling/meissonic-scenes": "docs/speed_rl.md",
     "facts/meissonic-scenes": "docs/speed_rl.md",
     "dimoo-scenes": "docs/lumina_dimoo.md",
 }
@@ -99,15 +99,22 @@ def test_the_speed_of_lumina_dimoo_is_the_measured_one() -> None:
     page = (ROOT / "docs" / "lumina_dimoo.md").read_text()
     found = json.loads((RESULTS / "dimoo-speed.json").read_text())
     (shortcut, ml_cache), (whole,) = found["rows"], found["whole_model"]
-    times = [shortcut["full_step_ms"], shortcut["shortcut_step_ms"], ml_cache["shortcut_step_ms"]]
-    cells = [f"{ms:.0f}" for ms in times]
-    cells += [f"{100 * shortcut['peak_share']:.0f} %", f"{shortcut['peak_memory_bytes'] / 1e9:.1f}"]
-    assert f"| 4 layers, measured | {' | '.join(cells)} |" in page
+    assert f"| 4 layers, measured | {_dimoo_cells(shortcut, ml_cache)} |" in page
     times = [whole[f"{part}_step_ms"] for part in ("full", "shortcut", "ml_cache")]
     assert f"| 32 layers, computed from 2 and 4 | {' | '.join(f'{ms:.0f}' for ms in times)} |" in page
+    batches = json.loads((RESULTS / "dimoo-speed-batch4.json").read_text())["rows"]
+    for shortcut, ml_cache in zip(batches[::2], batches[1::2], strict=True):
+        assert f"| {shortcut['batch']} | {_dimoo_cells(shortcut, ml_cache)} |" in page
     for row in json.loads((RESULTS / "dimoo-straightforward.json").read_text())["rows"]:
         cells = [f"{row['ours_ms']:.0f}", f"{row['straightforward_ms']:.0f}", f"{row['ratio']:.2f} x"]
         assert f" | {' | '.join(cells)} |" in page
+
+
+def _dimoo_cells(shortcut: dict[str, float], ml_cache: dict[str, float]) -> str:
+    times = [shortcut["full_step_ms"], shortcut["shortcut_step_ms"], ml_cache["shortcut_step_ms"]]
+    cells = [f"{ms:.0f}" for ms in times]
+    cells += [f"{100 * shortcut['peak_share']:.0f} %", f"{shortcut['peak_memory_bytes'] / 1e9:.1f}"]
+    return " | ".join(cells)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
