@@ -249,6 +249,13 @@ def test_curve_between_and_outside_its_points() -> None:
     assert at_cost(5.0, curve) is None
 
 
+def test_a_hair_beyond_a_curve_is_at_its_end() -> None:
+    curve = [(1.0, 0.25), (4.0, 1.0)]
+    assert at_cost(0.996, curve) == 0.25
+    assert at_cost(4.01, curve) == 1.0
+    assert at_cost(0.99, curve) is at_cost(1.0, []) is None
+
+
 def test_many_methods_look_different() -> None:
     styles = [style_of(index) for index in range(25)]
     assert len(set(styles)) == 25

@@ -13,6 +13,9 @@ from swiftmask.evaluate.quality import Measurement, Row, Sample
 
 Point = TypeVar("Point")
 
+COST_TOLERANCE = 0.005
+"""Costs this near each other count as the same: half the steps cost a hair more than half."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
@@ -178,10 +181,17 @@ def rival_of(series: str, curves: Mapping[str, Sequence[Point]]) -> Sequence[Poi
 
 
 def at_cost(flops: float, curve: Sequence[tuple[float, float]]) -> float | None:
-    """The value at `flops` of a curve of (flops, value), cheapest first; None outside it."""
+    """The value at `flops` of a curve of (flops, value), cheapest first; None outside it, by more than
+    `COST_TOLERANCE`, and for a curve of one point.
+    """
+    if not curve:
+        return None
+    nearest = min(max(flops, curve[0][0]), curve[-1][0])
+    if not math.isclose(flops, nearest, rel_tol=COST_TOLERANCE):
+        return None
     for (low, before), (high, after) in zip(curve, curve[1:], strict=False):
-        if low <= flops <= high:
-            share = math.log(flops / low) / math.log(high / low) if high > low else 0.0
+        if low <= nearest <= high:
+            share = math.log(nearest / low) / math.log(high / low) if high > low else 0.0
             return before + share * (after - before)
     return None
 

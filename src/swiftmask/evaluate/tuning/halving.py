@@ -14,10 +14,7 @@ from typing import Literal
 
 from swiftmask.evaluate.presets import Settings
 from swiftmask.evaluate.quality import Measurement, Row
-from swiftmask.evaluate.summary import Spread
-
-COST_TOLERANCE = 0.005
-"""A cost this far above its bound still meets it: half the steps cost a hair more than half."""
+from swiftmask.evaluate.summary import COST_TOLERANCE, Spread
 
 Objective = Literal["score", "fd_scenes"]
 
