@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from swiftmask.data.scenes import class_scenes, render
-from swiftmask.evaluate.frontier import frontier_png, style_of
+from swiftmask.evaluate.frontier import frontier_png, legend_columns, style_of
 from swiftmask.evaluate.quality import (
     Draw,
     Drawn,
@@ -254,6 +254,12 @@ def test_a_hair_beyond_a_curve_is_at_its_end() -> None:
     assert at_cost(0.996, curve) == 0.25
     assert at_cost(4.01, curve) == 1.0
     assert at_cost(0.99, curve) is at_cost(1.0, []) is None
+
+
+def test_a_legend_has_as_many_columns_as_fit_beside_each_other() -> None:
+    assert legend_columns(["reuse", "shortcut"]) == 6
+    assert legend_columns(["temperature-0.6+power-2+meissonic-scenes-speed-rl"] * 5) == 2
+    assert legend_columns(["a" * 130]) == 1
 
 
 def test_many_methods_look_different() -> None:

@@ -6,6 +6,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from swiftmask.evaluate.summary import QualityReport, RowSummary
 
 # Okabe and Ito's palette, with a marker each: told apart without colour, too.
@@ -15,6 +17,8 @@ _UNNUMBERED = ("reuse", "extrapolation-1", "extrapolation-2")
 """Measured where the shortcut is: one set of numbers will do."""
 _ROOM = (0.045, 0.09)
 """What a number takes of a panel, across and up."""
+_LEGEND_LETTERS = 125
+"""What stands beside each other below the panels, a marker with its gaps being worth 6."""
 
 
 def frontier_png(report: QualityReport) -> bytes:
@@ -43,11 +47,21 @@ def frontier_png(report: QualityReport) -> bytes:
         color="#555555",
     )
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=9, frameon=False)
+    columns = legend_columns(labels)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     figure.suptitle(f"{report.model}: quality against cost (numbers: {_numbers(report)})", fontsize=11)
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """How many columns of a legend fit beside each other, 6 at most."""
+    for count in range(6, 1, -1):
+        columns = [column for column in np.array_split(list(labels), count) if len(column)]
+        if sum(6 + max(map(len, column)) for column in columns) <= _LEGEND_LETTERS:
+            return count
+    return 1
 
 
 def save_frontier(report: QualityReport, path: Path) -> None:
