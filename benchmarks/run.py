@@ -94,7 +94,8 @@ COMMANDS = {
         "{python} benchmarks/dimoo_speed.py --layers 2 4 --batch 1 --repeats 3 --dtype bfloat16 --json {file}"
     ),
     "dimoo-speed-batch4": (
-        "{python} benchmarks/dimoo_speed.py --layers 1 2 --batch 1 4 --repeats 2 --dtype float32 --json {file}"
+        "{python} benchmarks/dimoo_speed.py --layers 1 2 --batch 1 4 --repeats 2 --dtype float32 "
+        "--json {file}"
     ),
     "dimoo-straightforward": (
         "{python} benchmarks/dimoo_straightforward.py --layers 1 4 --dtype bfloat16 --json {file}"
