@@ -47,6 +47,10 @@ COMMANDS = {
         "--schedule-powers 2 --speed-rl meissonic-scenes-speed-rl --speed-rl-steps 8 12 --pictures 672 "
         "--seeds 3 --batch 48 --dtype float32 --device cpu --out {results}/sampling"
     ),
+    "sampling/dimoo-scenes-quality": (
+        "{swiftmask} bench quality dimoo-scenes --shortcut none --steps 16 --rivals --schedule-powers 2 "
+        "--pictures 672 --seeds 3 --batch 48 --dtype float32 --device cpu --out {results}/sampling"
+    ),
     "maskgit-scenes-placement": (
         "{python} benchmarks/placement.py maskgit-scenes --budgets 16:4 16:6 --pictures 288 --seeds 3 "
         "--out {results}"

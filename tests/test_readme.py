@@ -27,6 +27,7 @@ PAGES = {
     "sampling/meissonic-scenes": "docs/speed_rl.md",
     "facts/meissonic-scenes": "docs/speed_rl.md",
     "dimoo-scenes": "docs/lumina_dimoo.md",
+    "sampling/dimoo-scenes": "docs/lumina_dimoo.md",
 }
 """Where each table stands."""
 
