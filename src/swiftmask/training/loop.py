@@ -1,9 +1,9 @@
 """The only training loop of the package.
 
 A recipe brings a model, `train_step(model, batch) -> (loss, metrics)` and `batches(step, rank, num_ranks)`.
-Both the batch and the random state of a step are functions of the step number, so a run killed at any
-moment continues with the same next loss (bit for bit on a CPU). The loop is Hugging Face accelerate's:
-start it with plain `python`, or with `torchrun` for several processes.
+The loop moves model and batch to the device. Both the batch and the random state of a step are functions of
+the step number, so a run killed at any moment continues with the same next loss (bit for bit on a CPU). The
+loop is Hugging Face accelerate's: start it with plain `python`, or with `torchrun` for several processes.
 """
 
 import json
@@ -21,7 +21,7 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from swiftmask.training.checkpoint import load_checkpoint, save_checkpoint
-from swiftmask.training.processes import on_cpu
+from swiftmask.training.processes import on_cpu, to_device
 from swiftmask.training.setup import (
     Batches,
     Metrics,
@@ -140,7 +140,7 @@ def _start(model: nn.Module, config: TrainingConfig, folder: Path, name: str) ->
 def _one_step(run: Run, batches: Batches, train_step: TrainStep, config: TrainingConfig) -> Metrics:
     accelerator = run.accelerator
     rank = accelerator.process_index
-    batch = batches(run.step, rank, accelerator.num_processes)
+    batch = to_device(batches(run.step, rank, accelerator.num_processes), accelerator.device)
     torch.manual_seed(step_seed(config.seed, run.step, rank))
     run.model.train()
     with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16"):

@@ -16,7 +16,8 @@ TrainStep = Callable[..., tuple[Tensor, Metrics]]
 """
 
 Batches = Callable[[int, int, int], object]
-"""`batches(step, rank, num_ranks) -> batch`: data is a function of the step, which makes resuming exact."""
+"""`batches(step, rank, num_ranks) -> batch`: data is a function of the step, which makes resuming exact. The
+loop moves tensors to its device, in dataclasses, tuples, lists and dicts, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
