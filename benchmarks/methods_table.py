@@ -1,10 +1,10 @@
 """One table across models and methods, from the files in `results/`: what each bought, at what quality.
 
-    python benchmarks/methods_table.py                     # Markdown, as docs/methods.md shows it
-    python benchmarks/methods_table.py --without-papers    # as the README does
+    python benchmarks/methods_table.py            # Markdown, as docs/methods.md shows it
+    python benchmarks/methods_table.py --short    # the rows and columns of the README
 
-The last column is what the method's paper says of its own models, metrics and machines. It stands there so
-that nobody has to look for it; nothing in it was measured here, and no column can be compared with it.
+The last column is what each paper reports of its own models, with its own metrics and machines. Nothing in
+it was measured here, and no other column can be compared with it.
 """
 
 import sys
@@ -22,7 +22,8 @@ class Entry:
     """A row of the full model, a row of a method, and the paper's own words.
 
     Attributes:
-        table: folder of the result file; the main one of a model lies in none.
+        table: folder of the result file below `results/`; "" for a model's main table.
+        short: whether the README shows it.
     """
 
     method: str
@@ -31,6 +32,7 @@ class Entry:
     fast: str
     paper: str = ""
     table: str = ""
+    short: bool = True
 
 
 _SHORTCUT_PAPER = (
@@ -51,6 +53,7 @@ ENTRIES = (
         model="maskgit-scenes",
         full="vanilla-16",
         fast="reuse-16:6",
+        short=False,
     ),
     Entry(
         method="no guidance",
@@ -65,6 +68,7 @@ ENTRIES = (
         full="vanilla-16",
         fast="unguided+shortcut-16:6",
         table="guidance",
+        short=False,
     ),
     Entry(
         method="MIGM-Shortcut",
@@ -104,6 +108,7 @@ ENTRIES = (
         full="vanilla-16",
         fast="mar-scenes-marval-16",
         paper=_MARVAL_PAPER,
+        short=False,
     ),
     Entry(
         method="MARVAL-RL",
@@ -124,52 +129,61 @@ ENTRIES = (
 _HEADINGS = (
     "method",
     "model",
-    "full model",
-    "judge, fd_scenes",
-    "with the method",
-    "judge, fd_scenes",
+    "baseline",
+    "accelerated",
+    "judge ↑, baseline",
+    "judge ↑, accelerated",
+    "judge ↑, fewer steps at equal GFLOP",
+    "FD ↓, baseline",
+    "FD ↓, accelerated",
+    "FD ↓, fewer steps at equal GFLOP",
     "GFLOP, times fewer",
     "ms, times fewer",
-    "fewer steps at that cost",
     "its paper, on its own models",
 )
+_NUM_SHORT = len(_HEADINGS) - 2
+"""Columns of the short table: not the times, which vary with the machine, and not the papers."""
 
 
-def table(*, papers: bool = True) -> str:
-    """The whole of it, in Markdown, or without the papers' own figures."""
+def table(*, short: bool = False) -> str:
+    """The whole table in Markdown, or the README's rows and columns of it."""
     cells = []
     for entry in ENTRIES:
+        if short and not entry.short:
+            continue
         report = read_report(RESULTS / entry.table / f"{entry.model}-quality.json")
         rows = {row.name: row for row in report.rows}
         cells.append(_cells(entry, rows[entry.full], rows[entry.fast]))
-    if papers:
+    if not short:
         return markdown_cells(_HEADINGS, cells)
-    return markdown_cells(_HEADINGS[:-1], [row[:-1] for row in cells])
+    return markdown_cells(_HEADINGS[:_NUM_SHORT], [row[:_NUM_SHORT] for row in cells])
 
 
 def _cells(entry: Entry, full: RowSummary, fast: RowSummary) -> tuple[str, ...]:
-    equal_cost = (
-        ""
-        if fast.equal_cost_score is None or fast.equal_cost_fd_scenes is None
-        else f"{fast.equal_cost_score:.3f}, {fast.equal_cost_fd_scenes:.0f}"
-    )
+    equal_score, equal_distance = fast.equal_cost_score, fast.equal_cost_fd_scenes
     return (
         entry.method,
         entry.model,
-        entry.full,
-        _quality(full),
-        entry.fast,
-        _quality(fast),
+        _steps(entry.full),
+        _steps(entry.fast),
+        f"{full.score.mean:.3f}",
+        f"{fast.score.mean:.3f}",
+        "" if equal_score is None else f"{equal_score:.3f}",
+        f"{full.fd_scenes.mean:.0f}",
+        f"{fast.fd_scenes.mean:.0f}",
+        "" if equal_distance is None else f"{equal_distance:.0f}",
         f"{full.gflop_per_picture / fast.gflop_per_picture:.1f}",
         f"{full.ms_per_picture / fast.ms_per_picture:.1f}",
-        equal_cost,
         entry.paper,
     )
 
 
-def _quality(row: RowSummary) -> str:
-    return f"{row.score.mean:.3f}, {row.fd_scenes.mean:.0f}"
+def _steps(row: str) -> str:
+    """The decode steps that a row's name states: "shortcut-16:6" is "16 steps, 6 full"."""
+    steps = row.rsplit("-", 1)[-1]
+    decode, colon, full = steps.partition(":")
+    return f"{decode} steps, {full} full" if colon else f"{steps.partition('x')[0]} steps"
 
 
 if __name__ == "__main__":
-    print(table(papers="--without-papers" not in sys.argv[1:]))
+    print(table(short="--short" in sys.argv[1:]))
