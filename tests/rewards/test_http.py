@@ -2,20 +2,23 @@
 
 import base64
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, RemoteDisconnected
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from swiftmask.rewards import http_client
 from swiftmask.rewards.http_client import HttpReward, to_pngs
-from swiftmask.rewards.http_server import Limits, Reward, RewardService, make_server
+from swiftmask.rewards.http_server import Limits, Reward, RewardServer, RewardService, make_server
 
 
 @contextmanager
@@ -253,6 +256,73 @@ def test_a_sender_that_falls_silent_is_dropped() -> None:
         with pytest.raises(RemoteDisconnected):
             connection.getresponse()
         connection.close()
+
+
+def test_a_sender_that_dribbles_is_dropped_at_the_deadline() -> None:
+    with serving(brightness, Limits(idle_s=5, deadline_s=0.3)) as url:
+        address = url.removeprefix("http://").split(":")
+        with socket.create_connection((address[0], int(address[1])), timeout=30) as connection:
+            connection.sendall(b"POST /score HTTP/1.0\r\nContent-Length: 100000\r\n\r\n")
+            started = time.monotonic()
+            with suppress(ConnectionError):
+                while time.monotonic() - started < 20:
+                    connection.sendall(b" ")
+                    time.sleep(0.05)
+            assert time.monotonic() - started < 10, "never silent, and still dropped"
+        assert HttpReward(url=url)(pictures(1), ["a"]).isfinite().all(), "the server lives on"
+
+
+def test_few_requests_are_read_at_once_and_the_others_are_told() -> None:
+    limits = Limits(num_readers=1, idle_s=0.3, deadline_s=30)
+    with serving(brightness, limits) as url:
+        holder = HTTPConnection(url.removeprefix("http://"), timeout=30)
+        holder.putrequest("POST", "/score")
+        holder.putheader("Content-Length", "10")
+        holder.endheaders(b"h")
+        dribble = threading.Event()
+
+        def keep_sending() -> None:
+            while not dribble.wait(0.1):
+                with suppress(OSError):
+                    holder.send(b" ")
+
+        sender = threading.Thread(target=keep_sending)
+        sender.start()
+        try:
+            assert post(url, request_text()) == (503, "too many requests wait: try again later")
+        finally:
+            dribble.set()
+            sender.join()
+            holder.close()
+
+
+def test_connections_beyond_the_limit_are_told_to_come_again() -> None:
+    with serving(brightness, Limits(num_connections=1, idle_s=5)) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30):
+            time.sleep(0.1)
+            with socket.create_connection((host, int(port)), timeout=30) as second:
+                assert second.recv(100).startswith(b"HTTP/1.0 503")
+
+
+def test_a_small_file_of_many_pixels_is_refused_before_it_is_unpacked() -> None:
+    file = BytesIO()
+    Image.new("1", (8000, 8000)).save(file, "PNG")
+    bomb = base64.b64encode(file.getvalue()).decode()
+    assert len(bomb) < 200_000
+    with serving(brightness) as url:
+        status, said = post(url, request_text(images=[bomb]))
+    assert status == 400 and "more than 16777216 pixels" in said
+
+
+def test_an_empty_host_is_refused() -> None:
+    for host in ("", " "):
+        with pytest.raises(ValueError, match=r"the host is empty.*0\.0\.0\.0"):
+            make_server(RewardService(reward=brightness, name="x"), host=host)
+
+
+def test_many_may_knock_at_once() -> None:
+    assert RewardServer.request_queue_size >= 128
 
 
 def test_the_reward_is_called_by_one_thread_at_a_time() -> None:

@@ -1,15 +1,19 @@
 """A small reference server for the protocol of `http_client`: one reward, and the standard library.
 
-It has no passwords and no encryption: keep it inside a network you trust. Each request is decoded in a thread
-of its own; the reward itself is called by one thread at a time.
+It has no passwords and no encryption: keep it inside a network you trust. Each connection has a thread, of
+which there are few; few of them read a body at once, and one at a time decodes pictures and calls the reward.
+So memory is bounded: bodies of `Limits.num_readers` requests and the pictures of one.
 """
 
 import base64
+import io
 import json
 import logging
 import math
 import re
+import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -42,14 +46,20 @@ class Limits:
     Attributes:
         num_bytes: of its body.
         num_images: pictures.
-        num_pixels: of all its pictures together (12 bytes each in memory).
-        idle_s: seconds its sender may be silent.
+        num_pixels: of all its pictures together (18 bytes each in memory); 16 pictures of 1024x1024.
+        idle_s: seconds its sender may be silent, and that it may wait for its turn.
+        deadline_s: seconds from connecting to the last byte of the body.
+        num_readers: requests that are read, decoded or scored at once; others wait.
+        num_connections: connections that are open at once; others are told to come again.
     """
 
     num_bytes: int = 64 * 2**20
     num_images: int = 256
-    num_pixels: int = 2**26
+    num_pixels: int = 2**24
     idle_s: float = 60.0
+    deadline_s: float = 120.0
+    num_readers: int = 4
+    num_connections: int = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,18 +84,48 @@ class RewardService:
         Errors: ValueError for a bad request, also where the reward itself says so (a prompt it cannot read);
         anything else is the reward's failure.
         """
-        images_B3HW, prompts = read_request(body, self.limits)
         with self._one_at_a_time, torch.no_grad():
+            images_B3HW, prompts = read_request(body, self.limits)
             return _checked(self.reward(images_B3HW.to(self.device), prompts), len(prompts))
 
 
-def make_server(service: RewardService, *, host: str = "127.0.0.1", port: int = 0) -> ThreadingHTTPServer:
+class RewardServer(ThreadingHTTPServer):
+    """A thread a connection, up to `Limits.num_connections`."""
+
+    request_queue_size = 128
+
+    def __init__(self, service: RewardService, address: tuple[str, int]) -> None:
+        self.readers = threading.BoundedSemaphore(service.limits.num_readers)
+        self._connections = threading.BoundedSemaphore(service.limits.num_connections)
+        super().__init__(address, partial(_Conversation, service))
+
+    def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
+        if self._connections.acquire(blocking=False):
+            super().process_request(request, client_address)
+            return
+        with suppress(OSError):
+            request.setblocking(False)
+            request.sendall(
+                b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
+            )
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._connections.release()
+
+
+def make_server(service: RewardService, *, host: str = "127.0.0.1", port: int = 0) -> RewardServer:
     """A server that listens; `serve_forever()` answers. Port 0 takes a free one (`server_port` tells).
 
-    Errors: ValueError if it cannot listen there.
+    Errors: ValueError if it cannot listen there, or for an empty host, which would mean every address.
     """
+    if not host.strip():
+        raise ValueError("the host is empty, which listens on every address: say 0.0.0.0 if that is meant")
     try:
-        return ThreadingHTTPServer((host, port), partial(_Conversation, service))
+        return RewardServer(service, (host, port))
     except (OSError, OverflowError) as error:
         raise ValueError(
             f"cannot listen on {host}:{port} ({first_line(error)}): choose another host or port"
@@ -124,7 +164,7 @@ def _read_pictures(pictures: list[str], num_pixels: int) -> Tensor:
     sizes = {tuple(image_3HW.shape[1:]) for image_3HW in images_3HW}
     if len(sizes) > 1:
         raise ValueError(f"pictures of one request need one size, got {sorted(sizes)}")
-    return torch.stack(images_3HW).float() / 255
+    return torch.stack(images_3HW).float().div_(255)
 
 
 def _read_png(text: str, index: int, num_pixels: int) -> Tensor:
@@ -151,6 +191,25 @@ def _checked(scores: Tensor | Sequence[float | None], num_images: int) -> list[f
     return [None if math.isnan(number) else number for number in numbers]
 
 
+class _Sender(io.RawIOBase):
+    """What a connection sends, until its silence or the whole takes too long (TimeoutError)."""
+
+    def __init__(self, connection: socket.socket, limits: Limits) -> None:
+        self._connection = connection
+        self._idle_s = limits.idle_s
+        self._deadline = time.monotonic() + limits.deadline_s
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the sender took too long")
+        self._connection.settimeout(min(self._idle_s, left_s))
+        return self._connection.recv_into(buffer)
+
+
 class _Conversation(BaseHTTPRequestHandler):
     """One connection, one request."""
 
@@ -158,9 +217,11 @@ class _Conversation(BaseHTTPRequestHandler):
         self.service = service
         super().__init__(*connection)  # pyright: ignore[reportArgumentType]
 
+    server: RewardServer
+
     def setup(self) -> None:
         super().setup()
-        self.connection.settimeout(self.service.limits.idle_s)
+        self.rfile = io.BufferedReader(_Sender(self.connection, self.service.limits))
 
     def handle(self) -> None:
         with suppress(ConnectionError):  # the asker is gone
@@ -180,9 +241,17 @@ class _Conversation(BaseHTTPRequestHandler):
             self._discard(int(length))
             said = f"the body has {length} bytes, at most {self.service.limits.num_bytes} are read"
             self._answer(*_refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{said}: send fewer pictures"))
+        elif self.path != "/score":
+            self._discard(int(length))
+            self._answer(*_unknown(self.path))
+        elif self.server.readers.acquire(timeout=self.service.limits.idle_s):
+            try:
+                answer = self._score(self.rfile.read(int(length)))
+            finally:
+                self.server.readers.release()
+            self._answer(*answer)
         else:
-            body = self.rfile.read(int(length))
-            self._answer(*(self._score(body) if self.path == "/score" else _unknown(self.path)))
+            self._answer(*_refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests wait: try again later"))
 
     def _score(self, body: bytes) -> Answer:
         try:
@@ -195,7 +264,7 @@ class _Conversation(BaseHTTPRequestHandler):
             return _refused(HTTPStatus.INTERNAL_SERVER_ERROR, said)
 
     def _discard(self, length: int) -> None:
-        """Reads some of what nobody wants: a sender still sending would never see the answer."""
+        """Read some of what nobody wants: a sender still sending would never see the answer."""
         left = min(length, 4 * self.service.limits.num_bytes)
         while left > 0 and (piece := self.rfile.read(min(left, 2**20))):
             left -= len(piece)
