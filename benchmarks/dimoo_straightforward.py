@@ -18,48 +18,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swiftmask.cli.random_models import dimoo_around
 from swiftmask.core.decode import prepare_condition
 from swiftmask.core.llama import LlamaBlock, Rotary
 from swiftmask.core.protocol import Noise, SamplingOptions
 from swiftmask.core.rng import SeededNoise
 from swiftmask.core.tokens import CategoricalTokens, guide
 from swiftmask.core.types import Canvas, Decision, Step
-from swiftmask.core.vq_codec import VQConfig, build_vq_codec
 from swiftmask.evaluate.speed import Task, time_in_turn
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
-from swiftmask.models.lumina_dimoo.layout import Layout, PromptCondition, Vocabulary
+from swiftmask.models.lumina_dimoo.layout import Layout, PromptCondition
 from swiftmask.models.lumina_dimoo.network import Backbone
 from swiftmask.models.lumina_dimoo.unmask import by_plain_confidence
 from swiftmask.models.lumina_dimoo.weights import RELEASED, random_backbone
 from swiftmask.recipes.provenance import measurement
 
 STEPS = 64
-GRID = (32, 32)
-"""Of a 512x512 picture."""
-
-_CODEC = VQConfig(
-    block_out_channels=(128, 256, 256, 512, 768),
-    layers_per_block=2,
-    latent_channels=64,
-    num_vq_embeddings=8192,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class FixedPrompts:
-    """Whatever is asked for, a prompt of `length` tokens; no tokenizer is needed to measure speed."""
-
-    length: int = 80
-    null_ids: tuple[int, ...] = tuple(range(1, 15))
-
-    def ids(self, text: str) -> list[int]:
-        return list(range(1, 1 + self.length))
-
-    def settings(self) -> dict[str, object]:
-        return {"length": self.length}
-
-    def save(self, folder: Path) -> None:
-        """Nothing: `settings` says all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +87,6 @@ def _run(block: LlamaBlock, x_1TD: Tensor, rotary: Rotary) -> Tensor:
     normed_1TD = block.ff_norm(x_1TD)
     gate_1TF, up_1TF = (F.linear(normed_1TD, weight) for weight in block.gate_up_weight.chunk(2))
     return x_1TD + block.ff_out(F.silu(gate_1TF) * up_1TF)
-
-
-def random_model(backbone: Backbone) -> LuminaDiMOO:
-    """A model of 512x512 pictures around a backbone of the released widths; its codec is never run."""
-    with torch.device("meta"):
-        codec = build_vq_codec(_CODEC)
-    return LuminaDiMOO(backbone, codec, FixedPrompts(), vocabulary=Vocabulary(), grid=GRID)
 
 
 def shallower(model: LuminaDiMOO, depth: int) -> LuminaDiMOO:
@@ -219,7 +186,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     chosen = _arguments()
     dtype = getattr(torch, chosen.dtype)
-    model = random_model(random_backbone(max(chosen.layers), dtype=dtype, device=chosen.device))
+    model = dimoo_around(random_backbone(max(chosen.layers), dtype=dtype, device=chosen.device))
     rows = measure(model, chosen.layers, num_steps=STEPS, repeats=chosen.repeats)
     for row in rows:
         print(

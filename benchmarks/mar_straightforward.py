@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swiftmask.api import load
+from swiftmask.cli.random_models import random_pipeline
 from swiftmask.core.protocol import Noise, SamplingOptions
 from swiftmask.core.rng import SeededNoise
 from swiftmask.core.tokens import gather_rows, guide
@@ -30,11 +31,9 @@ from swiftmask.core.types import Canvas, Step
 from swiftmask.evaluate.speed import Task, time_in_turn
 from swiftmask.methods.marval import Student, make_student, network_parameters
 from swiftmask.models.mar import MAR
-from swiftmask.models.mar.codec import KLCodec, KLConfig
 from swiftmask.models.mar.diffusion import Process, respaced, respaced_timesteps
 from swiftmask.models.mar.head import HeadNetwork
-from swiftmask.models.mar.network import Network
-from swiftmask.models.mar.weights import RELEASED, random_network
+from swiftmask.models.mar.weights import RELEASED
 from swiftmask.recipes.provenance import measurement
 
 GUIDANCE = 2.9
@@ -208,27 +207,10 @@ def step_tasks(model: MAR, student: Student, step: Step, batch: int) -> dict[str
 
 def model_of(name: str) -> MAR:
     """Random weights in a released size, or a bundled model or folder."""
-    if name in RELEASED:
-        return with_unused_codec(random_network(name))
-    model = load(name).model
+    model = (random_pipeline(name) if name in RELEASED else load(name)).model
     if not isinstance(model, MAR):
         raise SystemExit(f"{name} is no MAR")
     return model
-
-
-def with_unused_codec(network: Network) -> MAR:
-    """A model whose codec is never run."""
-    sizes = network.config
-    with torch.device("meta"):
-        codec = KLConfig(
-            ch=32,
-            ch_mult=(1,),
-            num_res_blocks=1,
-            attn_resolutions=(),
-            resolution=sizes.grid,
-            z_channels=sizes.channels,
-        )
-        return MAR(network, KLCodec(codec))
 
 
 def _arguments() -> argparse.Namespace:

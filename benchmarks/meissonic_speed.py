@@ -24,10 +24,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from swiftmask.api import device_named
+from swiftmask.cli.random_models import meissonic_around
 from swiftmask.core.decode import prepare_condition
 from swiftmask.core.rng import SeededNoise
 from swiftmask.core.types import Canvas, Schedule, Trajectory
-from swiftmask.core.vq_codec import VQConfig, build_vq_codec
 from swiftmask.evaluate.memory import peak_memory_bytes, reset_peak_memory
 from swiftmask.evaluate.speed import matmul_task, time_in_turn
 from swiftmask.evaluate.summary import write_text
@@ -37,7 +37,6 @@ from swiftmask.methods.speed_rl.rollouts import Replay
 from swiftmask.methods.speed_rl.training import Lesson, SpeedRLBatch
 from swiftmask.models.meissonic import Meissonic
 from swiftmask.models.meissonic.network import Transformer
-from swiftmask.models.meissonic.text import TextConfig, build_text_encoder, word_tokenizer
 from swiftmask.models.meissonic.weights import RELEASED, random_transformer
 from swiftmask.pipeline import Pipeline
 from swiftmask.recipes.provenance import commit, machine
@@ -101,37 +100,11 @@ class Report:
     command: str
 
 
-def build(transformer: Transformer, side: int) -> Meissonic:
-    """The transformer in a model that draws `side` squared tokens of its blocks."""
-    sizes = transformer.config
-    text = TextConfig(
-        vocab_size=4,
-        hidden_size=sizes.text_width,
-        intermediate_size=sizes.text_width,
-        projection_dim=sizes.width,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        eos_token_id=0,
-    )
-    codec = VQConfig(
-        block_out_channels=(128, 256, 256, 512, 768),
-        layers_per_block=2,
-        latent_channels=64,
-        num_vq_embeddings=sizes.codebook_size,
-    )
-    with transformer.device:
-        encoder = build_text_encoder(text, word_tokenizer(["picture"], length=text.max_position_embeddings))
-    with torch.device("meta"):
-        decoder = build_vq_codec(codec)
-    pixels = side * sizes.stride * codec.downscale
-    return Meissonic(transformer, encoder, decoder, size=(pixels, pixels)).requires_grad_(False)
-
-
 def on_meta(chosen: argparse.Namespace) -> Meissonic:
     """The same model without memory, to count operations."""
     with torch.device("meta"):
         transformer = Transformer(RELEASED[chosen.model]).eval()
-    return build(transformer, chosen.side)
+    return meissonic_around(transformer, side=chosen.side)
 
 
 def replay_of(model: Meissonic, schedule: Schedule, batch: int) -> Replay:
@@ -254,7 +227,8 @@ def measure(chosen: argparse.Namespace) -> Report:
     def autocast() -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=chosen.precision == "bf16")
 
-    model, counted = build(random_transformer(chosen.model).to(device), chosen.side), on_meta(chosen)
+    model = meissonic_around(random_transformer(chosen.model).to(device), side=chosen.side)
+    counted = on_meta(chosen)
     config = SpeedRLConfig(
         tuning=TuningConfig(method=chosen.method, targets=TARGETS[chosen.method]),
         num_generations=2,

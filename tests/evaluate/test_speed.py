@@ -1,15 +1,29 @@
 """Timing: what is timed is the decode loop's own step, and operations are counted where attention counts."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from swiftmask.core.decode import FullFeatures
+from swiftmask.core.protocol import FeatureFn
 from swiftmask.core.types import Canvas, Features, Record, Step
 from swiftmask.evaluate.memory import peak_memory_bytes, reset_peak_memory
-from swiftmask.evaluate.speed import SpeedSetup, Timing, matmul_task, measure_speed, step_tasks, time_in_turn
+from swiftmask.evaluate.speed import (
+    StepKind,
+    Timing,
+    matmul_task,
+    measure_steps,
+    middle,
+    num_rounds,
+    step_task,
+    time_in_turn,
+)
 from swiftmask.methods.shortcut import Shortcut, ShortcutFeatures
+from swiftmask.models.mar import MAR
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.pipeline import Pipeline
 
@@ -64,14 +78,26 @@ class _Recorded:
         return Features(self.model.features(canvas, condition))  # type: ignore[arg-type]
 
 
+def kind_of(model: Any, features_fn: FeatureFn, *, steps: int, flops: int, accelerated: bool) -> StepKind:
+    pipeline = Pipeline(model, features_fn=features_fn, full_steps=2 if accelerated else None)
+    return StepKind(
+        name="fast" if accelerated else "full",
+        model=model,
+        features_fn=features_fn,
+        schedule=pipeline.schedule(steps),
+        flops=flops,
+        accelerated=accelerated,
+    )
+
+
 def test_a_timed_step_is_a_step_in_the_middle_of_a_decode(golden_maskgit: MaskGIT) -> None:
-    schedule = Pipeline(golden_maskgit).schedule(4)
     features_fn = _Recorded(golden_maskgit)
-    full, fast = step_tasks(golden_maskgit, features_fn, schedule, index=2, batch=3)
+    kind = kind_of(golden_maskgit, features_fn, steps=4, flops=1, accelerated=True)
+    task = step_task(kind, 3)
     with torch.inference_mode():
-        full()
-        fast()
-    (_, before, nothing), (canvas, step, previous) = features_fn.asked
+        task()
+        task()
+    (_, before, nothing), (canvas, step, previous), again = features_fn.asked
     assert nothing is None
     assert before.full
     assert not step.full
@@ -79,31 +105,49 @@ def test_a_timed_step_is_a_step_in_the_middle_of_a_decode(golden_maskgit: MaskGI
     assert previous.step.index == 1
     assert previous.features.features_GBTD.shape[:2] == (2, 3), "both guidance branches, whole batch"
     assert torch.equal(previous.after.masked_BL, canvas.masked_BL)
-    assert canvas.masked_BL.sum(1).tolist() == [schedule[2].num_masked_before] * 3
+    assert canvas.masked_BL.sum(1).tolist() == [kind.schedule[2].num_masked_before] * 3
+    assert again[0] is canvas
 
 
-def test_the_report_adds_up(golden_maskgit: MaskGIT, golden_shortcut: Shortcut) -> None:
-    features_fn = ShortcutFeatures(golden_maskgit, golden_shortcut)
-    pipeline = Pipeline(golden_maskgit, features_fn=features_fn, full_steps=2)
-    setup = SpeedSetup(
-        model=golden_maskgit,
-        accelerated=features_fn,
-        schedule=pipeline.schedule(6),
-        full_flops=1000,
-        fast_flops=100,
+def test_continuous_tokens_are_timed_too(golden_mar: MAR) -> None:
+    model: Any = golden_mar
+    kind = kind_of(model, FullFeatures(model), steps=4, flops=1, accelerated=False)
+    with torch.inference_mode():
+        record = step_task(kind, 2)()
+    assert isinstance(record, Record)
+    assert (record.step.index, record.step.full) == (2, True)
+    assert record.after.tokens_BL.isfinite().all()
+
+
+def test_the_costs_add_up(golden_maskgit: MaskGIT, golden_shortcut: Shortcut) -> None:
+    model: Any = golden_maskgit
+    full = kind_of(model, FullFeatures(model), steps=6, flops=1000, accelerated=False)
+    features_fn = ShortcutFeatures(model, golden_shortcut)
+    fast = kind_of(model, features_fn, steps=6, flops=100, accelerated=True)
+    rounds: list[None] = []
+    peak, costs = measure_steps(
+        [full, fast],
         dtype=torch.float32,
+        batch=3,
         repeats=2,
         matmul_sizes=(32,),
+        on_round=lambda: rounds.append(None),
     )
-    rounds: list[None] = []
-    report = measure_speed(
-        setup, model_name="tiny", machine="m", command="c", on_round=lambda: rounds.append(None)
-    )
-    assert len(rounds) == setup.num_rounds
-    assert (report.steps, report.full_steps) == (6, 2)
-    assert report.share == pytest.approx((2 + 4 / report.ratio) / 6)
-    assert report.peak_share * report.matmul_peak_flops * report.full_step_ms / 1000 == pytest.approx(1000)
-    assert report.peak_memory_bytes > 0
+    assert len(rounds) == num_rounds(2)
+    assert [cost.kind for cost in costs] == ["full", "fast"]
+    assert [cost.full_steps for cost in costs] == [6, 2]
+    assert [cost.flops for cost in costs] == [3000, 300]
+    assert costs[1].speedup == costs[0].ms / costs[1].ms
+    assert costs[0].decode_share == 1
+    assert costs[1].decode_share == pytest.approx((2 + 4 / costs[1].speedup) / 6)
+    assert costs[1].peak_share * peak * costs[1].ms / 1000 == pytest.approx(300)
+    assert all(cost.peak_memory_bytes > 0 for cost in costs)
+
+
+def test_a_step_needs_one_before_it(golden_maskgit: MaskGIT) -> None:
+    schedule = Pipeline(golden_maskgit).schedule(4)[:1]
+    with pytest.raises(ValueError, match="expected at least 2 steps, got 1"):
+        middle(schedule)
 
 
 def test_peak_memory_sees_a_large_allocation() -> None:

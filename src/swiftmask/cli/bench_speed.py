@@ -1,33 +1,36 @@
-"""`swiftmask bench speed`: one full step and one shortcut step, timed beside the machine's matmul peak."""
+"""`swiftmask bench speed`: every kind of decode step of a model, timed beside the matmul peak."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from swiftmask.cli import measure
 
 if TYPE_CHECKING:
-    from swiftmask.evaluate.speed import SpeedReport, SpeedSetup, Task
+    from swiftmask.evaluate.speed import SpeedReport, StepKind
     from swiftmask.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSpeed:
-    """Time one full and one shortcut step beside the machine's matmul peak, all in the same run.
+    """Time a full step and every accelerated one beside the machine's matmul peak, all in the same run.
 
     Attributes:
-        model: a released size (maskgit-256, maskgit-512) with --random-weights, or any model `load` takes.
+        model: a released size with --random-weights (maskgit-256, maskgit-512, mar-b, mar-l, mar-h,
+            meissonic-512, meissonic-1024, lumina-dimoo), or any model `load` takes.
         random_weights: build the released size with random weights: speed does not depend on them.
-        shortcut: shortcut of a loaded model ("auto" is its own).
+        layers: blocks of a random lumina-dimoo; all 32 take 16 GB in bfloat16.
+        shortcut: of a loaded model ("auto" is its own if it has one, "none" is none).
+        marval: MARVAL student of a loaded MAR, likewise.
         dtype: of weights and features.
         device: where to run ("cpu", "cuda").
-        batch: pictures per step.
-        steps: decode steps of the whole decode that `share` is about.
-        full_steps: how many of them run the backbone.
+        batch: images per step.
+        steps: decode steps of the whole decode; default the model's own.
+        full_steps: of those, how many run the backbone beside a shortcut; default the shortcut's own.
         repeats: timed rounds, after two that do not count.
-        whole: time whole decodes for `share`, instead of adding up measured steps.
         matmul_sizes: sides of the square matmuls; the fastest is the peak.
         out: also write the JSON to this file.
         json: print JSON instead of a table.
@@ -35,38 +38,28 @@ class BenchSpeed:
 
     model: Annotated[str, tyro.conf.Positional]
     random_weights: bool = False
+    layers: int | None = None
     shortcut: str = "auto"
+    marval: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
     batch: int = 1
-    steps: int = 32
-    full_steps: int = 12
+    steps: int | None = None
+    full_steps: int | None = None
     repeats: int = 10
-    whole: bool = False
     matmul_sizes: tuple[int, ...] = (2048, 4096)
     out: Path | None = None
     json: bool = False
 
     def run(self) -> int:
         """Measure and print."""
-        from swiftmask.evaluate.speed import measure_speed
+        from swiftmask.evaluate.speed import num_rounds
         from swiftmask.evaluate.summary import write_text
-        from swiftmask.recipes.provenance import machine
 
-        measure.check_budget(self.steps, self.full_steps)
-        if self.batch < 1 or self.repeats < 1 or self.steps < 2 or not self.matmul_sizes:
-            raise ValueError(
-                "--batch and --repeats must be at least 1, --steps at least 2, --matmul-sizes given"
-            )
-        setup = self._setup()
-        with measure.progress("timing", setup.num_rounds) as advance:
-            report = measure_speed(
-                setup,
-                model_name=self.model + (" (random weights)" if self.random_weights else ""),
-                machine=machine(),
-                command=self.command(),
-                on_round=lambda: advance(1, "rounds"),
-            )
+        self._check()
+        kinds = self.kinds()
+        with measure.progress("timing", num_rounds(self.repeats)) as advance:
+            report = self._measure(kinds, lambda: advance(1, "rounds"))
         if self.out is not None:
             write_text(self.out, _as_json(report))
         if self.json:
@@ -80,75 +73,131 @@ class BenchSpeed:
         words: list[object] = ["bench", "speed", self.model]
         words += ["--random-weights"] if self.random_weights else ["--shortcut", self.shortcut]
         words += ["--dtype", self.dtype, "--device", self.device, "--batch", self.batch]
-        words += ["--steps", self.steps, "--full-steps", self.full_steps, "--repeats", self.repeats]
-        return measure.command_line(*words, *(["--whole"] if self.whole else []))
+        for name in ("layers", "steps", "full_steps"):
+            if (value := getattr(self, name)) is not None:
+                words += [f"--{name.replace('_', '-')}", value]
+        return measure.command_line(*words, "--repeats", self.repeats)
 
-    def _setup(self) -> "SpeedSetup":
+    def kinds(self) -> "list[StepKind]":
+        """The kinds of step that the model has, the full one first."""
+        base = self._base()
+        shortcut = self._with_shortcut(base)
+        student = self._with_student(base)
+        accelerated = {"shortcut": shortcut, "ml-cache": _with_ml_cache(base)}
+        found = [step_kind("full", base)]
+        found += [step_kind(name, fast) for name, fast in accelerated.items() if fast is not None]
+        return found if student is None else [*found, step_kind("marval", student)]
+
+    def _check(self) -> None:
+        if self.batch < 1 or self.repeats < 1 or not self.matmul_sizes:
+            raise ValueError("--batch and --repeats must be at least 1, --matmul-sizes given")
+        if self.steps is not None and self.steps < 2:
+            raise ValueError(f"--steps must be at least 2, got {self.steps}")
+        if self.layers is not None and not self.random_weights:
+            raise ValueError("--layers is for --random-weights: a loaded model has its own")
+
+    def _measure(self, kinds: "list[StepKind]", on_round: Callable[[], None]) -> "SpeedReport":
         import torch
 
-        from swiftmask.evaluate.speed import SpeedSetup
+        from swiftmask.evaluate.speed import SpeedReport, measure_steps
+        from swiftmask.recipes.provenance import commit, machine
 
-        fast = self._pipeline()
-        assert fast.features_fn is not None
-        schedule = fast.schedule(self.steps)
-        index = max(1, self.steps // 2)
-        before, step = replace(schedule[index - 1], full=True), schedule[index]
-        vanilla = replace(fast, features_fn=None, full_steps=None, _flops={})
-        both = fast.flops([before, replace(step, full=False)])
-        return SpeedSetup(
-            model=fast.model,
-            accelerated=fast.features_fn,
-            schedule=schedule,
-            full_flops=self.batch * vanilla.flops([replace(step, full=True)]),
-            fast_flops=self.batch * (both - vanilla.flops([before])),
+        peak, costs = measure_steps(
+            kinds,
             dtype=getattr(torch, self.dtype),
             batch=self.batch,
             repeats=self.repeats,
-            decodes=(self._decode_with(fast), self._decode_with(vanilla)) if self.whole else None,
             matmul_sizes=self.matmul_sizes,
+            on_round=on_round,
+        )
+        layers = "" if self.layers is None else f", {self.layers} layers"
+        return SpeedReport(
+            model=self.model + (f" (random weights{layers})" if self.random_weights else ""),
+            kinds=costs,
+            matmul_peak_flops=peak,
+            steps=len(kinds[0].schedule),
+            batch=self.batch,
+            repeats=self.repeats,
+            dtype=self.dtype,
+            device=str(kinds[0].model.device),
+            threads=torch.get_num_threads(),
+            machine=machine(),
+            torch=torch.__version__,
+            commit=commit(),
+            command=self.command(),
         )
 
-    def _pipeline(self) -> "Pipeline":
-        from swiftmask.api import accelerate, load
-
-        if self.random_weights:
-            return self._random_pipeline()
-        shortcut = measure.shortcut_of(self.model, self.shortcut)
-        base = load(self.model, dtype=self.dtype, device=self.device)
-        return accelerate(base, shortcut=shortcut, full_steps=self.full_steps)
-
-    def _random_pipeline(self) -> "Pipeline":
+    def _base(self) -> "Pipeline":
         import torch
 
+        from swiftmask.api import load
+        from swiftmask.cli.random_models import random_pipeline
+
+        if self.random_weights:
+            dtype = getattr(torch, self.dtype)
+            base = random_pipeline(self.model, device=self.device, dtype=dtype, layers=self.layers)
+        else:
+            base = load(self.model, dtype=self.dtype, device=self.device)
+        return base if self.steps is None else replace(base, steps=self.steps)
+
+    def _with_shortcut(self, base: "Pipeline") -> "Pipeline | None":
         from swiftmask.api import accelerate
-        from swiftmask.methods.shortcut import RELEASED_SHORTCUT, Shortcut
-        from swiftmask.models.maskgit import MaskGIT
-        from swiftmask.models.maskgit.codec import VQGAN
-        from swiftmask.models.maskgit.weights import RELEASED_VQGAN, random_transformer
-        from swiftmask.pipeline import Pipeline
+        from swiftmask.cli.random_models import random_shortcut
 
-        transformer = random_transformer(self.model).to(self.device, getattr(torch, self.dtype))
-        with torch.device("meta"):
-            codec = VQGAN(RELEASED_VQGAN)  # no step touches the codec, so it takes no memory
-        model: Any = MaskGIT(transformer, codec).requires_grad_(False)  # the protocol's Condition is wider
-        base = Pipeline(model, name=self.model)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            shortcut = Shortcut(RELEASED_SHORTCUT).requires_grad_(False)
-        return accelerate(base, shortcut=shortcut, full_steps=self.full_steps)
+        if self.random_weights:
+            found = random_shortcut(base)
+            if found is None:
+                return None
+            network, own_full_steps = found
+            full_steps = min(own_full_steps, base.steps) if self.full_steps is None else self.full_steps
+        elif self.shortcut == "none" or (
+            self.shortcut == "auto" and not measure.has_own(self.model, "shortcut")
+        ):
+            return None
+        else:
+            network, full_steps = measure.shortcut_of(self.model, self.shortcut), self.full_steps
+        if full_steps is not None:
+            measure.check_budget(base.steps, full_steps)
+        return accelerate(base, shortcut=network, full_steps=full_steps)
 
-    def _decode_with(self, pipeline: "Pipeline") -> "Task":
-        from swiftmask.core.rng import SeededNoise
+    def _with_student(self, base: "Pipeline") -> "Pipeline | None":
+        from swiftmask.api import accelerate
+        from swiftmask.cli.random_models import untrained_student
 
-        model, schedule = pipeline.model, pipeline.schedule(self.steps)
+        if self.random_weights:
+            student = untrained_student(base)
+            return None if student is None else accelerate(base, marval=student)
+        if self.marval == "none" or (self.marval == "auto" and not measure.has_own(self.model, "marval")):
+            return None
+        return accelerate(base, marval=measure.marval_of(self.model, self.marval))
 
-        def decode_once() -> object:
-            noise = SeededNoise(range(self.batch), model.spec.num_tokens, model.device)
-            return pipeline._decode(
-                model.encode([0] * self.batch), schedule, noise, model.blank(self.batch), None
-            )
 
-        return decode_once
+def step_kind(name: str, pipeline: "Pipeline") -> "StepKind":
+    """The middle step of a pipeline's decode, with its operations counted."""
+    from swiftmask.core.decode import FullFeatures
+    from swiftmask.evaluate.speed import StepKind, middle
+
+    schedule = pipeline.schedule()
+    index = middle(schedule)
+    accelerated = pipeline.features_fn is not None
+    steps = [replace(schedule[index - 1], full=True), replace(schedule[index], full=not accelerated)]
+    return StepKind(
+        name=name,
+        model=pipeline.model,
+        features_fn=pipeline.features_fn or FullFeatures(pipeline.model),
+        schedule=schedule,
+        flops=pipeline.flops(steps) - pipeline.flops(steps[:1]),
+        accelerated=accelerated,
+    )
+
+
+def _with_ml_cache(base: "Pipeline") -> "Pipeline | None":
+    from swiftmask.api import accelerate
+    from swiftmask.methods.caching import ml_cache_full_steps
+
+    if not hasattr(base.model, "features_and_cache"):
+        return None
+    return accelerate(base, caching="ml-cache", full_steps=ml_cache_full_steps(base.steps))
 
 
 def _as_json(report: "SpeedReport") -> str:
@@ -161,24 +210,30 @@ def _print_speed(report: "SpeedReport") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        title=f"{report.model}, {report.dtype}, batch {report.batch}, {report.device}", show_header=False
-    )
-    lines = (
-        ("full step", f"{report.full_step_ms:.1f} ms (IQR {report.full_step_iqr_ms:.1f})"),
-        ("shortcut step", f"{report.shortcut_step_ms:.2f} ms (IQR {report.shortcut_step_iqr_ms:.2f})"),
-        ("full / shortcut", f"{report.ratio:.1f}"),
-        ("operations of a full step", f"{report.full_step_flops / 1e9:.1f} GFLOP"),
-        ("matmul peak", f"{report.matmul_peak_flops / 1e9:.0f} GFLOP/s"),
-        ("full step, share of that peak", f"{100 * report.peak_share:.0f} %"),
-        (
-            f"{report.steps} steps with {report.full_steps} full, of all full",
-            f"{report.share:.2f} ({report.share_from})",
-        ),
-        ("peak memory", f"{report.peak_memory_bytes / 1e6:.0f} MB"),
-        ("machine", report.machine),
-        ("command", report.command),
-    )
-    for line in lines:
-        table.add_row(*line)
-    Console().print(table)
+    table = Table(title=f"{report.model}, {report.dtype}, batch {report.batch}, {report.device}")
+    for column in (
+        "step",
+        "ms (IQR)",
+        "speed-up",
+        "GFLOP",
+        "of peak",
+        "peak MB",
+        "full steps",
+        "decode share",
+    ):
+        table.add_column(column)
+    for cost in report.kinds:
+        table.add_row(
+            cost.kind,
+            f"{cost.ms:.1f} ({cost.iqr_ms:.1f})",
+            f"{cost.speedup:.1f}",
+            f"{cost.flops / 1e9:.1f}",
+            f"{100 * cost.peak_share:.0f} %",
+            f"{cost.peak_memory_bytes / 1e6:.0f}",
+            f"{cost.full_steps} of {report.steps}",
+            f"{cost.decode_share:.2f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"matmul peak {report.matmul_peak_flops / 1e9:.0f} GFLOP/s; {report.machine}", style="dim")
+    console.print(report.command, style="dim")

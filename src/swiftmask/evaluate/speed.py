@@ -1,19 +1,19 @@
-"""How long one decode step takes, with and without the backbone, beside what the machine's matmul can do.
+"""Time, memory and operations of one decode step of each kind, beside the machine's matmul peak.
 
 A step is the decode loop's own: features (all guidance branches in one forward), head, sampling, writing.
-The tasks are timed in turn, round after round, so that whatever else the machine does hits all of them alike;
-medians and interquartile ranges are reported, after warm-up rounds that do not count. Speed does not depend
-on the weights, so random ones do.
+Tasks are timed in turn, round after round, so that other load on the machine hits all of them alike. Figures
+are medians and interquartile ranges after warm-up rounds that do not count. Speed does not depend on the
+weights, so random ones will do (cli/random_models.py builds the released sizes).
 """
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from swiftmask.core.decode import FullFeatures, decode, prepare_condition
+from swiftmask.core.decode import decode, prepare_condition
 from swiftmask.core.protocol import Condition, FeatureFn, MaskedGenerator
 from swiftmask.core.rng import SeededNoise
 from swiftmask.core.types import Canvas, Features, Record, Schedule, Step
@@ -46,39 +46,77 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpeedReport:
-    """What `swiftmask bench speed` prints; operations and times are of a whole batch.
+class StepKind:
+    """One way to compute a decode step.
 
     Attributes:
-        ratio: how many shortcut steps one full step costs.
-        peak_share: achieved operations per second of a full step over `matmul_peak_flops`.
-        share: time of `steps` steps with `full_steps` full ones over that of all full ones.
-        share_from: how `share` came about.
-        peak_memory_bytes: while the steps ran (process on a CPU, allocator on a GPU).
+        name: "full", "shortcut", "ml-cache" or "marval".
+        model: the base model, or the student in its place.
+        features_fn: `FullFeatures(model)`, or the accelerator that replaces the backbone.
+        schedule: of a whole decode; `full` says which of its steps run the backbone.
+        flops: operations of the timed step of one image.
+        accelerated: whether the timed step skips the backbone.
     """
 
-    full_step_ms: float
-    shortcut_step_ms: float
-    full_step_flops: int
-    matmul_peak_flops: float
+    name: str
+    model: MaskedGenerator
+    features_fn: FeatureFn
+    schedule: Schedule
+    flops: int
+    accelerated: bool
+
+    @property
+    def index(self) -> int:
+        """The step that is timed: the one in the middle of the decode."""
+        return middle(self.schedule)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCost:
+    """What a step of one kind costs; times, operations and memory are of the whole batch.
+
+    Attributes:
+        peak_share: operations per second over those of the fastest matmul.
+        peak_memory_bytes: during one step (resident memory of the process on a CPU, allocator on a GPU).
+        speedup: time of a step of the first kind, the full model's, over this one's.
+        full_steps: how many steps of the decode run the backbone.
+        decode_share: time of the decode over that of one with all steps as the first kind, added up from the
+            measured steps.
+    """
+
+    kind: str
+    ms: float
+    iqr_ms: float
+    flops: int
     peak_share: float
     peak_memory_bytes: int
-    ratio: float
-    share: float
-    share_from: str
-    shortcut_step_flops: int
-    full_step_iqr_ms: float
-    shortcut_step_iqr_ms: float
-    steps: int
+    speedup: float
     full_steps: int
+    decode_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedReport:
+    """What `swiftmask bench speed` prints, with the same keys for every model.
+
+    Attributes:
+        kinds: the full step first.
+        steps: of the whole decode.
+        matmul_peak_flops: operations per second of the fastest square matmul in the same run.
+    """
+
+    model: str
+    kinds: tuple[StepCost, ...]
+    matmul_peak_flops: float
+    steps: int
     batch: int
     repeats: int
-    model: str
     dtype: str
     device: str
     threads: int
     machine: str
     torch: str
+    commit: str
     command: str
 
 
@@ -128,30 +166,90 @@ def matmul_task(size: int, device: torch.device, dtype: torch.dtype) -> tuple[Ta
     return lambda: torch.mm(left, right, out=out), 2 * size**3
 
 
-def step_tasks(
-    model: MaskedGenerator, accelerated: FeatureFn, schedule: Schedule, *, index: int, batch: int
-) -> tuple[Task, Task]:
-    """Step `index` of the decode loop with the full model, and with `accelerated` in place of the backbone.
+def middle(schedule: Schedule) -> int:
+    """Index of the step in the middle of a decode. Errors: ValueError for fewer than two steps."""
+    if len(schedule) < 2:
+        raise ValueError(f"a step is timed after another: expected at least 2 steps, got {len(schedule)}")
+    return len(schedule) // 2
 
-    Which tokens are on the canvas does not matter for speed, only how many are masked: they are random.
+
+def measure_steps(
+    kinds: Sequence[StepKind],
+    *,
+    dtype: torch.dtype,
+    batch: int = 1,
+    repeats: int = 10,
+    matmul_sizes: Sequence[int] = (2048, 4096),
+    on_round: Callable[[], None] = lambda: None,
+) -> tuple[float, tuple[StepCost, ...]]:
+    """Matmul peak in operations per second, and the cost of every kind of step, all timed in turn.
+
+    Args:
+        kinds: the full model's first: speed-ups are against it.
+        dtype: of the matmuls.
+        matmul_sizes: sides of the square matmuls.
+        on_round: called `num_rounds(repeats)` times.
     """
-    if not 1 <= index < len(schedule):
-        raise ValueError(f"the step to time must be one of 1..{len(schedule) - 1}, got {index}")
-    first = 0 if model.spec.draws == "class" else ""
-    condition = prepare_condition(model, model.encode([first] * batch), schedule)  # type: ignore[list-item]
-    canvas = _random_canvas(model, schedule[index - 1].num_masked_before, batch)
-    records: list[Record] = []
-    with torch.inference_mode():
-        _run_step(
-            model, condition, replace(schedule[index - 1], full=True), canvas, accelerated, records.append
-        )
-    previous = records[0]
-    full, fast = replace(schedule[index], full=True), replace(schedule[index], full=False)
-    after = previous.after
-    return (
-        lambda: _run_step(model, condition, full, after, FullFeatures(model)),
-        lambda: _run_step(model, condition, fast, after, _Continued(accelerated, previous)),
+    device = kinds[0].model.device
+    steps = {kind.name: step_task(kind, batch) for kind in kinds}
+    matmuls = {f"matmul-{size}": matmul_task(size, device, dtype) for size in matmul_sizes}
+    timings = time_in_turn(
+        steps | {name: task for name, (task, _) in matmuls.items()},
+        device,
+        repeats=repeats,
+        on_round=on_round,
     )
+    peak = max(flops / timings[name].best_s for name, (_, flops) in matmuls.items())
+    full_ms = timings[kinds[0].name].median_ms
+    costs = []
+    for kind in kinds:
+        timing, flops, num_steps = timings[kind.name], batch * kind.flops, len(kind.schedule)
+        num_full = sum(step.full for step in kind.schedule)
+        at_full_ms = full_ms if kind.accelerated else timing.median_ms
+        total_ms = num_full * at_full_ms + (num_steps - num_full) * timing.median_ms
+        costs.append(
+            StepCost(
+                kind=kind.name,
+                ms=timing.median_ms,
+                iqr_ms=timing.iqr_ms,
+                flops=flops,
+                peak_share=flops / (timing.median_ms / 1000) / peak,
+                peak_memory_bytes=memory_of(steps[kind.name], device),
+                speedup=full_ms / timing.median_ms,
+                full_steps=num_full,
+                decode_share=total_ms / (num_steps * full_ms),
+            )
+        )
+    return peak, tuple(costs)
+
+
+def num_rounds(repeats: int, warmup: int = 2) -> int:
+    """How often every task is run."""
+    return repeats + warmup
+
+
+def memory_of(task: Task, device: torch.device) -> int:
+    """Peak memory in bytes during one call."""
+    reset_peak_memory(device)
+    with torch.inference_mode():
+        task()
+    return peak_memory_bytes(device)
+
+
+def step_task(kind: StepKind, batch: int) -> Task:
+    """The timed step of `kind`, ready to run again and again.
+
+    The step before it runs here, with the backbone. Which tokens are on the canvas does not matter for speed,
+    only how many are masked: they are random.
+    """
+    model, before, step = kind.model, kind.schedule[kind.index - 1], kind.schedule[kind.index]
+    first = 0 if model.spec.draws == "class" else "image"
+    with torch.inference_mode():
+        condition = prepare_condition(model, model.encode([first] * batch), kind.schedule)  # type: ignore[list-item]
+        canvas = random_canvas(model, before.num_masked_before, batch)
+        previous = _run_step(model, condition, replace(before, full=True), canvas, kind.features_fn)
+    timed, features_fn = replace(step, full=not kind.accelerated), _Continued(kind.features_fn, previous)
+    return lambda: _run_step(model, condition, timed, previous.after, features_fn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,15 +268,11 @@ class _Continued:
 
 
 def _run_step(
-    model: MaskedGenerator,
-    condition: Condition,
-    step: Step,
-    canvas: Canvas,
-    features_fn: FeatureFn,
-    on_step: Callable[[Record], None] | None = None,
-) -> None:
+    model: MaskedGenerator, condition: Condition, step: Step, canvas: Canvas, features_fn: FeatureFn
+) -> Record:
     noise = SeededNoise(range(len(condition)), model.spec.num_tokens, model.device)
     unmask = model.unmask_rule(canvas, noise)
+    records: list[Record] = []
     decode(
         model,
         condition,
@@ -187,119 +281,17 @@ def _run_step(
         canvas=canvas,
         features_fn=features_fn,
         unmask=unmask,
-        on_step=on_step,
+        on_step=records.append,
     )
+    return records[0]
 
 
-def _random_canvas(model: MaskedGenerator, num_masked: int, batch: int) -> Canvas:
-    spec = model.spec
-    if spec.codebook_size is None:
-        raise ValueError(f"{spec.name} has continuous tokens: its steps cannot be timed yet")
+def random_canvas(model: MaskedGenerator, num_masked: int, batch: int) -> Canvas:
+    """Random tokens, of which a random `num_masked` of every image are masked."""
+    spec, blank = model.spec, model.blank(batch)
     order_BL = torch.rand(batch, spec.num_tokens, device=model.device).argsort(dim=1)
-    codes_BL = torch.randint(spec.codebook_size, (batch, spec.num_tokens), device=model.device)
     masked_BL = order_BL < num_masked
-    return Canvas(codes_BL.masked_fill(masked_BL, spec.mask_id), masked_BL, num_masked)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpeedSetup:
-    """What to time.
-
-    Attributes:
-        full_flops, fast_flops: operations of a full and of an accelerated step, whole batch.
-        decodes: whole decodes (accelerated, full) to time as well; None computes their ratio from the steps.
-        matmul_sizes: sides of the square matmuls; the fastest counts as the peak.
-    """
-
-    model: MaskedGenerator
-    accelerated: FeatureFn
-    schedule: Schedule
-    full_flops: int
-    fast_flops: int
-    dtype: torch.dtype
-    batch: int = 1
-    repeats: int = 10
-    decodes: tuple[Task, Task] | None = None
-    matmul_sizes: tuple[int, ...] = (2048, 4096)
-
-    @property
-    def num_rounds(self) -> int:
-        return self.repeats + 2
-
-
-def measure_speed(
-    setup: SpeedSetup,
-    *,
-    model_name: str,
-    machine: str,
-    command: str,
-    on_round: Callable[[], None] = lambda: None,
-) -> SpeedReport:
-    """Time full steps, accelerated steps and matmuls in turn; `schedule` says where the full steps lie."""
-    device = setup.model.device
-    full, fast = middle_step_tasks(setup)
-    tasks = {"full": full, "fast": fast} | matmul_tasks(setup)
-    reset_peak_memory(device)
-    timings = time_in_turn(tasks, device, repeats=setup.repeats, on_round=on_round)
-    return speed_report(setup, timings, model_name=model_name, machine=machine, command=command)
-
-
-def middle_step_tasks(setup: SpeedSetup) -> tuple[Task, Task]:
-    """The step in the middle of the schedule, full and accelerated."""
-    index = max(1, len(setup.schedule) // 2)
-    return step_tasks(setup.model, setup.accelerated, setup.schedule, index=index, batch=setup.batch)
-
-
-def matmul_tasks(setup: SpeedSetup) -> dict[str, Task]:
-    """Square matmuls by name."""
-    device, dtype = setup.model.device, setup.dtype
-    return {f"matmul-{size}": matmul_task(size, device, dtype)[0] for size in setup.matmul_sizes}
-
-
-def speed_report(
-    setup: SpeedSetup, timings: Mapping[str, Timing], *, model_name: str, machine: str, command: str
-) -> SpeedReport:
-    """From the timings "full", "fast" and those of `matmul_tasks`, and the peak memory so far."""
-    device, steps = setup.model.device, len(setup.schedule)
-    num_full = sum(step.full for step in setup.schedule)
-    share, share_from = _share(setup, timings, num_full)
-    peak = max(2 * size**3 / timings[f"matmul-{size}"].best_s for size in setup.matmul_sizes)
-    full_ms, fast_ms = timings["full"].median_ms, timings["fast"].median_ms
-    return SpeedReport(
-        full_step_ms=full_ms,
-        shortcut_step_ms=fast_ms,
-        full_step_flops=setup.full_flops,
-        matmul_peak_flops=peak,
-        peak_share=setup.full_flops / (full_ms / 1000) / peak,
-        peak_memory_bytes=peak_memory_bytes(device),
-        ratio=full_ms / fast_ms,
-        share=share,
-        share_from=share_from,
-        shortcut_step_flops=setup.fast_flops,
-        full_step_iqr_ms=timings["full"].iqr_ms,
-        shortcut_step_iqr_ms=timings["fast"].iqr_ms,
-        steps=steps,
-        full_steps=num_full,
-        batch=setup.batch,
-        repeats=setup.repeats,
-        model=model_name,
-        dtype=str(setup.dtype).removeprefix("torch."),
-        device=str(device),
-        threads=torch.get_num_threads(),
-        machine=machine,
-        torch=torch.__version__,
-        command=command,
-    )
-
-
-def _share(setup: SpeedSetup, timings: Mapping[str, Timing], num_full: int) -> tuple[float, str]:
-    steps = len(setup.schedule)
-    if setup.decodes is None:
-        full_ms, fast_ms = timings["full"].median_ms, timings["fast"].median_ms
-        share = (num_full * full_ms + (steps - num_full) * fast_ms) / (steps * full_ms)
-        return share, "computed from the measured steps"
-    names = ("accelerated", "vanilla")
-    whole = time_in_turn(
-        dict(zip(names, setup.decodes, strict=True)), setup.model.device, repeats=3, warmup=1
-    )
-    return whole["accelerated"].median_ms / whole["vanilla"].median_ms, "measured whole decodes, median of 3"
+    if spec.codebook_size is None:
+        return Canvas(torch.randn_like(blank.tokens_BL), masked_BL, num_masked)
+    codes_BL = torch.randint(spec.codebook_size, (batch, spec.num_tokens), device=model.device)
+    return Canvas(torch.where(masked_BL, blank.tokens_BL, codes_BL), masked_BL, num_masked)

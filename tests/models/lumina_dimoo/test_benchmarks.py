@@ -3,7 +3,6 @@
 import importlib
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
@@ -12,8 +11,6 @@ import torch
 
 from swiftmask.core.decode import prepare_condition
 from swiftmask.core.protocol import SamplingOptions
-from swiftmask.evaluate.speed import SpeedReport
-from swiftmask.methods.shortcut import RotaryShortcut, RotaryShortcutConfig
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
@@ -22,11 +19,6 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 @pytest.fixture
 def straightforward(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     yield from imported("dimoo_straightforward", monkeypatch)
-
-
-@pytest.fixture
-def speed(straightforward: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    yield from imported("dimoo_speed", monkeypatch)
 
 
 def imported(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
@@ -72,31 +64,3 @@ def test_fewer_blocks_share_the_weights(straightforward: ModuleType, golden_dimo
     whole = {id(p) for p in golden_dimoo.backbone.parameters()}
     assert {id(p) for p in shallow.backbone.parameters()} < whole
     assert len(shallow.backbone.blocks) == 1
-
-
-def test_speed_has_the_keys_of_bench_speed(speed: ModuleType, golden_dimoo: LuminaDiMOO) -> None:
-    sizes = RotaryShortcutConfig(width=64, bottleneck_width=8, num_heads=2, mlp_width=8)
-    shortcut = RotaryShortcut(sizes).eval().requires_grad_(False)
-    reports, whole = speed.measure(
-        golden_dimoo,
-        shortcut,
-        [1, 2],
-        batch=2,
-        num_steps=8,
-        shortcut_budget=3,
-        repeats=1,
-        matmul_sizes=(16,),
-    )
-    assert all(isinstance(report, SpeedReport) for report in reports)
-    assert [report.full_steps for report in reports] == [3, 4]
-    shortcut_report, cache_report = reports
-    assert 0 < shortcut_report.shortcut_step_flops < shortcut_report.full_step_flops
-    assert 0 < cache_report.shortcut_step_flops < cache_report.full_step_flops
-    assert shortcut_report.full_step_ms == cache_report.full_step_ms, "measured once"
-    assert whole.shortcut_step_ms == shortcut_report.shortcut_step_ms
-    assert whole.layers == 32
-    share = (3 + 5 * whole.shortcut_step_ms / whole.full_step_ms) / 8
-    assert whole.shortcut_share == pytest.approx(share)
-    assert {"full_step_ms", "peak_share", "peak_memory_bytes"} <= {
-        field.name for field in fields(SpeedReport)
-    }
