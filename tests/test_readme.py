@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,39 +100,37 @@ def test_the_speed_of_meissonic_is_the_measured_one() -> None:
 def test_the_speed_of_lumina_dimoo_is_the_measured_one() -> None:
     page = (ROOT / "docs" / "lumina_dimoo.md").read_text()
     found = json.loads((RESULTS / "dimoo-speed.json").read_text())
-    (shortcut, ml_cache), (whole,) = found["rows"], found["whole_model"]
-    assert f"| 4 layers, measured | {_dimoo_cells(shortcut, ml_cache)} |" in page
-    times = [whole[f"{part}_step_ms"] for part in ("full", "shortcut", "ml_cache")]
-    assert f"| 32 layers, computed from 2 and 4 | {' | '.join(f'{ms:.0f}' for ms in times)} |" in page
-    batches = json.loads((RESULTS / "dimoo-speed-batch4.json").read_text())["rows"]
-    for shortcut, ml_cache in zip(batches[::2], batches[1::2], strict=True):
-        assert f"| {shortcut['batch']} | {_dimoo_cells(shortcut, ml_cache)} |" in page
+    assert f"| {_dimoo_cells(found)} |" in page
+    for batch in (1, 4):
+        found = json.loads((RESULTS / f"dimoo-speed-2-layers-batch{batch}.json").read_text())
+        assert f"| {batch} | {_dimoo_cells(found)} |" in page
     for row in json.loads((RESULTS / "dimoo-straightforward.json").read_text())["rows"]:
         cells = [f"{row['ours_ms']:.0f}", f"{row['straightforward_ms']:.0f}", f"{row['ratio']:.2f} x"]
         assert f" | {' | '.join(cells)} |" in page
 
 
-def _dimoo_cells(shortcut: dict[str, float], ml_cache: dict[str, float]) -> str:
-    times = [shortcut["full_step_ms"], shortcut["shortcut_step_ms"], ml_cache["shortcut_step_ms"]]
-    cells = [f"{ms:.0f}" for ms in times]
-    cells += [f"{100 * shortcut['peak_share']:.0f} %", f"{shortcut['peak_memory_bytes'] / 1e9:.1f}"]
+def _dimoo_cells(report: dict[str, Any]) -> str:
+    full = report["kinds"][0]
+    cells = [f"{kind['ms']:.0f}" for kind in report["kinds"]]
+    cells += [f"{100 * full['peak_share']:.0f} %", f"{full['peak_memory_bytes'] / 1e9:.1f}"]
     return " | ".join(cells)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_speed_table_is_the_measured_one(dtype: str) -> None:
     found = json.loads((RESULTS / f"maskgit-512-speed-{dtype}.json").read_text())
-    speed = found["full_step_flops"] / (found["full_step_ms"] / 1000)
+    full, shortcut = found["kinds"]
+    speed = full["flops"] / (full["ms"] / 1000)
     cells = [
         dtype,
-        f"{found['full_step_ms']:.0f}",
-        f"{found['shortcut_step_ms']:.1f}",
-        f"{found['ratio']:.1f} x",
-        f"{found['share']:.3f}",
+        f"{full['ms']:.0f}",
+        f"{shortcut['ms']:.1f}",
+        f"{shortcut['speedup']:.1f} x",
+        f"{shortcut['decode_share']:.3f}",
         f"{speed / 1e12:.2f}",
         f"{found['matmul_peak_flops'] / 1e12:.2f}",
-        f"{100 * found['peak_share']:.0f} %",
-        f"{found['peak_memory_bytes'] / 2**30:.2f}",
+        f"{100 * full['peak_share']:.0f} %",
+        f"{full['peak_memory_bytes'] / 2**30:.2f}",
     ]
     page = (ROOT / "docs" / "results.md").read_text()
     assert f"| {' | '.join(cells)} |" in page

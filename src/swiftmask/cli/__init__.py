@@ -31,7 +31,7 @@ COMMANDS = {
         "bench", "BenchQuality", "Quality against cost, over step counts and accelerators."
     ),
     "bench speed": Command(
-        "bench_speed", "BenchSpeed", "Time a full step and a shortcut step beside the machine's peak."
+        "bench_speed", "BenchSpeed", "Time a full step and every accelerated one beside the matmul peak."
     ),
     "bench report": Command(
         "bench_report",
