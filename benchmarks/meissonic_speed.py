@@ -212,7 +212,7 @@ def time_update(
     model: Meissonic, config: SpeedRLConfig, replay: Replay, autocast: Autocast, repeats: int
 ) -> Update:
     trainer, device = SpeedRLTrainer(model, config), model.device
-    parameters = list(trained_parameters(trainer.policy.model).values())
+    parameters = list(trained_parameters(trainer.policy).values())
     optimizer = torch.optim.AdamW(parameters)
     reset_peak_memory(device)
     milliseconds = median_ms(update_task(trainer, replay, autocast), device, repeats)

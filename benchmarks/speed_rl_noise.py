@@ -70,7 +70,7 @@ def _gradient(trainer: SpeedRLTrainer, lessons: Sequence[Lesson], step: int) -> 
         alone = replace(lesson.replay, schedule=(lesson.replay.schedule[step],))
         weights_B1 = (lesson.weights_B * lesson.advantages_B)[:, None]
         loss = loss - (weights_B1 * scorer(alone).log_prob_BL).sum()
-    parameters = list(trained_parameters(trainer.policy.model).values())
+    parameters = list(trained_parameters(trainer.policy).values())
     return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)])
 
 

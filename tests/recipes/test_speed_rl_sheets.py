@@ -48,7 +48,7 @@ def test_a_line_of_the_same_pictures_for_every_step_count(golden_maskgit: MaskGI
     for step in range(1, 9):
         samples(step, trainer)
     with torch.no_grad():
-        trainer.policy.model.transformer.bias[:, 5] += 100  # type: ignore[attr-defined]
+        trainer.policy.transformer.bias[:, 5] += 100  # type: ignore[attr-defined]
     samples(12, trainer)
     names = ["step-000000.png", "step-000004.png", "step-000008.png", "step-000012.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names

@@ -1,11 +1,12 @@
 """Categorical tokens and the package's one convention of classifier-free guidance."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from swiftmask.core.protocol import Noise
+from swiftmask.core.protocol import MaskedGenerator, Noise
 from swiftmask.core.types import Step
 
 
@@ -25,6 +26,14 @@ def gather_rows(features_GBTD: Tensor, rows_BM: Tensor) -> Tensor:
     """The rows `rows_BM` of every branch: [G, B, M, D]."""
     index = rows_BM[None, :, :, None].expand(features_GBTD.shape[0], -1, -1, features_GBTD.shape[-1])
     return features_GBTD.gather(2, index)
+
+
+def feature_rows(model: MaskedGenerator, positions_BM: Tensor, num_rows: int) -> Tensor:
+    """Rows of canvas positions among `num_rows` features: the first ones in order, unless the model's
+    `columns` says otherwise.
+    """
+    columns: Callable[[Tensor, int], Tensor] | None = getattr(model, "columns", None)
+    return positions_BM if columns is None else columns(positions_BM, num_rows)
 
 
 @dataclass(frozen=True, slots=True)

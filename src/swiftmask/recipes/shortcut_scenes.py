@@ -54,18 +54,20 @@ class SceneShortcutRecipe:
         Errors: FileNotFoundError if there is no base. ValueError for settings that do not go together.
         """
         self.rounds.check(self.training)
-        precision = torch.float32 if self.training.precision == "no" else torch.bfloat16
-        head, teacher = self._read_base(), self._read_base().to(dtype=precision)
+        teacher = self._read_base()
+        name = run_name(self.name, teacher, self.shortcut, self.rounds, self.world)
         torch.manual_seed(self.training.seed)
-        shortcut = self._untrained(head)
+        shortcut = self._untrained(teacher)
+        precision = torch.float32 if self.training.precision == "no" else torch.bfloat16
+        teacher.to(device=training_device(), dtype=precision)
         rounds = TeacherRounds(teacher, self.rounds, self._labels_of(teacher), shortcut)
         trained = train(
-            ShortcutTrainer(shortcut, head, self.rounds),
+            ShortcutTrainer(shortcut, teacher, self.rounds),
             rounds.batch,
             train_step,
             self.training,
             folder,
-            name=run_name(self.name, head, self.shortcut, self.rounds, self.world),
+            name=name,
             on_log=on_log,
         )
         write_shortcut(
@@ -95,16 +97,15 @@ class SceneShortcutRecipe:
         return self.captions if base.spec.draws == "prompt" else self.classes
 
     def _read_base(self) -> Any:
+        """Frozen, in float32 on the CPU."""
         folder = require_model(self.base, setting="base", trained_by=self.base_name)
-        base = generator_class(describe(folder).family).from_pretrained(folder)
-        return base.requires_grad_(False).to(training_device())
+        return generator_class(describe(folder).family).from_pretrained(folder).requires_grad_(False)
 
     def _untrained(self, base: MaskedGenerator) -> AnyShortcut:
         """It starts as a copy of the old features."""
         if isinstance(self.shortcut, RotaryShortcutConfig):
             return RotaryShortcut(self.shortcut).start_as_copy()
-        shortcut = Shortcut(self.shortcut).start_as_copy().to(base.device)
-        return shortcut.fit_to_embeddings(_embeddings(base))
+        return Shortcut(self.shortcut).start_as_copy().fit_to_embeddings(_embeddings(base))
 
 
 def _embeddings(base: MaskedGenerator) -> torch.Tensor:

@@ -219,7 +219,7 @@ class SceneSpeedRLRecipe:
             trained = train(
                 trainer, rounds.batch, train_step, untracked, folder, name=name, on_log=log, on_save=samples
             )
-        return trained.policy.model
+        return trained.policy
 
     @property
     def _is_listed(self) -> bool:

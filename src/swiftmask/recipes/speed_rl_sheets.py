@@ -130,7 +130,7 @@ class Sheets:
         """The sheet of a checkpoint, if one is due."""
         assert isinstance(trainer, SpeedRLTrainer)
         if self._config.every and step % self._config.every == 0:
-            self.draw(step, trainer.policy.model)
+            self.draw(step, trainer.policy)
 
     def first(self, base: MaskedGenerator) -> None:
         """What all others are compared with: the base's own sheet, once."""

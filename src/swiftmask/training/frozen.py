@@ -11,8 +11,8 @@ T = TypeVar("T")
 class Outside(Generic[T]):
     """Holds a module (a teacher, a reward) that is not part of its holder.
 
-    `nn.Module` does not look inside, and a deep copy of the holder (the averaged model is one) points to
-    the same object instead of keeping a second one in memory.
+    `nn.Module` does not look inside, and a deep copy of the holder (average.py makes one) points to the same
+    object instead of keeping a second one in memory.
     """
 
     __slots__ = ("value",)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
+from swiftmask.training.average import Average
 from swiftmask.training.checkpoint import load_checkpoint, save_checkpoint
 from swiftmask.training.processes import on_cpu, to_device
 from swiftmask.training.setup import (
@@ -27,7 +28,6 @@ from swiftmask.training.setup import (
     Metrics,
     TrainingConfig,
     TrainStep,
-    averaged,
     learning_rate_factor,
     make_optimizers,
     step_seed,
@@ -58,7 +58,7 @@ class Run:
 
     accelerator: Accelerator
     model: nn.Module
-    average: nn.Module
+    average: Average
     optimizers: list[Optimizer]
     folder: Path
     fingerprint: str
@@ -125,7 +125,7 @@ def _start(model: nn.Module, config: TrainingConfig, folder: Path, name: str) ->
     )
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(accelerator.device)
-    average = averaged(model, config.ema_decay)
+    average = Average(model, config.ema_decay)
     optimizers = make_optimizers(model, config)
     run = Run(accelerator, model, average, optimizers, folder, f"{name}: {config}")
     if run.checkpoint.exists():
@@ -158,7 +158,7 @@ def _one_step(run: Run, batches: Batches, train_step: TrainStep, config: Trainin
             group["lr"] = group["peak_lr"] * factor
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    run.average.update_parameters(accelerator.unwrap_model(run.model))  # type: ignore[operator]
+    run.average.update(accelerator.unwrap_model(run.model))
     run.step += 1
     return {"loss": loss.detach(), **_detached(metrics), "grad_norm": torch.as_tensor(norm)}
 
@@ -191,4 +191,4 @@ def _save(run: Run, on_save: Callable[[int, nn.Module], None] | None) -> None:
         return
     save_checkpoint(run.checkpoint, run.modules, run.optimizers, run.step, run.fingerprint)
     if on_save is not None:
-        on_save(run.step, run.average.module)  # type: ignore[arg-type]
+        on_save(run.step, run.average.module)

@@ -1,14 +1,12 @@
 """Settings every recipe shares, and the small pieces the loop is put together from."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 Metrics = dict[str, Tensor]
 TrainStep = Callable[..., tuple[Tensor, Metrics]]
@@ -89,18 +87,6 @@ def _muon(matrices: list[nn.Parameter], config: TrainingConfig) -> Optimizer:
         weight_decay=config.weight_decay,
         adjust_lr_fn="match_rms_adamw",  # rates are then comparable with AdamW's
     )
-
-
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """Exponential moving average with a warm-up, so that short runs are not dominated by the initial
-    weights.
-    """
-
-    def average(ema: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
-        weight = 1 - min(decay, (1 + int(num_averaged)) / (10 + int(num_averaged)))
-        torch._foreach_lerp_(list(ema), list(current), weight)
-
-    return AveragedModel(model, multi_avg_fn=average)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

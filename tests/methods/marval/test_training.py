@@ -18,10 +18,11 @@ from swiftmask.methods.marval.training import (
     train_step,
     turn_of,
 )
+from swiftmask.training.average import Average
 from swiftmask.training.checkpoint import save_checkpoint
 from swiftmask.training.frozen import Outside
 from swiftmask.training.loop import Progress, train
-from swiftmask.training.setup import TrainingConfig, averaged, step_seed
+from swiftmask.training.setup import TrainingConfig, step_seed
 
 WIDE = MaskLaw(lowest=0.3)
 CONFIG = MarvalConfig(guidance=1.5, mask=WIDE)
@@ -167,12 +168,15 @@ def test_state_holds_what_is_trained_and_copies_share_the_teacher(teacher, own):
     trainer = make_trainer(teacher, own, CONFIG)
     expected = {f"{part}.model.{name}" for part in ("student", "auxiliary") for name in own}
     assert set(trainer.state_dict()) == expected
-    average = averaged(trainer, 0.9)
-    assert set(average.state_dict()) == {"n_averaged"} | {f"module.{name}" for name in expected}
+    average = Average(trainer, 0.9)
+    assert set(average.state_dict()) == {"num_averaged"} | {f"module.{name}" for name in expected}
     assert isinstance(average.module, MarvalTrainer)
     assert average.module._teacher.value is teacher
+    teachers = {p.data_ptr() for p in teacher.parameters()}
+    frozen = {p.data_ptr() for p in average.module.parameters() if not p.requires_grad}
+    assert frozen <= teachers, "the codec, or the backbone of a head alone, is in memory twice"
     perturbed(trainer)
-    average.load_state_dict({"n_averaged": torch.tensor(1)} | {
+    average.load_state_dict({"num_averaged": torch.tensor(1)} | {
         f"module.{name}": value for name, value in trainer.state_dict().items()
     })  # fmt: skip
     for name, value in average.module.state_dict().items():

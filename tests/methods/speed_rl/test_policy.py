@@ -1,6 +1,5 @@
 """The policy: starts as its base, owns only what is trained, survives a round trip, merges."""
 
-import copy
 import json
 
 import pytest
@@ -9,9 +8,10 @@ from torch import Tensor
 
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.methods.speed_rl import TuningConfig, make_policy, merged, read_policy, write_policy
-from swiftmask.methods.speed_rl.policy import Policy, trained_parameters
+from swiftmask.methods.speed_rl.policy import trained_parameters
 from swiftmask.methods.speed_rl.rollouts import as_planned
 from swiftmask.models.maskgit import MaskGIT
+from swiftmask.training.average import Average
 
 METHODS = ["lora", "full"]
 
@@ -45,7 +45,8 @@ def test_everything_frozen_is_the_bases_memory(base, make_tuning, method):
     policy = make_policy(base, make_tuning(method))
     assert isinstance(policy, MaskGIT)
     bases = {p.data_ptr() for p in base.parameters()}
-    copied = copy.deepcopy(Policy(policy)).model
+    copied = Average(policy, 0.9).module
+    assert isinstance(copied, MaskGIT)
     for model in (policy, copied):
         own = trained_parameters(model)
         frozen = {p.data_ptr() for p in model.parameters() if not p.requires_grad}

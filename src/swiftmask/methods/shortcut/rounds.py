@@ -18,6 +18,7 @@ from swiftmask.core.decode import FullFeatures, decode, prepare_condition
 from swiftmask.core.protocol import Condition, MaskedGenerator, SamplingOptions
 from swiftmask.core.rng import SeededNoise
 from swiftmask.core.schedule import with_full_steps
+from swiftmask.core.tokens import feature_rows
 from swiftmask.core.types import Canvas, Features, Record, Step
 from swiftmask.methods.shortcut.features import AnyShortcut, ShortcutFeatures
 from swiftmask.training.setup import TrainingConfig, step_seed
@@ -206,17 +207,9 @@ class TeacherRounds:
         return Link(
             fresh=fresh[picked_X].float(),
             positions_BM=positions_BM,
-            rows_BM=_rows(self._model, positions_BM, num_rows),
+            rows_BM=feature_rows(self._model, positions_BM, num_rows),
             target_GBTD=features_GBTD[:, picked_B],
             ratio=step.num_masked_before / self._model.spec.num_tokens,
             guidance=step.guidance,
             temperature=step.temperature,
         )
-
-
-def _rows(model: MaskedGenerator, positions_BM: Tensor, num_rows: int) -> Tensor:
-    """Where canvas positions stand among `num_rows` features: first and in order, unless the model says
-    otherwise (`columns`, as for ML-Cache).
-    """
-    columns: Callable[[Tensor, int], Tensor] | None = getattr(model, "columns", None)
-    return positions_BM if columns is None else columns(positions_BM, num_rows)

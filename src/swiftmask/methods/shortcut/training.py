@@ -17,20 +17,22 @@ from swiftmask.core.protocol import MaskedGenerator
 from swiftmask.core.tokens import CategoricalTokens, gather_rows
 from swiftmask.methods.shortcut.features import AnyShortcut
 from swiftmask.methods.shortcut.rounds import Link, RolloutBatch, RoundsConfig
+from swiftmask.training.frozen import Outside
 
 
 class ShortcutTrainer(nn.Module):
     """The shortcut with its roll-out loss as `forward`.
 
     Args:
-        teacher: needed for the token term only (its head); its weights are not trained and not saved here.
+        teacher: the one of the rounds. Its head is needed for the token term; its weights are not trained,
+            not saved and not copied with this module.
         rounds: say how much the token term weighs.
     """
 
     def __init__(self, shortcut: AnyShortcut, teacher: MaskedGenerator, rounds: RoundsConfig) -> None:
         super().__init__()
         self.shortcut = shortcut
-        self._teacher = (teacher,)  # in a tuple, so that it is not a submodule
+        self._teacher = Outside(teacher)
         self._token_weight = rounds.token_weight
 
     def forward(self, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -73,13 +75,14 @@ class ShortcutTrainer(nn.Module):
         return total / predicted[..., 0].numel()
 
     def _log_probs(self, features_GBTD: Tensor, link: Link) -> Tensor:
-        (teacher,) = self._teacher
+        teacher = self._teacher.value
+        features_GBTD = features_GBTD.to(link.target_GBTD.dtype)  # the teacher's
         distribution = teacher.tokens(features_GBTD, link.positions_BM, link.guidance)
         if not isinstance(distribution, CategoricalTokens):
             raise ValueError(
                 f"token_weight needs categorical tokens, {teacher.spec.name} has none: set it to 0"
             )
-        return (distribution.logits_BMV / link.temperature).log_softmax(-1)
+        return (distribution.logits_BMV.float() / link.temperature).log_softmax(-1)
 
 
 def train_step(

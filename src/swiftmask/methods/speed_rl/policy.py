@@ -9,12 +9,11 @@ import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
 
 from torch import Tensor, nn
 
 from swiftmask.core.files import some
-from swiftmask.core.protocol import MaskedGenerator, Spec
+from swiftmask.core.protocol import MaskedGenerator, ScoringModel, Spec
 from swiftmask.methods.speed_rl.adapters import add_adapters
 
 
@@ -43,7 +42,7 @@ class TuningConfig:
             raise ValueError(f"tuning.lora_r must be at least 1, got {self.lora_r}")
 
 
-def make_policy(base: MaskedGenerator, tuning: TuningConfig) -> MaskedGenerator:
+def make_policy(base: MaskedGenerator, tuning: TuningConfig) -> ScoringModel:
     """A policy that starts as `base`, in eval mode; `base` is frozen.
 
     Errors: ValueError for a base that cannot score tokens, or targets that name nothing in it.
@@ -51,6 +50,7 @@ def make_policy(base: MaskedGenerator, tuning: TuningConfig) -> MaskedGenerator:
     require_log_prob(base.spec)
     policy = TUNINGS[tuning.method](base, tuning)
     as_module(policy).eval()
+    assert isinstance(policy, ScoringModel)
     return policy
 
 
@@ -65,19 +65,6 @@ def require_log_prob(spec: Spec) -> None:
 def trained_parameters(policy: MaskedGenerator) -> dict[str, nn.Parameter]:
     """The parameters that are the policy's own, by name."""
     return {name: p for name, p in as_module(policy).named_parameters() if p.requires_grad}
-
-
-class Policy(nn.Module):
-    """Holds a policy so that a deep copy of it (the averaged weights are one) shares what is frozen."""
-
-    def __init__(self, model: MaskedGenerator) -> None:
-        super().__init__()
-        self.model = model
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        module = as_module(self.model)
-        frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
-        return type(self)(copy.deepcopy(self.model, memo | frozen))
 
 
 def as_module(model: MaskedGenerator) -> nn.Module:

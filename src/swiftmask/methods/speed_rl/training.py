@@ -29,7 +29,7 @@ from swiftmask.methods.speed_rl.objective import (
     Surrogate,
     clipped_surrogate,
 )
-from swiftmask.methods.speed_rl.policy import Policy, make_policy
+from swiftmask.methods.speed_rl.policy import make_policy
 from swiftmask.methods.speed_rl.rollouts import Replay
 from swiftmask.training.frozen import Outside, keep_frozen_out_of_state
 from swiftmask.training.setup import Metrics
@@ -92,7 +92,7 @@ class SpeedRLTrainer(nn.Module):
     def __init__(self, base: MaskedGenerator, config: SpeedRLConfig) -> None:
         super().__init__()
         self.config = config
-        self.policy = Policy(make_policy(base, config.tuning))
+        self.policy = make_policy(base, config.tuning)
         self.round = Round(config.generation_batch_size, base.spec.num_tokens)
         self.filter = Filter(config.filter, config.num_generations)
         self._base = Outside(base)
@@ -107,7 +107,7 @@ class SpeedRLTrainer(nn.Module):
         """Scores recorded pictures under the policy as it is now."""
         config = self.config
         return Scorer(
-            policy=self.policy.model,
+            policy=self.policy,
             reference=self._base.value,
             kl=kl,
             policy_reading=POLICY_DISTRIBUTIONS[config.policy_distribution],
