@@ -147,6 +147,15 @@ class MaskedGenerator(Protocol):
         ...
 
 
+@runtime_checkable
+class ScoringModel(MaskedGenerator, Protocol):
+    """A base model that can score its tokens: what reinforcement learning needs."""
+
+    def null(self, condition: Any) -> Condition:
+        """The null branch of a one-branch condition, by itself."""
+        ...
+
+
 class DenoisingModel(MaskedGenerator, Protocol):
     """A base model whose head denoises one token at a time (MAR): what distilling that head needs.
 

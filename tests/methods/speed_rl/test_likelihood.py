@@ -80,6 +80,21 @@ def test_the_conditional_likelihood_is_another(base, drawn, replay):
     assert (scores.log_prob_BL - drawn.log_prob_BL).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("name", ["golden_meissonic", "golden_dimoo"])
+def test_likelihoods_are_those_of_the_decode_for_prompts_of_any_length(request, name):
+    """Meissonic's backbone is told how many steps are left; DiMOO's prompts are shorter or longer than the
+    null prompt, which moves the rows of a branch.
+    """
+    model, what = request.getfixturevalue(name), ["a red circle", "circle"]
+    schedule = tuple(model.schedule(4, num_masked=16, options=SamplingOptions(guidance=3.0)))
+    with torch.no_grad():
+        drawn = as_planned(model, what, [5, 6], schedule)
+        replay = Replay((0, 1), what, schedule, replace(drawn, log_prob_BL=None))
+        scores = scorer(model, model)(replay)
+    torch.testing.assert_close(scores.log_prob_BL, drawn.log_prob_BL, rtol=0, atol=1e-4)
+    torch.testing.assert_close(scores.kl_BL, torch.zeros(2, 16), rtol=0, atol=1e-5)
+
+
 def test_gradients_are_those_of_the_whole_decode_with_the_null_branch_held_still(base, drawn, replay):
     """A decode through frozen null features, and one through both, tell the two apart."""
     ours = gradients(scorer(base, base, "none")(replay).log_prob_BL.sum(), base)
@@ -111,6 +126,44 @@ def replayed_log_prob(model, replay: Replay, features_fn) -> Tensor:
     )
     assert replayed.log_prob_BL is not None
     return replayed.log_prob_BL
+
+
+@pytest.mark.parametrize(
+    ("of_policy", "of_kl", "kl", "rows"),
+    [
+        ("guided", "conditional", "ce", {"policy": 2 + 2, "reference": 2}),
+        ("guided", "guided", "ce", {"policy": 2 + 2, "reference": 2 + 2}),
+        ("guided", "conditional", "none", {"policy": 2 + 2, "reference": 0}),
+        ("conditional", "conditional", "ce", {"policy": 2, "reference": 2}),
+    ],
+)
+@pytest.mark.parametrize("run", list(ACTIVATIONS))
+def test_no_row_runs_through_a_backbone_in_vain(base, moved, of_policy, of_kl, kl, rows, run):
+    """Rows of one guided step of two pictures. The backward pass of `recomputed` repeats the conditional
+    rows and no others.
+    """
+    ran = {"policy": 0, "reference": 0}
+
+    def count(name: str):
+        def hook(module, inputs) -> None:
+            ran[name] += len(inputs[0])
+
+        return hook
+
+    base.transformer.register_forward_pre_hook(count("policy"))
+    moved.transformer.register_forward_pre_hook(count("reference"))
+    schedule = tuple(
+        replace(s, guidance=3.0) for s in base.schedule(4, num_masked=16, options=SamplingOptions())
+    )
+    with torch.no_grad():
+        drawn = as_planned(base, WHAT[:2], [5, 6], schedule)
+    ran["policy"] = 0
+    replay = Replay((0, 1), WHAT[:2], schedule, replace(drawn, log_prob_BL=None))
+    scores = scorer(base, moved, kl, of_policy=of_policy, of_kl=of_kl, run=run)(replay)
+    assert ran == {name: 4 * count for name, count in rows.items()}
+    gradients((scores.log_prob_BL + scores.kl_BL).sum(), base)
+    again = 2 if run == "recomputed" else 0
+    assert ran == {"policy": 4 * (rows["policy"] + again), "reference": 4 * rows["reference"]}
 
 
 def test_recomputing_changes_nothing(base, moved, replay):

@@ -27,7 +27,7 @@ def start(transparent, judges) -> Callable[..., tuple[SpeedRLTrainer, Rounds]]:
 
 
 def weights(trainer: SpeedRLTrainer) -> dict[str, Tensor]:
-    return trained_parameters(trainer.policy.model)
+    return trained_parameters(trainer.policy)
 
 
 def gradients(trainer: SpeedRLTrainer, loss: Tensor) -> list[Tensor]:
@@ -164,6 +164,27 @@ def test_processes_share_what_is_kept(start, make_config, make_training):
     assert weights == [[2.0], [0.0]]
 
 
+@pytest.mark.parametrize("kept", [[0, 3], [7], [0, 1, 2, 5, 6]])
+def test_every_kept_picture_weighs_the_same_whoever_has_it(start, make_config, make_training, kept):
+    """Of four processes some have none: what they run instead must not count, above all not the first
+    picture, if that one is kept.
+    """
+    trainer, rounds = start(make_config(filter=NO_FILTER), make_training(1))
+    rounds.batch(0, 0, 1)
+    trainer.round.kept_B.zero_()
+    trainer.round.kept_B[kept] = 1
+    total_B = torch.zeros(8)
+    for rank in range(4):
+        for lesson in rounds._lessons(0, 0, rank, 4):
+            for tokens_L, weight in zip(lesson.replay.trajectory.tokens_BL, lesson.weights_B, strict=True):
+                same_B = (trainer.round.tokens_BL == tokens_L).all(dim=1)
+                assert same_B.sum() == 1, "pictures differ, so that one can be told from another"
+                total_B[same_B] += weight / 4
+    expected_B = torch.zeros(8)
+    expected_B[kept] = 1 / len(kept)
+    torch.testing.assert_close(total_B, expected_B)
+
+
 def test_a_round_without_anything_to_learn_changes_nothing(transparent, judges, make_config, make_training):
     """Every picture is the same, so every group is dropped: a loss of zero, not NaN."""
     with torch.no_grad():
@@ -265,7 +286,7 @@ def test_a_resumed_run_is_exact_in_the_middle_of_a_round(start, make_config, mak
 def test_only_what_is_trained_is_saved(start, make_config, make_training):
     trainer, _ = start(make_config("lora"), make_training(1))
     saved = {name for name in trainer.state_dict() if "codec" not in name}
-    adapters = {f"policy.model.{name}" for name in weights(trainer)}
+    adapters = {f"policy.{name}" for name in weights(trainer)}
     buffers = {name for name, _ in trainer.named_buffers() if name.startswith(("round.", "filter."))}
     assert saved == adapters | buffers
 

@@ -5,10 +5,11 @@
 The order in which tokens were decided counts as part of the environment. A step's canvas follows from the
 trajectory, so steps are scored one by one, each computed again in the backward pass: what lives through an
 update is the activations of one step of a few pictures. Guided probabilities are those that were sampled
-from; gradients flow through the conditional branch alone, the null branch is held still.
+from; gradients flow through the conditional branch alone. The policy's null branch and the reference run
+once per step, without gradients: their features at the tokens of the step are kept for the backward pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from swiftmask.core.decode import FullFeatures, decode, prepare_condition
-from swiftmask.core.protocol import Condition, MaskedGenerator
+from swiftmask.core.decode import decode, prepare_condition
+from swiftmask.core.protocol import Condition, MaskedGenerator, ScoringModel
 from swiftmask.core.rng import ReplayNoise
-from swiftmask.core.tokens import CategoricalTokens
+from swiftmask.core.tokens import CategoricalTokens, feature_rows, gather_rows
 from swiftmask.core.types import Canvas, Features, Record, Step
 from swiftmask.core.unmask import as_recorded
 from swiftmask.methods.speed_rl.objective import KLEstimator
@@ -79,27 +80,36 @@ class Scores:
     entropy_BL: Tensor
 
 
-class ConditionalGradients:
-    """The full model's features with gradients through the conditional branch alone.
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What one step needs without gradients: features [G, B, N, D] at the N tokens it decided.
 
-    The null branch comes from a pass of its own: as one batch with the conditional one it would be
-    differentiated too. The pass with gradients goes first, since autocast remembers the weights it cast for
-    the other one without their history.
+    Attributes:
+        null_1BND: of the policy's null branch; None where the step is not guided.
+        reference_GBND: of the reference; None without a divergence.
     """
+
+    null_1BND: Tensor | None
+    reference_GBND: Tensor | None
+
+
+class _WithNull:
+    """The conditional branch's features, and beside them the null branch as it was held."""
 
     name = "backbone"
 
-    def __init__(self, model: MaskedGenerator, conditional: Condition) -> None:
-        self._full = FullFeatures(model)
-        self._conditional = conditional
+    def __init__(self, model: ScoringModel, positions_BN: Tensor, null_1BND: Tensor | None) -> None:
+        self._model = model
+        self._positions_BN = positions_BN
+        self._null_1BND = null_1BND
 
     def __call__(self, canvas: Canvas, condition: Condition, step: Step, previous: Record | None) -> Features:
-        features_GBTD = self._full(canvas, self._conditional, step, previous).features_GBTD
-        if step.guidance == 1.0:
-            return Features(features_GBTD)
-        with torch.no_grad():
-            held_GBTD = self._full(canvas, condition, step, previous).features_GBTD
-        return Features(torch.cat([features_GBTD, held_GBTD[1:]]))
+        features_1BTD = self._model.features(canvas, condition)
+        if self._null_1BND is None:
+            return Features(features_1BTD)
+        num_rows = features_1BTD.shape[2]
+        null_1BTD = _placed(self._model, self._null_1BND, self._positions_BN, num_rows)
+        return Features(torch.cat([features_1BTD, null_1BTD]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +124,7 @@ class Scorer:
         run: keeps the activations of a step, or computes them again.
     """
 
-    policy: MaskedGenerator
+    policy: ScoringModel
     reference: MaskedGenerator
     kl: KLEstimator | None
     policy_reading: Reading
@@ -123,67 +133,86 @@ class Scorer:
 
     def __call__(self, replay: Replay) -> Scores:
         """Errors: ValueError for a head that does not answer with logits over codes."""
-        score = self._scoring(replay)
+        conditional = _planned(self.policy, replay, [replace(s, guidance=1.0) for s in replay.schedule])
         totals = [torch.zeros_like(replay.trajectory.tokens_BL, dtype=torch.float32) for _ in range(3)]
-        for step in replay.schedule:
-            parts = self.run(partial(score, step))
+        for step, held in zip(replay.schedule, self._held(replay, conditional), strict=True):
+            parts = self.run(partial(self._score, replay, conditional, step, held))
             totals = [total_BL + part_BL for total_BL, part_BL in zip(totals, parts, strict=True)]
         return Scores(*totals)
 
-    def _scoring(self, replay: Replay) -> Callable[[Step], StepScores]:
-        """What scores one step, with all that the steps share prepared."""
+    @torch.no_grad()
+    def _held(self, replay: Replay, conditional: Condition) -> list[_Held]:
+        """Of every step."""
+        null = self.policy.null(conditional)
+        kl_steps = list(map(self.kl_reading, replay.schedule))
+        condition = _planned(self.reference, replay, kl_steps) if self.kl is not None else None
+        held = []
+        for drawn in replay.schedule:
+            canvas, positions_BN = replay.trajectory.canvas_at(drawn), replay.trajectory.decided_in(drawn)
+            is_guided = self.policy_reading(drawn).guidance != 1.0
+            held.append(
+                _Held(
+                    _features_at(self.policy, canvas, null, positions_BN) if is_guided else None,
+                    None
+                    if condition is None
+                    else _features_at(self.reference, canvas, condition, positions_BN),
+                )
+            )
+        # Autocast remembers the weights it cast here, without their history.
+        torch.clear_autocast_cache()
+        return held
+
+    def _score(self, replay: Replay, conditional: Condition, drawn: Step, held: _Held) -> StepScores:
+        """One step, with gradients."""
         policy, trajectory = self.policy, replay.trajectory
-        conditional = policy.encode(replay.what)
+        records: list[Record] = []
+        decided = decode(
+            policy,
+            conditional,
+            [self.policy_reading(drawn)],
+            ReplayNoise([]),  # nothing is drawn
+            canvas=trajectory.canvas_at(drawn),
+            features_fn=_WithNull(policy, trajectory.decided_in(drawn), held.null_1BND),
+            unmask=as_recorded(trajectory),
+            on_step=records.append,
+        )
+        assert decided.log_prob_BL is not None
+        (record,) = records
+        kl_BN, entropy_BN = self._divergence(record, drawn, held), _entropy(policy, record)
+        return decided.log_prob_BL, _spread(record, kl_BN), _spread(record, entropy_BN)
+
+    def _divergence(self, record: Record, drawn: Step, held: _Held) -> Tensor:
+        """Of policy and reference at the tokens of a step: [B, N]."""
+        tokens_BN, positions_BN = record.decision.tokens_BN, record.decision.positions_BN
+        if self.kl is None or held.reference_GBND is None:
+            return torch.zeros_like(tokens_BN, dtype=torch.float32)
+        step, num_rows = self.kl_reading(drawn), record.features.features_GBTD.shape[2]
         with torch.no_grad():
-            condition = prepare_condition(
-                policy, conditional, list(map(self.policy_reading, replay.schedule))
-            )
-        features_fn = ConditionalGradients(policy, conditional)
-        divergence = self._divergence(replay)
+            placed_GBTD = _placed(self.reference, held.reference_GBND, positions_BN, num_rows)
+            reference_BNV = _log_probs(self.reference, Features(placed_GBTD), positions_BN, step)
+        log_probs_BNV = _log_probs(self.policy, record.features, positions_BN, step)
+        return self.kl(log_probs_BNV, reference_BNV, tokens_BN)
 
-        def score(drawn: Step) -> StepScores:
-            step, records = self.policy_reading(drawn), []
-            decided = decode(
-                policy,
-                condition,
-                [step],
-                ReplayNoise([]),  # nothing is drawn
-                canvas=trajectory.canvas_at(drawn),
-                features_fn=features_fn,
-                unmask=as_recorded(trajectory),
-                on_step=records.append,
-            )
-            assert decided.log_prob_BL is not None
-            (record,) = records
-            entropy_BN = _entropy(policy, record)
-            return (
-                decided.log_prob_BL,
-                _spread(record, divergence(record, drawn)),
-                _spread(record, entropy_BN),
-            )
 
-        return score
+def _planned(model: MaskedGenerator, replay: Replay, schedule: Sequence[Step]) -> Condition:
+    """What was asked for, in a decode of this schedule."""
+    return prepare_condition(model, model.encode(replay.what), list(schedule))
 
-    def _divergence(self, replay: Replay) -> Callable[[Record, Step], Tensor]:
-        """`divergence(record, drawn) -> kl_BN` of policy and reference at the tokens of a step."""
-        estimate, reference = self.kl, self.reference
-        if estimate is None:
-            return lambda record, drawn: record.decision.tokens_BN.new_zeros((), dtype=torch.float32).expand(
-                record.decision.tokens_BN.shape
-            )
-        readings = list(map(self.kl_reading, replay.schedule))
-        with torch.no_grad():
-            condition = prepare_condition(reference, reference.encode(replay.what), readings)
 
-        def divergence(record: Record, drawn: Step) -> Tensor:
-            step, positions_BN = self.kl_reading(drawn), record.decision.positions_BN
-            with torch.no_grad():
-                features = FullFeatures(reference)(record.before, condition, step, None)
-                reference_BNV = _log_probs(reference, features, positions_BN, step)
-            log_probs_BNV = _log_probs(self.policy, record.features, positions_BN, step)
-            return estimate(log_probs_BNV, reference_BNV, record.decision.tokens_BN)
+def _features_at(
+    model: MaskedGenerator, canvas: Canvas, condition: Condition, positions_BN: Tensor
+) -> Tensor:
+    """Features at some canvas positions: [G, B, N, D]."""
+    features_GBTD = model.features(canvas, condition)
+    return gather_rows(features_GBTD, feature_rows(model, positions_BN, features_GBTD.shape[2]))
 
-        return divergence
+
+def _placed(model: MaskedGenerator, held_GBND: Tensor, positions_BN: Tensor, num_rows: int) -> Tensor:
+    """Features where the head looks for those of `positions_BN`: [G, B, T, D], zero elsewhere."""
+    num_branches, batch, _, width = held_GBND.shape
+    rows_BN = feature_rows(model, positions_BN, num_rows)
+    index_GBND = rows_BN[None, :, :, None].expand_as(held_GBND)
+    return held_GBND.new_zeros(num_branches, batch, num_rows, width).scatter(2, index_GBND, held_GBND)
 
 
 def _spread(record: Record, values_BN: Tensor) -> Tensor:

@@ -165,17 +165,17 @@ class Rounds:
         images = range(part * size, (part + 1) * size)
         is_kept = held.kept_B.tolist()
         kept = [image for image in images if is_kept[image]]
-        # nothing to learn from: one picture of weight 0, because every process takes part in a backward pass
-        mine = kept[rank::num_ranks] or [images[0]]
+        mine = kept[rank::num_ranks]
+        weight = num_ranks / len(kept) if mine else 0.0  # processes are averaged over
+        mine = mine or [images[0]]  # of weight 0: every process takes part in a backward pass
         prompts, planned = self._assigned(number, mine)
-        num_kept = max(len(kept), 1)
         lessons = []
         for replay in self._replays(
             Rollouts(held.tokens_BL[mine], held.decided_at_BL[mine]), prompts, planned
         ):
             rows = [mine[row] for row in replay.rows]
             old_BL = held.old_log_prob_BL[rows] if config.updates_per_round > 1 else None
-            weights_B = held.kept_B[rows] / num_kept * num_ranks  # processes are averaged over
+            weights_B = torch.full_like(held.advantages_B[rows], weight)
             lessons.append(Lesson(replay, old_BL, held.advantages_B[rows], weights_B))
         return lessons
 
@@ -212,7 +212,7 @@ class Rounds:
 
     @property
     def _model(self) -> MaskedGenerator:
-        return self._trainer.policy.model
+        return self._trainer.policy
 
 
 def prompt_indices(number: int, num_prompts: int, size: int, seed: int) -> list[int]:

@@ -182,6 +182,10 @@ class LuminaDiMOO(nn.Module):
     def with_null(self, condition: PromptCondition) -> PromptCondition:
         return condition.with_null()
 
+    def null(self, condition: PromptCondition) -> PromptCondition:
+        """The null prompt by itself, once per image."""
+        return PromptCondition.of([condition.null_ids] * len(condition), condition.null_ids, self.device)
+
     def features(self, canvas: Canvas, condition: PromptCondition) -> Tensor:
         """Last hidden states [G, B, T, D] of padding, prompt and picture; those of padding mean nothing."""
         ids_XT = self._sequence(canvas, condition)

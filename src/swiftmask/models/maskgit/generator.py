@@ -144,8 +144,11 @@ class MaskGIT(nn.Module):
         return ClassCondition(ids_B.to(self.device)[:, None], 1)
 
     def with_null(self, condition: ClassCondition) -> ClassCondition:
-        null_X1 = torch.full_like(condition.ids_X1, self.transformer.config.null_id)
-        return ClassCondition(torch.cat([condition.ids_X1, null_X1]), 2)
+        return ClassCondition(torch.cat([condition.ids_X1, self.null(condition).ids_X1]), 2)
+
+    def null(self, condition: ClassCondition) -> ClassCondition:
+        """The null branch by itself, one row per image."""
+        return ClassCondition(torch.full_like(condition.ids_X1, self.transformer.config.null_id), 1)
 
     def features(self, canvas: Canvas, condition: ClassCondition) -> Tensor:
         """Last hidden states [G, B, L + 1, D]; the class token is the last row."""

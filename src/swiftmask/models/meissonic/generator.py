@@ -195,6 +195,10 @@ class Meissonic(nn.Module):
         both = (torch.cat(pair) for pair in zip(condition.rows, condition.null, strict=True))
         return replace(condition, rows=Conditioning(*both), num_branches=2)
 
+    def null(self, condition: PromptCondition) -> PromptCondition:
+        """The negative prompts' rows by themselves."""
+        return replace(condition, rows=condition.null)
+
     def features(self, canvas: Canvas, condition: PromptCondition) -> Tensor:
         """Last hidden states [G, B, L, D], one row per canvas token."""
         ids_BHW = canvas.tokens_BL.unflatten(1, self.spec.grid)
