@@ -122,6 +122,9 @@ class TorchNoise:
     def gumbel(self, positions_BM: Tensor) -> Tensor:
         raise NotImplementedError("only normals are drawn here")
 
+    def gumbel_per_code(self, positions_BM: Tensor, num_codes: int) -> Tensor:
+        raise NotImplementedError("only normals are drawn here")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:

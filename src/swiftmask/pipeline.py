@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from swiftmask.core.decode import FullFeatures, decode, prepare_condition
 from swiftmask.core.protocol import Condition, FeatureFn, MaskedGenerator, Noise, SamplingOptions, Spec
-from swiftmask.core.rng import SeededNoise, ShapesOfNoise
+from swiftmask.core.rng import NUM_SEEDS, SeededNoise, ShapesOfNoise
 from swiftmask.core.schedule import uniform_full_steps, with_full_steps
 from swiftmask.core.types import Canvas, Record, Schedule, Step, Trajectory
 from swiftmask.data.images.inpainting import start_picture
@@ -308,8 +308,8 @@ def _seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
     chosen = list(range(count)) if seeds is None else [int(seed) for seed in seeds]
     if len(chosen) != count:
         raise ValueError(f"one seed per picture: got {len(chosen)} seeds for {count} pictures")
-    if any(not 0 <= seed < 2**63 for seed in chosen):
-        raise ValueError("seeds must be between 0 and 2**63 - 1")
+    if any(not 0 <= seed < NUM_SEEDS for seed in chosen):
+        raise ValueError("seeds must be between 0 and 2**64 - 1")
     return chosen
 
 

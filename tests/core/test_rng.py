@@ -5,9 +5,20 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from swiftmask.core import rng
 from swiftmask.core.protocol import Noise
-from swiftmask.core.rng import ReplayNoise, SeededNoise, ShapesOfNoise, gumbel_of, philox_4x32, uniform_of
+from swiftmask.core.rng import (
+    ReplayNoise,
+    SeededNoise,
+    ShapesOfNoise,
+    gumbel_of,
+    normal_of,
+    philox_4x32,
+    round_keys_of,
+    uniform_of,
+)
 
 L = 64
 DRAWS: dict[str, Callable[[Noise, Tensor], Tensor]] = {
@@ -16,7 +27,9 @@ DRAWS: dict[str, Callable[[Noise, Tensor], Tensor]] = {
     ),
     "gumbel": lambda noise, at: noise.gumbel(at),
     "permutation": lambda noise, at: noise.permutation(L),
+    "gumbel_per_code": lambda noise, at: noise.gumbel_per_code(at, 9),
     "normal": lambda noise, at: noise.normal(at, 3),
+    "wide normal": lambda noise, at: noise.normal(at, 40),
 }
 
 
@@ -34,15 +47,117 @@ def _everywhere(batch: int, length: int = L) -> Tensor:
 )
 def test_philox_known_answers(counter: str, key: str, expected: str) -> None:
     """The known-answer vectors of Random123 for philox4x32-10."""
-    c0, c1, c2, c3 = (torch.tensor(int(word, 16)) for word in counter.split())
-    k0, k1 = (torch.tensor(int(word, 16)) for word in key.split())
-    assert [f"{int(word):08x}" for word in philox_4x32((c0, c1, c2, c3), (k0, k1))] == expected.split()
+    counter_4 = torch.tensor([int(word, 16) for word in counter.split()])
+    low, high = (int(word, 16) for word in key.split())
+    round_keys = round_keys_of([high << 32 | low])[..., 0]
+    assert [f"{int(word):08x}" for word in philox_4x32(counter_4, round_keys)] == expected.split()
+
+
+def _uniform(seed: int, draw: int, position: int, channel: int = 0) -> float:
+    """The number itself, from Python integers: what any table of numbers has to agree with."""
+    c0, c1, c2, c3 = position, channel // 4, draw, 0
+    k0, k1 = seed % 2**32, seed >> 32
+    for _ in range(10):
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 % 2**32, (p0 >> 32) ^ c3 ^ k1, p0 % 2**32
+        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+    return ((c0, c1, c2, c3)[channel % 4] // 2**9 + 0.5) / 2**23
+
+
+def _uniforms(seeds: list[int], draw: int, positions_BM: Tensor, width: int) -> Tensor:
+    """[B, M, width]"""
+    return torch.tensor(
+        [
+            [[_uniform(seed, draw, position, channel) for channel in range(width)] for position in positions]
+            for seed, positions in zip(seeds, positions_BM.tolist(), strict=True)
+        ]
+    )
+
+
+def test_every_kind_of_draw_is_the_formula_of_seed_draw_and_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever other draws lie between, and however many draws one Philox call covers."""
+    seeds, positions_BM = [3, 2**40 + 5, 2**64 - 1], torch.tensor([[7, 0], [3, 15], [1, 2]])
+    for draws_together, most_numbers in ((32, 2**22), (3, 2**22), (32, 100), (32, 1)):
+        monkeypatch.setattr(rng, "_DRAWS_TOGETHER", draws_together)
+        monkeypatch.setattr(rng, "_MOST_NUMBERS", most_numbers)
+        noise = SeededNoise(seeds, 16)
+        even_BMV = torch.full((3, 2, 1000), 1e-3, dtype=torch.float64)
+        for draw in range(1, 40, 6):
+            u_BM = _uniforms(seeds, draw, positions_BM, 1)[..., 0]
+            code_BM = noise.categorical(even_BMV, positions_BM)
+            assert torch.equal(code_BM, torch.searchsorted(even_BMV[0, 0].cumsum(0), u_BM.double()))
+            u_BM = _uniforms(seeds, draw + 1, positions_BM, 1)[..., 0]
+            assert torch.equal(noise.gumbel(positions_BM), gumbel_of(u_BM))
+            u_BL = _uniforms(seeds, draw + 2, torch.arange(16).expand(3, 16), 1)[..., 0]
+            assert torch.equal(noise.permutation(16), u_BL.argsort(dim=1))
+            for step, channels in ((3, 6), (4, 40)):
+                u_BME = _uniforms(seeds, draw + step, positions_BM, channels)
+                found_BMC = noise.normal(positions_BM, channels)
+                torch.testing.assert_close(found_BMC, normal_of(u_BME), rtol=1e-6, atol=1e-6)
+            u_BMV = _uniforms(seeds, draw + 5, positions_BM, 9)
+            assert torch.equal(noise.gumbel_per_code(positions_BM, 9), gumbel_of(u_BMV))
+
+
+class _Kernels(TorchDispatchMode):
+    """Counts the operations that launch a kernel: those that are no views of their inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        if not func.is_view:
+            self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("length", [144, 1024, 4096])
+def test_the_noise_of_a_step_takes_few_kernels(length: int) -> None:
+    """A token and a choice at every masked position, for 16 steps: the Philox call shared out among them."""
+    positions_BM = torch.arange(length, device="meta").expand(2, length)
+    probs_BMV = torch.empty(2, length, 64, device="meta")
+    noise, counts = SeededNoise([1, 2], length, "meta"), []
+    for _ in range(16):
+        with _Kernels() as kernels:
+            noise.categorical(probs_BMV, positions_BM)
+            noise.gumbel(positions_BM)
+        assert not any("lift_fresh" in name for name in kernels.names), "no tensor is made on the host"
+        counts.append(len(kernels.names))
+    assert max(counts[1:]) <= 6
+    assert sum(counts) <= 16 * 12
+
+
+def test_one_philox_call_is_bounded_in_memory() -> None:
+    """64 images of 4096 tokens: a table of so many numbers, not of the whole decode's."""
+    noise = SeededNoise(range(64), 4096, "meta")
+    with _Largest() as largest:
+        noise.gumbel(torch.zeros(64, 1, dtype=torch.int64, device="meta"))
+        noise.normal(torch.zeros(64, 64, dtype=torch.int64, device="meta"), 1600)
+    assert largest.numbers <= 4 * 2**22
+
+
+class _Largest(TorchDispatchMode):
+    """The most numbers of any int64 result."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype == torch.int64 and not func.is_view:
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+def test_seeds_have_64_bits() -> None:
+    for seed in (-1, 2**64):
+        with pytest.raises(ValueError, match=f"between 0 and 2\\*\\*64 - 1, got {seed}"):
+            SeededNoise([0, seed], L)
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_an_image_has_its_own_stream(draw: Callable[[SeededNoise, Tensor], Tensor]) -> None:
     """The same numbers alone, in another order, and in another batch; also for large seeds."""
-    seeds = [3, 0, 2**40 + 3, 2**63 - 1]
+    seeds = [3, 0, 2**40 + 3, 2**64 - 1]
     together = SeededNoise(seeds, L)
     draws = [draw(together, _everywhere(4)) for _ in range(3)]
     for row, seed in enumerate(seeds):
@@ -51,7 +166,7 @@ def test_an_image_has_its_own_stream(draw: Callable[[SeededNoise, Tensor], Tenso
     assert len({tuple(drawn[row].flatten().tolist()) for drawn in draws for row in range(4)}) == 12
 
 
-@pytest.mark.parametrize("name", ["categorical", "gumbel", "normal"])
+@pytest.mark.parametrize("name", ["categorical", "gumbel", "gumbel_per_code", "normal", "wide normal"])
 def test_a_position_has_its_own_number(name: str) -> None:
     """Asking for fewer positions, or in another order, changes none of the numbers."""
     everywhere = DRAWS[name](SeededNoise([1, 2], L), _everywhere(2))

@@ -1,5 +1,7 @@
 """Rules that decide positions, and the canvas they write to."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from torch import Tensor
@@ -164,6 +166,27 @@ def test_recorded_decisions_are_repeated_and_scored(canvas: Canvas) -> None:
 def test_halton_visits_every_cell_once(grid: tuple[int, int]) -> None:
     order_L = halton_order(grid)
     assert torch.equal(order_L.sort().values, torch.arange(grid[0] * grid[1]))
+
+
+@pytest.mark.parametrize("grid", [(9, 9), (18, 18), (27, 27), (36, 36), (54, 27), (16, 81), (48, 63), (1, 9)])
+def test_halton_points_on_a_border_belong_to_the_next_cell(grid: tuple[int, int]) -> None:
+    """Points with denominators 9, 27, ... lie on borders of such grids; floats put some of them before."""
+    first_visits: dict[int, None] = {}
+    index = 0
+    while len(first_visits) < grid[0] * grid[1]:
+        index += 1
+        row, column = (int(_mirrored(index, base) * side) for base, side in zip((2, 3), grid, strict=True))
+        first_visits[row * grid[1] + column] = None
+    assert halton_order(grid).tolist() == list(first_visits)
+
+
+def _mirrored(index: int, base: int) -> Fraction:
+    """The radical inverse, digit by digit."""
+    digits = []
+    while index:
+        index, digit = divmod(index, base)
+        digits.append(digit)
+    return sum((Fraction(digit, base ** (place + 1)) for place, digit in enumerate(digits)), Fraction(0))
 
 
 def test_halton_starts_in_the_middle_and_spreads() -> None:

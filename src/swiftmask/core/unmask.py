@@ -68,23 +68,22 @@ def order_masked(order_BL: Tensor, canvas: Canvas) -> Tensor:
 def halton_order(grid: tuple[int, int]) -> Tensor:
     """Positions of a grid in the order a Halton sequence (bases 2 and 3) first visits their cells: int64 [L].
 
-    Besnier et al., "Halton scheduler for masked generative image transformer" (arXiv 2503.17076).
+    Besnier et al., "Halton scheduler for masked generative image transformer" (arXiv 2503.17076). Points on
+    the border of two cells belong to the second; integers, since rounded points may fall short of a border.
     """
     rows, columns = grid
     visited: dict[int, None] = {}
     index = 0
     while len(visited) < rows * columns:
         index += 1
-        visited[
-            int(_radical_inverse(index, 2) * rows) * columns + int(_radical_inverse(index, 3) * columns)
-        ] = None
+        visited[_cell(index, 2, rows) * columns + _cell(index, 3, columns)] = None
     return torch.tensor(list(visited))
 
 
-def _radical_inverse(index: int, base: int) -> float:
-    result, fraction = 0.0, 1.0
+def _cell(index: int, base: int, num_cells: int) -> int:
+    """floor(num_cells * r) of the radical inverse r of `index`: its digits mirrored at the point."""
+    numerator, denominator = 0, 1
     while index:
         index, digit = divmod(index, base)
-        fraction /= base
-        result += fraction * digit
-    return result
+        numerator, denominator = numerator * base + digit, denominator * base
+    return num_cells * numerator // denominator

@@ -28,6 +28,10 @@ def truncated_gumbel(uniform: Tensor) -> Tensor:
     return -torch.log(-torch.log(wrapped + _TINY) + _TINY)
 
 
+def _truncated(gumbel: Tensor) -> Tensor:
+    return truncated_gumbel(torch.exp(-torch.exp(-gumbel)))
+
+
 @dataclass(frozen=True, slots=True)
 class _TruncatedNoise:
     """The image's own streams, with Gumbel noise as upstream would have rounded it."""
@@ -35,18 +39,14 @@ class _TruncatedNoise:
     noise: Noise
 
     def gumbel(self, positions_BM: Tensor) -> Tensor:
-        uniform_BM = torch.exp(-torch.exp(-self.noise.gumbel(positions_BM)))
-        return truncated_gumbel(uniform_BM)
+        return _truncated(self.noise.gumbel(positions_BM))
+
+    def gumbel_per_code(self, positions_BM: Tensor, num_codes: int) -> Tensor:
+        return _truncated(self.noise.gumbel_per_code(positions_BM, num_codes))
 
     def categorical(self, probs_BMV: Tensor, positions_BM: Tensor) -> Tensor:
-        """Gumbel-max with one draw per code: a position's codes are addressed as positions of their own."""
-        return (probs_BMV.log() + self.code_gumbel(positions_BM, probs_BMV.shape[-1])).argmax(-1)
-
-    def code_gumbel(self, positions_BM: Tensor, num_codes: int) -> Tensor:
-        """Noise for every code at every position: bfloat16 [B, M, V]."""
-        codes_V = torch.arange(num_codes, device=positions_BM.device)
-        address_BMV = positions_BM[..., None] * num_codes + codes_V
-        return self.gumbel(address_BMV.flatten(1)).unflatten(1, address_BMV.shape[1:])
+        """Gumbel-max with one draw per code."""
+        return (probs_BMV.log() + self.gumbel_per_code(positions_BM, probs_BMV.shape[-1])).argmax(-1)
 
     def permutation(self, num_tokens: int) -> Tensor:
         return self.noise.permutation(num_tokens)
@@ -69,7 +69,7 @@ class TruncatedTokens:
     def sample(self, noise: Noise, step: Step) -> tuple[Tensor, Tensor]:
         """Codes, and the logarithm of their softmax at temperature 1, which upstream takes for confidence."""
         truncated = noise if isinstance(noise, _TruncatedNoise) else _TruncatedNoise(noise)
-        gumbel_BMV = truncated.code_gumbel(self.positions_BM, self.logits_BMV.shape[-1])
+        gumbel_BMV = truncated.gumbel_per_code(self.positions_BM, self.logits_BMV.shape[-1])
         tokens_BM = (self.logits_BMV / step.temperature + gumbel_BMV).argmax(-1)
         prob_BM = self.logits_BMV.softmax(-1).gather(-1, tokens_BM[..., None])[..., 0]
         return tokens_BM, prob_BM.clamp(min=_TINY).log()

@@ -32,8 +32,8 @@ MODULATION_ROWS = 1024
 matmul to run at full speed, few enough for memory (80 MB in MAR-B).
 """
 
-STEPS_PER_DRAW = 25
-"""Denoising steps whose noise is one draw; a constant, so that a draw's number depends on no batch."""
+STEPS_PER_DRAW = 100
+"""Denoising steps whose noise is one draw: a constant, so that a draw's number depends on no batch."""
 
 
 class _TimeEmbedding(nn.Module):
@@ -201,15 +201,15 @@ class DiffusionTokens:
         """
         if step.denoising is None:
             raise ValueError("a diffusion head needs Step.denoising, got None: use the model's own schedule")
-        chain, channels = reverse_chain(step.denoising), self.head.channels
-        start_BMC = noise.normal(self.positions_BM, channels)
+        chain = reverse_chain(step.denoising)
+        drawn = self._noise(noise, sum(reverse.draws_noise for reverse in chain), step.temperature)
+        token_XC = next(drawn)
         if step.denoising.deterministic:
-            start_BMC = start_BMC * step.temperature
-        token_XC, fresh = start_BMC.flatten(0, 1), self._fresh_noise(noise, chain, step.temperature)
+            token_XC = step.temperature * token_XC
         for reverse, modulation_GXKW in zip(chain, self._modulations(chain), strict=True):
             predicted_GXE = self.head.predict(token_XC, modulation_GXKW).float()
             noise_GXC, spread_GXC = predicted_GXE.chunk(2, dim=-1)
-            fresh_XC = next(fresh) if reverse.draws_noise else None
+            fresh_XC = next(drawn) if reverse.draws_noise else None
             token_XC = reverse.advance(token_XC, guide(noise_GXC, self.guidance), spread_GXC[0], fresh_XC)
         return token_XC.unflatten(0, self.positions_BM.shape), None
 
@@ -225,13 +225,17 @@ class DiffusionTokens:
         for time_SW in self.head.embed_chain(chain).split(steps_together):
             yield from self.head.modulate(time_SW[:, None, None] + context_GXW)
 
-    def _fresh_noise(
-        self, noise: Noise, chain: Sequence[ReverseStep], temperature: float
-    ) -> Iterator[Tensor]:
-        """The noise [X, C] of every step that injects some, drawn for several steps together."""
-        left, channels = sum(step.draws_noise for step in chain), self.head.channels
-        while left > 0:
-            count = min(left, STEPS_PER_DRAW)
-            drawn_XE = temperature * noise.normal(self.positions_BM, count * channels).flatten(0, 1)
-            yield from drawn_XE.split(channels, dim=-1)
-            left -= count
+    def _noise(self, noise: Noise, num_fresh: int, temperature: float) -> Iterator[Tensor]:
+        """The start of a chain [X, C], then what its steps inject [X, C], drawn for many steps together.
+
+        The temperature multiplies what is injected.
+        """
+        channels, num_draws = self.head.channels, 1 + num_fresh
+        for first in range(0, num_draws, STEPS_PER_DRAW):
+            count = min(STEPS_PER_DRAW, num_draws - first)
+            drawn_XE = noise.normal(self.positions_BM, count * channels).flatten(0, 1)
+            drawn_XSC = drawn_XE.unflatten(-1, (count, channels))
+            if first == 0:
+                yield drawn_XSC[:, 0]
+                drawn_XSC = drawn_XSC[:, 1:]
+            yield from (temperature * drawn_XSC).unbind(1)

@@ -56,6 +56,9 @@ class _MaskedReplay:
     def gumbel(self, positions_BM: Tensor) -> Tensor:
         return self.replay.gumbel(_ranks(positions_BM))
 
+    def gumbel_per_code(self, positions_BM: Tensor, num_codes: int) -> Tensor:
+        return self.replay.gumbel_per_code(_ranks(positions_BM), num_codes)
+
     def permutation(self, num_tokens: int) -> Tensor:
         return self.replay.permutation(num_tokens)
 

@@ -134,6 +134,9 @@ class RecordedNormals:
     def gumbel(self, positions_BM: Tensor) -> Tensor:
         raise ValueError("these draws are normal: expected a model of continuous tokens")
 
+    def gumbel_per_code(self, positions_BM: Tensor, num_codes: int) -> Tensor:
+        raise ValueError("these draws are normal: expected a model of continuous tokens")
+
 
 def reverse_chain_of(
     head: HeadNetwork, noises: Sequence[Tensor], context_XD: Tensor, *, guidance: float, temperature: float
