@@ -1,5 +1,6 @@
 """`load` and `accelerate`: every kind of source, and a clear complaint about everything else."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -120,6 +121,21 @@ def test_every_step_full_is_the_vanilla_picture(caching: str, pipeline: swiftmas
     fast = swiftmask.accelerate(pipeline, caching=caching, full_steps=5)
     ours, theirs = (p.generate(LABELS, seeds=SEEDS, steps=5).trajectory for p in (fast, pipeline))
     assert torch.equal(ours.tokens_BL, theirs.tokens_BL)
+
+
+def test_a_shortcut_that_overflows_gives_no_images(
+    pipeline: swiftmask.Pipeline, golden_shortcut: Shortcut
+) -> None:
+    """The features of float16 end at 65504; the error says which dtypes reach further."""
+    spoilt = copy.deepcopy(golden_shortcut)
+    with torch.no_grad():
+        for parameter in spoilt.parameters():
+            parameter.mul_(1e4)
+    pipeline.to(dtype=torch.float16)
+    fast = swiftmask.accelerate(pipeline, shortcut=spoilt, full_steps=1)
+    with pytest.raises(FloatingPointError, match="float16 overflows .* take dtype=bfloat16 or float32"):
+        fast.generate(LABELS, steps=4)
+    assert pipeline.generate(LABELS, steps=4).images
 
 
 def test_default_and_chosen_placement(pipeline: swiftmask.Pipeline, golden_shortcut: Shortcut) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from swiftmask.core.decode import FullFeatures, decode, prepare_condition
+from swiftmask.core.decode import FullFeatures, check_finite, decode, prepare_condition
 from swiftmask.core.protocol import Condition, FeatureFn, MaskedGenerator, Noise, SamplingOptions, Spec
 from swiftmask.core.rng import NUM_SEEDS, SeededNoise, ShapesOfNoise
 from swiftmask.core.schedule import uniform_full_steps, with_full_steps
@@ -111,7 +111,8 @@ class Pipeline:
                 see `start_canvas`). Every image must have the same number of masked tokens.
             on_step: called after every step with its record.
 
-        Errors: ValueError for an unknown class, a prompt given to a class model, or impossible steps.
+        Errors: ValueError for an unknown class, a prompt given to a class model, or impossible steps;
+        FloatingPointError if the weights, or their dtype, gave numbers that are not finite.
         """
         condition = self._encode(labels, prompts)
         seeds = _seeds(seeds, len(condition))
@@ -126,6 +127,7 @@ class Pipeline:
             images_B3HW = self.model.to_pixels(trajectory.tokens_BL)
             _synchronise(self.model.device)
         finished = time.perf_counter()
+        check_finite(trajectory, images_B3HW, _dtype(self.model))
         cost = Cost(
             self.calls(schedule), decoded - started, finished - decoded, partial(self.flops, schedule)
         )
@@ -321,6 +323,11 @@ def _num_masked(canvas: Canvas) -> int:
             f"got {sorted(counts)} in masked_BL and num_masked={canvas.num_masked}"
         )
     return canvas.num_masked
+
+
+def _dtype(model: MaskedGenerator) -> torch.dtype:
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    return next(parameters, torch.empty(())).dtype
 
 
 def _synchronise(device: torch.device) -> None:

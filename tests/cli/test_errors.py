@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from swiftmask.cli import main
 from swiftmask.cli.errors import flatten, with_own
@@ -101,6 +102,16 @@ def test_damaged_weights(tiny_folder: Path, tmp_path: Path, capsys: pytest.Captu
     assert "no such weights file" in failed(capsys, "generate", broken, "0", "--out", tmp_path / "out")
     (broken / "config.json").write_text("{")
     assert "damaged" in failed(capsys, "generate", broken, "0", "--out", tmp_path / "out")
+
+
+def test_weights_that_overflow(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They load, as every number is finite; the decode shows it, and no image is written."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    save_file({key: value * 1e30 for key, value in weights.items()}, folder / "model.safetensors")
+    said = failed_last(capsys, "generate", folder, "0", "--out", tmp_path / "out")
+    assert "got NaN or infinity in a decode in float32: the weights are damaged" in said
+    assert not list((tmp_path / "out").glob("*.png"))
 
 
 def test_wrong_architecture(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,7 +105,7 @@ class _Kernels(TorchDispatchMode):
         super().__init__()
         self.names: list[str] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if not func.is_view:
             self.names.append(func.__name__)
         return func(*args, **(kwargs or {}))
@@ -141,7 +141,7 @@ class _Largest(TorchDispatchMode):
 
     numbers = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and result.dtype == torch.int64 and not func.is_view:
             self.numbers = max(self.numbers, result.numel())

@@ -116,6 +116,20 @@ def test_a_whole_decode_reads_nothing_back_from_the_device(model):
     assert pipeline.flops(pipeline.schedule(4)) > 0  # counted on the meta device, where any sync raises
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_give_no_images(value, model):
+    """Neither those of the network nor those of the codec alone, which sees finite tokens."""
+    asked = {"labels" if model.spec.draws == "class" else "prompts": conditions(model, 2)}
+    for part in ("", "codec."):
+        spoilt = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, parameter in spoilt.named_parameters():
+                if name.startswith(part):
+                    parameter.flatten()[0] = value
+        with pytest.raises(FloatingPointError, match="in a decode in float32: the weights are damaged"):
+            Pipeline(spoilt, sampling=GUIDED).generate(**asked, steps=3)
+
+
 def test_pictures_are_in_range_and_a_function_of_the_seed(model):
     pipeline = Pipeline(model, sampling=GUIDED)
     what = {"labels" if model.spec.draws == "class" else "prompts": conditions(model, 3)}

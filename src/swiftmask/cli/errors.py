@@ -9,8 +9,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-USER_MISTAKES = (ValueError, OSError)
-"""What our own functions raise for a wrong name, number, file or a full disk."""
+USER_MISTAKES = (ValueError, OSError, FloatingPointError)
+"""What our own functions raise for a wrong name, number or file, a full disk, or weights or a dtype that give
+NaN.
+"""
 
 CommandClass = TypeVar("CommandClass")
 _ACCELERATORS = ("--shortcut", "--marval", "--lora")

@@ -9,6 +9,7 @@ device, which is how its cost is counted and how the absence of host synchronisa
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from swiftmask.core.protocol import (
     Condition,
@@ -71,6 +72,25 @@ def decode(
         if on_step is not None:
             on_step(previous)
     return Trajectory(start, canvas.tokens_BL, decided_at_BL, log_prob_BL if scored else None)
+
+
+def check_finite(trajectory: Trajectory, images_B3HW: Tensor, dtype: torch.dtype) -> None:
+    """Errors: FloatingPointError if a decode met numbers that are not finite; images of it mean nothing.
+
+    A token sampled from NaN has a NaN log-probability, or is NaN itself, and the trajectory keeps it to the
+    end: one value is read back from the device, after the last step.
+    """
+    values = [trajectory.tokens_BL, images_B3HW]
+    if trajectory.log_prob_BL is not None:
+        values.append(trajectory.log_prob_BL)
+    if torch.stack([value.isfinite().all() for value in values]).all():
+        return
+    name = str(dtype).removeprefix("torch.")
+    mend = "the weights are damaged (NaN, infinite or far too large): fetch or train them again"
+    if dtype != torch.float32:
+        wider = "float32" if dtype == torch.bfloat16 else "bfloat16 or float32"
+        mend = f"{name} overflows in this model: take dtype={wider}; if that fails too, {mend}"
+    raise FloatingPointError(f"expected finite numbers, got NaN or infinity in a decode in {name}: {mend}")
 
 
 def prepare_condition(model: MaskedGenerator, condition: Condition, schedule: Schedule) -> Condition:

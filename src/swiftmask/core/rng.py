@@ -182,8 +182,8 @@ class ReplayNoise:
     """Feeds draws recorded from a reference sampler, in call order, all positions at once.
 
     Args:
-        draws: uniforms [B, L, V] for `categorical` and `gumbel_per_code`, [B, L] for `gumbel`, an order [B, L] for
-            `permutation`, and normals [B, L, C] for `normal`.
+        draws: uniforms [B, L, V] for `categorical` and `gumbel_per_code`, [B, L] for `gumbel`, an order
+            [B, L] for `permutation`, and normals [B, L, C] for `normal`.
     """
 
     def __init__(self, draws: Sequence[Tensor]) -> None:
