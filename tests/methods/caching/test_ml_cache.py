@@ -18,6 +18,7 @@ from swiftmask.methods.caching import (
 )
 from swiftmask.methods.caching.ml_cache import num_recomputed
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
+from swiftmask.models.lumina_dimoo.network import LayerCache
 from swiftmask.models.maskgit import MaskGIT
 
 PROMPTS = ["a red circle on a blue background", "circle"]
@@ -113,6 +114,21 @@ def test_the_columns_with_the_lowest_peaks_are_recomputed_and_no_others(
             assert torch.equal(old_XTD[x, others_T], new_XTD[x, others_T])
     first_GBTD, last_GBTD = (r.features.features_GBTD for r in (records[0], records[-1]))
     assert not torch.equal(first_GBTD, last_GBTD)
+
+
+def test_a_cache_is_a_value(golden_dimoo: LuminaDiMOO) -> None:
+    """A step taken twice from one record is the same step, and leaves the record's cache as it was."""
+    records: list[Record] = []
+    features_fn = MLCacheFeatures(golden_dimoo, cache_ratio=0.5)
+    run(golden_dimoo, features_fn, [0], on_step=records)
+    condition = golden_dimoo.with_null(golden_dimoo.encode(PROMPTS))
+    for before, record in zip(records, records[1:], strict=False):
+        carry = before.features.carry
+        assert isinstance(carry, LayerCache)
+        kept = [part.clone() for part in (*carry.keys, *carry.values)]
+        again = features_fn(record.before, condition, record.step, before)
+        assert torch.equal(again.features_GBTD, record.features.features_GBTD)
+        assert all(map(torch.equal, kept, (*carry.keys, *carry.values)))
 
 
 def test_fresh_tokens_can_come_first(golden_dimoo: LuminaDiMOO) -> None:

@@ -22,7 +22,7 @@ def run(backbone: Backbone) -> tuple[Tensor, Tensor, Tensor]:
     ids_1T = torch.tensor([[1, 5, 9, 2]])
     places_1T, rows_1K = torch.arange(4)[None], torch.tensor([[3, 1]])
     cached_1TD, cache = backbone.forward_with_cache(ids_1T, places_1T)
-    again_1KD = backbone.recompute(torch.tensor([[7, 7]]), rows_1K, places_1T, cache)
+    again_1KD, _ = backbone.recompute(torch.tensor([[7, 7]]), rows_1K, places_1T, cache)
     return backbone(ids_1T, places_1T), cached_1TD, again_1KD
 
 

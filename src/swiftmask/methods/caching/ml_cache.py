@@ -9,7 +9,7 @@ recomputed and the rest goes on seeing a mask in their place until the next full
 them first, at the same cost.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,16 +21,16 @@ from swiftmask.core.types import Canvas, Features, Record, Step
 
 
 class CachingModel(Protocol):
-    """What ML-Cache needs of a base model. Conditions and caches are of the model's own making; the cache is
-    updated in place. X = G * B sequences of T columns.
+    """What ML-Cache needs of a base model. Conditions and caches are of the model's own making; a cache is a
+    value, which no call changes. X = G * B sequences of T columns.
     """
 
     def features_and_cache(self, canvas: Canvas, condition: Any) -> tuple[Tensor, Any]:
         """Features [G, B, T, D] and the cache that belongs to them."""
         ...
 
-    def recompute(self, canvas: Canvas, condition: Any, columns_XK: Tensor, cache: Any) -> Tensor:
-        """Features [X, K, D] of some columns; a column may be given twice."""
+    def recompute(self, canvas: Canvas, condition: Any, columns_XK: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Features [X, K, D] of some columns, and the cache with theirs; a column may be given twice."""
         ...
 
     def peak_logits(self, features_GBTD: Tensor) -> Tensor:
@@ -39,6 +39,10 @@ class CachingModel(Protocol):
 
     def sequence_lengths(self, condition: Any) -> tuple[int, ...]:
         """Columns of each sequence that are not padding, which comes first."""
+        ...
+
+    def padding(self, condition: Any) -> Tensor:
+        """Columns of each sequence that are padding, on the device: int64 [X]."""
         ...
 
     def columns(self, positions_BN: Tensor, num_columns: int) -> Tensor:
@@ -105,7 +109,7 @@ class MLCacheFeatures:
             return Features(*self._model.features_and_cache(canvas, condition))
         old_GBTD, cache = previous.features.features_GBTD, previous.features.carry
         columns_XK = self._columns(condition, previous)
-        fresh_XKD = self._model.recompute(canvas, condition, columns_XK, cache)
+        fresh_XKD, cache = self._model.recompute(canvas, condition, columns_XK, cache)
         index_XKD = columns_XK[..., None].expand_as(fresh_XKD)
         merged_XTD = old_GBTD.flatten(0, 1).scatter(1, index_XKD, fresh_XKD)
         return Features(merged_XTD.unflatten(0, old_GBTD.shape[:2]), cache)
@@ -114,21 +118,22 @@ class MLCacheFeatures:
         """Columns to recompute [X, K], the most urgent first.
 
         Where lengths differ, so do the counts; but a step has one shape, so a sequence that needs fewer than
-        K repeats its first.
+        K repeats its first. The host knows K; what differs between sequences stays on the device.
         """
         features_GBTD = previous.features.features_GBTD
         device, num_columns = features_GBTD.device, features_GBTD.shape[2]
-        lengths = self._model.sequence_lengths(condition)
-        padding_X = _on(device, [num_columns - length for length in lengths])
+        padding_X = self._model.padding(condition)
         peaks_XT = self._model.peak_logits(features_GBTD).flatten(0, 1)
         is_padding_XT = torch.arange(num_columns, device=device) < padding_X[:, None]
         decided_BN = self._model.columns(previous.decision.positions_BN, num_columns)
         urgency = self._rule(
             peaks_XT.masked_fill(is_padding_XT, float("inf")), decided_BN.repeat(condition.num_branches, 1)
         )
-        counts = [max(num_recomputed(length, self._cache_ratio), urgency.at_least) for length in lengths]
-        columns_XK = urgency.order_XT.topk(max(counts), dim=1, largest=False).indices
-        spare_XK = torch.arange(max(counts), device=device) >= _on(device, counts)[:, None]
+        longest = max(self._model.sequence_lengths(condition))
+        most = max(num_recomputed(longest, self._cache_ratio), urgency.at_least)
+        columns_XK = urgency.order_XT.topk(most, dim=1, largest=False).indices
+        counts_X = _num_recomputed(num_columns - padding_X, self._cache_ratio).clamp(min=urgency.at_least)
+        spare_XK = torch.arange(most, device=device) >= counts_X[:, None]
         return torch.where(spare_XK, columns_XK[:, :1], columns_XK)
 
 
@@ -137,8 +142,11 @@ def num_recomputed(length: int, cache_ratio: float) -> int:
 
     In float32, as upstream asks for the quantile.
     """
-    rank = torch.tensor(1 - cache_ratio, dtype=torch.float32) * (length - 1)
-    return int(rank.floor()) + 1
+    return int(_num_recomputed(torch.tensor(length), cache_ratio))
+
+
+def _num_recomputed(length_X: Tensor, cache_ratio: float) -> Tensor:
+    return ((length_X - 1).float() * (1 - cache_ratio)).floor().long() + 1
 
 
 def ml_cache_full_steps(num_steps: int, *, warmup_ratio: float = 0.3, refresh_interval: int = 5) -> list[int]:
@@ -153,7 +161,3 @@ def ml_cache_full_steps(num_steps: int, *, warmup_ratio: float = 0.3, refresh_in
         )
     warm = int(num_steps * warmup_ratio)
     return [i for i in range(num_steps) if i <= warm or (i - warm) % refresh_interval == 0]
-
-
-def _on(device: torch.device, numbers: Sequence[int]) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.int64).to(device)

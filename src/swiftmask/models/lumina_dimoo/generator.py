@@ -272,8 +272,8 @@ class LuminaDiMOO(nn.Module):
 
     def recompute(
         self, canvas: Canvas, condition: PromptCondition, columns_XK: Tensor, cache: LayerCache
-    ) -> Tensor:
-        """Features [X, K, D] of some columns of every sequence, the others as cached; updates the cache."""
+    ) -> tuple[Tensor, LayerCache]:
+        """Features [X, K, D] of some columns of every sequence, the others as cached, and the next cache."""
         ids_XT = self._sequence(canvas, condition)
         places_XT, present_XT = _placement(condition, ids_XT.shape[1])
         return self.backbone.recompute(ids_XT.gather(1, columns_XK), columns_XK, places_XT, cache, present_XT)
@@ -285,6 +285,10 @@ class LuminaDiMOO(nn.Module):
     def sequence_lengths(self, condition: PromptCondition) -> tuple[int, ...]:
         """Columns of each row [G * B] that are not padding, which comes first."""
         return tuple(length + self.layout.num_image_rows for length in condition.lengths)
+
+    def padding(self, condition: PromptCondition) -> Tensor:
+        """Columns of each row that are padding, on the device: int64 [G * B]."""
+        return condition.pad_X
 
     def columns(self, positions_BN: Tensor, num_columns: int) -> Tensor:
         """Where canvas positions stand in sequences `num_columns` long."""

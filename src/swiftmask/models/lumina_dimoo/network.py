@@ -131,23 +131,24 @@ class Backbone(nn.Module):
         places_XT: Tensor,
         cache: LayerCache,
         present_XT: Tensor | None = None,
-    ) -> Tensor:
-        """Features [X, K, D] of some rows, which attend to the cached keys of all others.
+    ) -> tuple[Tensor, LayerCache]:
+        """Features [X, K, D] of some rows, which attend to the cached keys of all others, and the cache with
+        the rows' own keys and values.
 
         Args:
             ids_XK: the tokens at `rows_XK` now; a row may be given twice.
-            cache: of the rest of the sequence; the rows' own keys and values are overwritten.
+            cache: left as it is: the record of the step before holds it.
         """
         rotary, mask_X11T = self.rotary(places_XT.gather(1, rows_XK)), _key_mask(present_XT)
-        x_XKD = self.embed(ids_XK)
+        x_XKD, keys, values = self.embed(ids_XK), [], []
         blocks = self._arriving(ids_XK.device)
-        for block, keys, values in zip(blocks, cache.keys, cache.values, strict=True):
+        for block, old_key, old_value in zip(blocks, cache.keys, cache.values, strict=True):
             query, key, value = block.project(x_XKD, rotary)
             index = rows_XK[:, None, :, None].expand_as(key)
-            keys.scatter_(2, index, key)
-            values.scatter_(2, index, value)
-            x_XKD = block.finish(x_XKD, query, keys, values, mask_X11T)
-        return self.model.transformer.ln_f(x_XKD)
+            keys.append(old_key.scatter(2, index, key))
+            values.append(old_value.scatter(2, index, value))
+            x_XKD = block.finish(x_XKD, query, keys[-1], values[-1], mask_X11T)
+        return self.model.transformer.ln_f(x_XKD), LayerCache(tuple(keys), tuple(values))
 
     def logits(self, features_XMD: Tensor, first: int, count: int) -> Tensor:
         """Scores of `count` vocabulary entries from `first`, in the dtype of the weights: [X, M, count]."""

@@ -36,7 +36,7 @@ def _partial_logits(backbone: Backbone, given: dict[str, Tensor]) -> Tensor:
     before_1T = given["input_ids"][:1]
     features_1TD, cache = backbone.forward_with_cache(before_1T, _places(before_1T))
     rows_1K = mask_1T[0].nonzero().T
-    fresh_1KD = backbone.recompute(ids_1T.gather(1, rows_1K), rows_1K, _places(ids_1T), cache)
+    fresh_1KD, _ = backbone.recompute(ids_1T.gather(1, rows_1K), rows_1K, _places(ids_1T), cache)
     index_1KD = rows_1K[..., None].expand_as(fresh_1KD)
     return _logits(backbone, features_1TD.scatter(1, index_1KD, fresh_1KD))
 
