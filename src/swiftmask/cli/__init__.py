@@ -40,6 +40,7 @@ COMMANDS = {
     ),
     "tune": Command("tune", "Tune", "Find the best settings under a bound on cost or quality."),
     "convert": Command("convert", "Convert", "Turn released weights into a model or shortcut folder."),
+    "data emoji": Command("data", "DataEmoji", "Build the Emoji images: real images with captions."),
     "verify": Command("verify", "Verify", "Compare our models with recorded numbers of the references."),
     "demo": Command("demo", "Demo", "Draw full and accelerated pictures side by side, with a report."),
     "serve-reward": Command("serve_reward", "ServeReward", "Answer a reward's scores over HTTP."),

@@ -1,0 +1,47 @@
+"""Write the pack of Emoji images that the repository holds, and the sheet of docs/emoji.md.
+
+swiftmask data emoji --out runs/emoji
+python tools/emoji_pack.py runs/emoji
+"""
+
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from swiftmask.data.emoji import STYLES, EmojiRecord
+from swiftmask.data.emoji.build import SIZE, read_records, write_pack
+
+ROOT = Path(__file__).parents[1]
+_SHOWN = 16
+_SCALE = 2
+
+
+def sheet(folder: Path, records: list[EmojiRecord]) -> Image.Image:
+    """Concepts with a held-out style, one a column; a red frame marks the pair that is not trained on."""
+    held_out = sorted(record.concept for record in records if record.split == "held-out")
+    concepts = held_out[:: len(held_out) // _SHOWN][:_SHOWN]
+    by_pair = {(record.concept, record.style): record for record in records}
+    side = SIZE * _SCALE
+    page = Image.new("RGB", (side * len(concepts), side * len(STYLES)), "white")
+    frame = ImageDraw.Draw(page)
+    for column, concept in enumerate(concepts):
+        for row, style in enumerate(STYLES):
+            record = by_pair[concept, style]
+            corner = (column * side, row * side)
+            with Image.open(folder / record.file_name) as image:
+                page.paste(image.resize((side, side), Image.Resampling.NEAREST), corner)
+            if record.split == "held-out":
+                box = (corner[0] + 1, corner[1] + 1, corner[0] + side - 2, corner[1] + side - 2)
+                frame.rectangle(box, outline="red", width=3)
+    return page
+
+
+def main(folder: Path) -> None:
+    """Write `data/emoji` and `docs/images/emoji.png`."""
+    write_pack(folder, ROOT / "data" / "emoji")
+    sheet(folder, read_records(folder)).save(ROOT / "docs" / "images" / "emoji.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
