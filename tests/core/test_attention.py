@@ -1,16 +1,23 @@
-"""Attention: the plain form used for training on a CPU is the fused one."""
+"""Attention: whatever kernel runs, the values are those of the fused one."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from swiftmask.core.attention import attend
+from swiftmask.core import attention
+from swiftmask.core.attention import attend, attend_in_blocks
+
+
+def processor_with(monkeypatch: pytest.MonkeyPatch, *instructions: str) -> None:
+    monkeypatch.setattr(attention, "_has", lambda wanted: wanted in instructions)
 
 
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_values_and_gradients_are_the_fused_ones(trained: bool, masked: bool) -> None:
-    torch.manual_seed(0)
+def test_values_and_gradients_are_the_fused_ones(
+    trained: bool, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor_with(monkeypatch, "avx512_f")
     q, k, v = (torch.randn(2, 3, 7, 4, requires_grad=trained) for _ in range(3))
     mask_B11S = (torch.arange(7) < torch.tensor([[7], [3]]))[:, None, None] if masked else None
     ours = attend(q, k, v, mask_B11S=mask_B11S)
@@ -26,14 +33,72 @@ def test_values_and_gradients_are_the_fused_ones(trained: bool, masked: bool) ->
             torch.testing.assert_close(mine, theirs)
 
 
-def test_training_on_a_cpu_is_not_fused() -> None:
+def test_training_is_not_fused_where_plain_matmuls_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     q = torch.randn(1, 1, 3, 2, requires_grad=True)
+    processor_with(monkeypatch, "avx512_f")
     assert "ScaledDotProduct" not in str(attend(q, q, q).grad_fn)
-    assert "ScaledDotProduct" in str(F.scaled_dot_product_attention(q, q, q).grad_fn)
+    processor_with(monkeypatch)
+    assert "ScaledDotProduct" in str(attend(q, q, q).grad_fn)
 
 
-def test_dropout_leaves_out_and_scales_up() -> None:
-    torch.manual_seed(0)
+@pytest.mark.parametrize("scores_at_once", [1, 100, 2 * 37 * 41, 10**6])
+@pytest.mark.parametrize("masked", ["no", "keys", "keys of one image, none of the other's", "one for all"])
+def test_blocks_are_the_fused_ones(scores_at_once: int, masked: str) -> None:
+    shapes = [(2, 3, 37, 8), (2, 3, 41, 8), (2, 3, 41, 6)]
+    q, k, v = (torch.randn(B, T, heads, H).transpose(1, 2) for B, heads, T, H in shapes)
+    counts = {"keys": [[41], [5]], "keys of one image, none of the other's": [[7], [0]], "one for all": [[9]]}
+    count_B1 = torch.tensor(counts.get(masked, [[41]]))
+    mask_B11S = None if masked == "no" else (torch.arange(41) < count_B1)[:, None, None]
+    ours = attend_in_blocks(q, k, v, mask_B11S=mask_B11S, scores_at_once=scores_at_once)
+    assert ours.isfinite().all()
+    counted = (count_B1.flatten() > 0).expand(2)
+    fused = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11S)
+    torch.testing.assert_close(ours[counted], fused[counted])
+    assert ours.transpose(1, 2).is_contiguous(), "the output projection reads it without a copy"
+
+
+def test_in_bfloat16_blocks_are_near_the_fused_ones() -> None:
+    """Scores are rounded, which the fused kernel does not do."""
+    q, k, v = torch.randn(3, 1, 2, 256, 48).unbind()
+    exact = F.scaled_dot_product_attention(q.bfloat16().float(), k.bfloat16().float(), v.bfloat16().float())
+
+    def error(out: torch.Tensor) -> float:
+        return float((out.float() - exact).norm() / exact.norm())
+
+    halves = q.bfloat16(), k.bfloat16(), v.bfloat16()
+    assert error(attend_in_blocks(*halves)) < min(0.006, 3 * error(F.scaled_dot_product_attention(*halves)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_rows", "instructions", "in_blocks"),
+    [
+        (torch.bfloat16, 1025, ("avx512_f", "avx512_bf16"), True),
+        (torch.bfloat16, 1025, ("avx512_f",), False),
+        (torch.bfloat16, 1025, ("avx512_f", "avx512_bf16", "amx_bf16"), False),
+        (torch.bfloat16, 320, ("avx512_f", "avx512_bf16"), False),
+        (torch.float32, 1025, ("avx512_f", "avx512_bf16"), False),
+    ],
+)
+def test_blocks_run_only_where_they_were_measured_to_be_faster(
+    dtype: torch.dtype,
+    num_rows: int,
+    instructions: tuple[str, ...],
+    in_blocks: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    processor_with(monkeypatch, *instructions)
+    monkeypatch.setattr(attention, "attend_in_blocks", lambda *heads, mask_B11S: "blocks")
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *heads, attn_mask, dropout_p: "fused")
+    q = torch.zeros(1, 1, num_rows, 1, dtype=dtype)
+    with torch.no_grad():
+        assert attend(q, q, q) == ("blocks" if in_blocks else "fused")
+        on_meta = q.to("meta")
+        assert attend(on_meta, on_meta, on_meta) == "fused"
+    assert attend(q, q, q) == "fused", "gradients are followed"
+
+
+def test_dropout_leaves_out_and_scales_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor_with(monkeypatch, "avx512_f")
     q, k = (torch.randn(1, 1, 400, 4, requires_grad=True) for _ in range(2))
     ones = torch.ones(1, 1, 400, 1)
     assert attend(q, k, ones).std() < 1e-5

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swiftmask.core.attention import attend
 from swiftmask.core.protocol import Condition, MaskedGenerator
 from swiftmask.core.types import Decision
 
@@ -81,9 +82,8 @@ class _Attention(nn.Module):
         pair_XNE = F.linear(context_XND, weight[width:], bias[width:])
         query_XHTd = query_XTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         pair_2XHNd = pair_XNE.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        out_XHTd = F.scaled_dot_product_attention(
-            query_XHTd, pair_2XHNd[0], pair_2XHNd[1], dropout_p=self.dropout if self.training else 0.0
-        )
+        dropout = self.dropout if self.training else 0.0
+        out_XHTd = attend(query_XHTd, pair_2XHNd[0], pair_2XHNd[1], dropout=dropout)
         return self.mha.out_proj(out_XHTd.transpose(1, 2).flatten(2))
 
 
