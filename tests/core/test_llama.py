@@ -25,3 +25,22 @@ def test_a_query_without_any_key_stays_finite_in_training() -> None:
     rotary = Rotary.at(torch.arange(3)[None], 8, 1e4)
     block(x_XTD, rotary, torch.zeros(1, 1, 1, 3, dtype=torch.bool)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_runs_in_place_has_the_same_bits_and_leaves_its_input_alone(dtype: torch.dtype) -> None:
+    block, x_XTD = LlamaBlock(16, 2, 24).to(dtype), torch.randn(2, 5, 16).to(dtype)
+    rotary = Rotary.at(torch.arange(5).expand(2, 5), 8, 1e4)
+    before = x_XTD.clone()
+    trained = block.project(x_XTD, rotary)
+    with torch.no_grad():
+        inferred = block.project(x_XTD, rotary)
+        finished = block.finish(x_XTD, *inferred)
+    assert all(torch.equal(one, other) for one, other in zip(trained, inferred, strict=True))
+    assert finished.dtype == dtype
+    assert torch.equal(x_XTD, before)
+    q_XNTH = torch.randn(2, 3, 5, 8).to(dtype)
+    pairs = torch.view_as_complex(torch.stack(q_XNTH.double().chunk(2, dim=-1), dim=-1))
+    angle_XTh = torch.atan2(rotary.sin_XTH, rotary.cos_XTH)[:, None, :, :4].double()
+    turned = torch.view_as_real(pairs * torch.polar(torch.ones_like(angle_XTh), angle_XTh))
+    torch.testing.assert_close(rotary.turn(q_XNTH), torch.cat(turned.unbind(-1), dim=-1).to(dtype))

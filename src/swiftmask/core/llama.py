@@ -48,8 +48,17 @@ class Rotary:
     def turn(self, x_XNTH: Tensor) -> Tensor:
         """Heads [X, N, T, H] turned by their places, in their own dtype. Halves are pairs, not neighbours."""
         first, second = x_XNTH.float().chunk(2, dim=-1)
-        swapped_XNTH = torch.cat([-second, first], dim=-1)
-        return (x_XNTH * self.cos_XTH[:, None] + swapped_XNTH * self.sin_XTH[:, None]).to(x_XNTH.dtype)
+        half = first.shape[-1]
+        cos, sin = self.cos_XTH[:, None, :, :half], self.sin_XTH[:, None, :, :half]
+        if x_XNTH.requires_grad or torch.compiler.is_compiling():
+            halves = first * cos - second * sin, second * cos + first * sin
+            return torch.cat(halves, dim=-1).to(x_XNTH.dtype)
+        # Both halves go straight to their place: fresh memory costs page faults on a CPU.
+        turned_XNTH = torch.empty_like(x_XNTH)
+        left, right = turned_XNTH.chunk(2, dim=-1)
+        torch.sub(first * cos, second * sin, out=left)
+        torch.add(second * cos, first * sin, out=right)
+        return turned_XNTH
 
 
 class RMSNorm(nn.Module):
@@ -112,7 +121,10 @@ class LlamaBlock(nn.Module):
         out_XHTh = attend(query, key, value, mask_B11S=mask_X11N)
         x_XTD = x_XTD + self.attn_out(out_XHTh.transpose(1, 2).flatten(2))
         gate_XTF, up_XTF = F.linear(self.ff_norm(x_XTD), self.gate_up_weight).chunk(2, dim=-1)
-        return x_XTD + self.ff_out(F.silu(gate_XTF) * up_XTF)
+        if gate_XTF.requires_grad:
+            return x_XTD + self.ff_out(F.silu(gate_XTF) * up_XTF)
+        # In place where nothing is differentiated: fresh memory costs page faults on a CPU.
+        return x_XTD + self.ff_out(F.silu(gate_XTF, inplace=True).mul_(up_XTF))
 
     def _heads(self, normed_XTD: Tensor, weight_ED: Tensor, num_parts: int) -> tuple[Tensor, ...]:
         projected_XTE = F.linear(normed_XTD, weight_ED)

@@ -1,5 +1,6 @@
 """Rotary positions: what attention sees is how far apart two places are."""
 
+import pytest
 import torch
 
 from swiftmask.models.meissonic.rotary import places_of, rotary_at
@@ -34,3 +35,14 @@ def test_text_is_not_turned_and_half_precision_is_kept() -> None:
     assert torch.equal(turned_BNTH[:, :, :3], x_BNTH[:, :, :3])
     assert not torch.equal(turned_BNTH[:, :, 4:], x_BNTH[:, :, 4:])
     assert rotary.cos_TP.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_complex_numbers_have_the_bits_of_sines_and_cosines(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rotary = rotary_at(places_of((4, 5), 3), AXES)
+    x_BNTH = torch.randn(2, 23, 3, 16).to(dtype).transpose(1, 2)
+    turned = rotary.turn(x_BNTH)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(turned, rotary.turn(x_BNTH))

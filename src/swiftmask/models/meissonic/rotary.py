@@ -23,15 +23,16 @@ class Rotary:
 
     def turn(self, x_BNTH: Tensor) -> Tensor:
         """Queries or keys with each pair of neighbouring channels turned by its angle, in their own dtype."""
-        even_BNTP, odd_BNTP = x_BNTH.float().unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack(
-            [
-                even_BNTP * self.cos_TP - odd_BNTP * self.sin_TP,
-                odd_BNTP * self.cos_TP + even_BNTP * self.sin_TP,
-            ],
-            dim=-1,
-        )
-        return turned.flatten(-2).to(x_BNTH.dtype)
+        pairs_BNTP2 = x_BNTH.float().unflatten(-1, (-1, 2))
+        if torch.compiler.is_compiling():  # which generates no code for complex numbers
+            even_BNTP, odd_BNTP = pairs_BNTP2.unbind(-1)
+            real_BNTP = even_BNTP * self.cos_TP - odd_BNTP * self.sin_TP
+            imaginary_BNTP = odd_BNTP * self.cos_TP + even_BNTP * self.sin_TP
+            turned_BNTP2 = torch.stack([real_BNTP, imaginary_BNTP], dim=-1)
+        else:
+            turn_TP = torch.complex(self.cos_TP, self.sin_TP)
+            turned_BNTP2 = torch.view_as_real(torch.view_as_complex(pairs_BNTP2) * turn_TP)
+        return turned_BNTP2.flatten(-2).to(x_BNTH.dtype)
 
 
 def places_of(grid: tuple[int, int], num_text: int) -> Tensor:
