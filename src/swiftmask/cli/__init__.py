@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(0 if args else 2)
     name, rest = _choose(args)
     from swiftmask.cli.errors import parse, run_safely
+    from swiftmask.cli.progress import show_warnings
+
+    show_warnings()
 
     def start() -> int:
         command = COMMANDS[name]

@@ -10,12 +10,14 @@ import tyro
 
 from swiftmask.cli import measure
 from swiftmask.cli.bench import BenchQuality, Way, check_denoising, check_unguided, parse_budget
+from swiftmask.cli.progress import note
 from swiftmask.cli.real_pictures import DIGITS, check_real_pictures, describe_reference
 from swiftmask.cli.report_pictures import draw_shown, draw_timeline, gallery_of
 from swiftmask.cli.report_requests import Requests, class_requests, prompt_requests, scenes_requests
 
 if TYPE_CHECKING:
     from swiftmask.core.protocol import MaskedGenerator
+    from swiftmask.data.images import Decoding
     from swiftmask.evaluate.processes import Processes
     from swiftmask.evaluate.quality import Row, Sample
     from swiftmask.evaluate.report import FolderReport, Gallery, Timeline
@@ -54,6 +56,10 @@ class BenchReport:
     """Whose features compare with them: a TorchScript file, or a Hugging Face folder (DINOv2, CLIP)."""
     crop: int | None = None
     """Crop real pictures to squares of this side (default: take them as they are)."""
+    background: str = "white"
+    """Colour behind real pictures that are transparent: a name, or #rrggbb."""
+    ignore_orientation: bool = False
+    """Leave real pictures as they are stored instead of turning them as EXIF says."""
     prompts: Path | None = None
     """File of prompts, one a line, for a text-to-image model."""
     classes: int | None = None
@@ -134,6 +140,8 @@ class BenchReport:
         for flag in ("reference", "extractor", "crop", "prompts", "classes"):
             value = getattr(self, flag)
             words += [] if value is None else [f"--{flag}", value]
+        words += [] if self.background == "white" else ["--background", self.background]
+        words += ["--ignore-orientation"] if self.ignore_orientation else []
         words += ["--steps", *self.steps, "--budgets", *self.budgets, "--shortcut", self.shortcut]
         defaults = {field.name: field.default for field in fields(self)}
         for flag in _ROWS:
@@ -147,6 +155,7 @@ class BenchReport:
         for text in self.budgets:
             parse_budget(text)
         check_unguided(self.unguided)
+        self._decoding()  # complains about a background that is no colour
         check_denoising(self.denoising_steps, self.ddim_steps)
         if (self.reference is None) != (self.extractor is None):
             raise ValueError("--reference and --extractor go together: real pictures, and whose features")
@@ -160,6 +169,11 @@ class BenchReport:
         for flag, least in (("shown", 1), ("classes", 1), ("crop", 1)):
             if (value := getattr(self, flag)) is not None and value < least:
                 raise ValueError(f"--{flag} must be at least {least}, got {value}")
+
+    def _decoding(self) -> "Decoding":
+        from swiftmask.data.images import Decoding
+
+        return Decoding(background=self.background, orientation=not self.ignore_orientation)
 
     def _ways(self, base: "Pipeline") -> list[Way]:
         """The rows of `bench quality`, with what a report never leaves out."""
@@ -233,6 +247,7 @@ class BenchReport:
         processes: "Processes",
     ) -> "FolderReport | None":
         """Against real pictures, in an extractor's features; the first of several processes compares."""
+        from swiftmask.data.images.decode import said
         from swiftmask.evaluate.extractors import load_extractor
         from swiftmask.evaluate.report.folder_study import run_folder_study
 
@@ -243,6 +258,7 @@ class BenchReport:
         reference = describe_reference(
             self.reference.expanduser(),
             self.crop,
+            self._decoding(),
             extractor,
             folder,
             check=lambda real: check_real_pictures(real, self.pictures, rows[0], requests),
@@ -250,6 +266,9 @@ class BenchReport:
             processes=processes,
         )
         processes.wait()
+        if processes.rank == 0:
+            for line in said(reference.changes(), reference.real.count or 0, self._decoding()):
+                note(f"{self.reference}: {line}")
         gflop = {row.name: row.flops / 1e9 for row in rows}
         total = sum(gflop.values()) * sample.num_pictures * sample.num_seeds
         own = total / processes.count

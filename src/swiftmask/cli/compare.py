@@ -13,9 +13,10 @@ from rich.progress import Progress, TaskID
 from tyro.conf import Positional
 
 from swiftmask.cli import measure
-from swiftmask.cli.progress import progress_bar
+from swiftmask.cli.progress import note, progress_bar
 
 if TYPE_CHECKING:
+    from swiftmask.data.images import Decoding
     from swiftmask.evaluate.extractors import Extractor, Identity
     from swiftmask.evaluate.feature_store import FeatureStore
     from swiftmask.evaluate.folder_metrics import FolderMetrics
@@ -46,6 +47,10 @@ class Compare:
     """Whose features: "scenes" (the bundled judge), a TorchScript file, or a Hugging Face folder."""
     crop: int | None = None
     """Crop real pictures to squares of this side, as ADM does (default: take them as they are)."""
+    background: str = "white"
+    """Colour behind transparent pictures: a name, or #rrggbb."""
+    ignore_orientation: bool = False
+    """Leave pictures as stored instead of turning them as EXIF says; ADM's statistics were made so."""
     nearest: int = 3
     """Neighbour that bounds a neighbourhood (precision, recall, density, coverage)."""
     splits: int = 10
@@ -68,9 +73,12 @@ class Compare:
         from swiftmask.evaluate.pictures import folder_pictures
         from swiftmask.evaluate.processes import Processes
 
-        generated = folder_pictures(self.pictures)
-        reference = self._reference(generated)
         processes = Processes.here()
+        generated = folder_pictures(self.pictures, self._decoding())
+        reference = self._reference(generated)
+        if processes.rank == 0:
+            for line in (*generated.said, *_said_of(reference)):
+                note(line)
         extractor = load_extractor(self.extractor, measure.own_device(processes, self.device))
         try:
             ours, real = self._described(generated, reference, extractor, processes)
@@ -79,14 +87,29 @@ class Compare:
         processes.wait()
         if processes.rank == 0:
             self._save_statistics(real)
-            self._print(self._compared(ours, real))
+            self._say_changes(ours, real)
+            self._print(self._compared(ours, real), _changes_of(ours), _changes_of(real))
         return 0
+
+    def _decoding(self) -> "Decoding":
+        from swiftmask.data.images import Decoding
+
+        return Decoding(background=self.background, orientation=not self.ignore_orientation)
+
+    def _say_changes(self, ours: "FeatureStore", real: "FeatureStore | Moments") -> None:
+        from swiftmask.data.images.decode import said
+
+        for folder, store in ((self.pictures, ours), (self.reference, real)):
+            for line in said(_changes_of(store), store.count or 0, self._decoding()):
+                note(f"{folder}: {line}")
 
     def command(self) -> str:
         """What measures the same again."""
         words: list[object] = ["compare", self.pictures, "--reference", self.reference]
         words += ["--extractor", self.extractor]
         words += [] if self.crop is None else ["--crop", self.crop]
+        words += [] if self.background == "white" else ["--background", self.background]
+        words += ["--ignore-orientation"] if self.ignore_orientation else []
         words += ["--nearest", self.nearest, "--splits", self.splits]
         return measure.command_line(*words, "--batch", self.batch, "--device", self.device, "--out", self.out)
 
@@ -95,6 +118,7 @@ class Compare:
         for name in ("crop", "nearest", "splits", "batch"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
+        self._decoding()  # complains about a background that is no colour
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"--out {self.out} is a file: name a folder")
         reference = self.reference.expanduser()
@@ -116,7 +140,12 @@ class Compare:
         path = self.reference.expanduser()
         if not path.is_dir():
             return read_moments(path)
-        real = folder_pictures(path) if self.crop is None else cropped_pictures(path, self.crop)
+        decoding = self._decoding()
+        real = (
+            folder_pictures(path, decoding)
+            if self.crop is None
+            else cropped_pictures(path, self.crop, decoding)
+        )
         self._check_numbers(generated, real)
         _check_sizes(generated, real)
         return real
@@ -184,7 +213,11 @@ class Compare:
         if self.save_statistics is None:
             return
         assert isinstance(real, FeatureStore)
-        real.statistics().save(self.save_statistics.expanduser(), extractor=real.identity.sha256)
+        real.statistics().save(
+            self.save_statistics.expanduser(),
+            extractor=real.identity.sha256,
+            decoding=self._decoding().identity,
+        )
 
     def _compared(self, ours: "FeatureStore", real: "FeatureStore | Moments") -> "FolderMetrics":
         from swiftmask.evaluate.folder_metrics import (
@@ -201,7 +234,7 @@ class Compare:
                 return compare_with_moments(ours, real, settings)
             return compare_with_pictures(ours, real, settings)
 
-    def _print(self, result: "FolderMetrics") -> None:
+    def _print(self, result: "FolderMetrics", ours: dict[str, int], real: dict[str, int]) -> None:
         from swiftmask.recipes.provenance import commit, machine
 
         origin = {
@@ -212,7 +245,8 @@ class Compare:
         }
         if self.json:
             compared = {"folder": str(self.pictures), "reference": str(self.reference)}
-            measure.print_json(compared | asdict(result) | origin | {"versions": _versions()})
+            read = {"decoding": self._decoding().identity, "converted": {"folder": ours, "reference": real}}
+            measure.print_json(compared | asdict(result) | read | origin | {"versions": _versions()})
         else:
             _print_table(result, origin)
 
@@ -229,6 +263,17 @@ def shown(bar: Progress, what: str) -> Callable[[int, int], None]:
         bar.update(tasks[0], completed=done)
 
     return on_progress
+
+
+def _said_of(reference: "Pictures | Moments") -> tuple[str, ...]:
+    """What is to be said of a folder of real pictures; of statistics, nothing."""
+    return getattr(reference, "said", ())
+
+
+def _changes_of(described: "FeatureStore | Moments") -> dict[str, int]:
+    from swiftmask.evaluate.statistics import Moments
+
+    return {} if isinstance(described, Moments) else described.changes()
 
 
 def _check_sizes(generated: "Pictures", real: "Pictures") -> None:

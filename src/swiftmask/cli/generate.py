@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from swiftmask.core.types import Canvas, Record
+    from swiftmask.data.images import Decoding
     from swiftmask.evaluate.presets import Settings
     from swiftmask.pipeline import Pipeline, Result
 
@@ -50,6 +51,8 @@ class Generate:
     """Picture to start from; one smaller than the model's is placed in the middle (outpainting)."""
     mask: Path | None = None
     """Picture as large as --init-image; what is white in it is drawn anew (inpainting)."""
+    background: str = "white"
+    """Colour behind an --init-image that is transparent: a name, or #rrggbb."""
     num: int = 1
     """Pictures per class or prompt, with seeds from --seed on."""
     seed: int = 0
@@ -151,6 +154,7 @@ class Generate:
             raise ValueError(f"--steps must be at least 1, got {self.steps}")
         if self.mask is not None and self.init_image is None:
             raise ValueError("--mask says what of --init-image is drawn anew: give both")
+        self._decoding()  # complains about a background that is no colour
         if len(self.size) > 2:
             raise ValueError(
                 f"--size takes one number, or a height and a width, got {len(self.size)} numbers"
@@ -210,7 +214,14 @@ class Generate:
 
     def _canvas(self, pipeline: "Pipeline") -> "Canvas | None":
         """What every picture starts from."""
-        return None if self.init_image is None else jobs.start_canvas(pipeline, self.init_image, self.mask)
+        if self.init_image is None:
+            return None
+        return jobs.start_canvas(pipeline, self.init_image, self.mask, self._decoding())
+
+    def _decoding(self) -> "Decoding":
+        from swiftmask.data.images import Decoding
+
+        return Decoding(background=self.background)
 
     def _settings(self, pipeline: "Pipeline", canvas: "Canvas | None") -> dict[str, Any]:
         """All that decides a picture besides its class or prompt and its seed."""
@@ -220,6 +231,7 @@ class Generate:
             name: None if path is None else jobs.file_mark(path)
             for name, path in (("init_image", self.init_image), ("mask", self.mask))
         }
+        given["decoding"] = None if self.init_image is None else self._decoding().identity
         return {
             "model": pipeline.name,
             "weights": _fingerprint(pipeline),

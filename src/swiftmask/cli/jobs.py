@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from swiftmask.cli.progress import note
+
 if TYPE_CHECKING:
     from swiftmask.core.types import Canvas
+    from swiftmask.data.images import Decoding
     from swiftmask.models.meissonic import Prompt
     from swiftmask.pipeline import Pipeline
 
@@ -96,11 +99,17 @@ def check_jobs(pipeline: "Pipeline", jobs: Sequence[Job]) -> None:
     check(list(dict.fromkeys(asked_of(jobs))))  # type: ignore[arg-type]
 
 
-def start_canvas(pipeline: "Pipeline", image: Path, mask: Path | None) -> "Canvas":
-    """What one picture starts from. Errors: those of `open_picture` and `Pipeline.start_canvas`."""
-    from swiftmask.data.images.inpainting import open_picture
+def start_canvas(pipeline: "Pipeline", image: Path, mask: Path | None, decoding: "Decoding") -> "Canvas":
+    """What one picture starts from; says what had to be converted.
 
-    return pipeline.start_canvas(open_picture(image), None if mask is None else open_picture(mask))
+    Errors: those of `open_picture` and `Pipeline.start_canvas`.
+    """
+    from swiftmask.data.images.decode import counted, open_picture, said, to_rgb
+
+    start = to_rgb(open_picture(image), decoding)
+    for line in said(counted([start.changes]), 1, decoding):
+        note(f"{image}: {line}")
+    return pipeline.start_canvas(start.image, None if mask is None else open_picture(mask))
 
 
 def repeated(canvas: "Canvas", count: int) -> "Canvas":

@@ -1,5 +1,6 @@
-"""Progress on stderr, so that stdout stays clean for results."""
+"""Progress and notes on stderr, so that stdout stays clean for results."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,3 +35,15 @@ def progress_bar() -> Iterator[Progress]:
 def note(text: str) -> None:
     """A line for the person at the keyboard."""
     sys.stderr.write(f"{text}\n")
+
+
+def show_warnings() -> None:
+    """Have what the library warns of (`logging`) written as notes."""
+    log = logging.getLogger("swiftmask")
+    if not any(isinstance(handler, _Notes) for handler in log.handlers):
+        log.addHandler(_Notes(logging.WARNING))
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        note(self.format(record))

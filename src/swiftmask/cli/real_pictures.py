@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swiftmask.cli import measure
+from swiftmask.cli.progress import note
 from swiftmask.cli.report_requests import Requests
 
 if TYPE_CHECKING:
+    from swiftmask.data.images import Decoding
     from swiftmask.evaluate.extractors import Extractor
     from swiftmask.evaluate.pictures import Pictures
     from swiftmask.evaluate.processes import Processes
@@ -21,6 +23,7 @@ DIGITS = 12
 def describe_reference(
     path: Path,
     crop: int | None,
+    decoding: "Decoding",
     extractor: "Extractor",
     folder: Path,
     *,
@@ -32,6 +35,7 @@ def describe_reference(
 
     Args:
         crop: side of the squares that pictures are cropped to; None takes them as they are.
+        decoding: how pictures are read. What had to be converted is said, by the first process.
         folder: keeps what was described, and a killed run goes on there.
         check: complains of pictures that do not fit, before hours of work.
         processes: share the work.
@@ -48,8 +52,10 @@ def describe_reference(
         if moments.extractor not in (None, extractor.identity.sha256):
             raise ValueError(f"{path} was made with other weights than this {extractor.identity.name}'s")
         return Reference(name=path.name, real=moments, extractor=extractor)
-    real = folder_pictures(path) if crop is None else cropped_pictures(path, crop)
+    real = folder_pictures(path, decoding) if crop is None else cropped_pictures(path, crop, decoding)
     check(real)
+    for line in real.said if processes.rank == 0 else ():
+        note(line)
     own = folder / f"real-{path.resolve().name}-{real.fingerprint[:DIGITS]}"
     with measure.progress(
         "describing real pictures", real.count / processes.count, shown=processes.rank == 0

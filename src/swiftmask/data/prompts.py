@@ -1,8 +1,22 @@
-"""Lists of prompts in files: one prompt a line, or JSONL with columns."""
+"""Lists of prompts in files: one prompt a line, JSONL, or CSV with a header; docs/inputs.md states the rules."""
 
+import csv
+import io
 import json
-from dataclasses import dataclass
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+_DELIMITERS = {".csv": ",;\t", ".tsv": "\t"}
+_COLUMNS = {"prompt", "negative_prompt", "seed"}
+_MOST_NAMED = 5
+_JSON = re.compile(r"""\[?\s*[{\[]\s*(["'{\[].*)?|[\]}],?""")
+"""How a line of JSON begins that may go on in the next line. `{red|blue} car` is a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,48 +26,197 @@ class ListedPrompt:
     Attributes:
         negative: what the picture is not to show; None where the list does not say.
         seed: of its first picture; None where the list does not say.
+        line: of the file, from 1; None without a file.
     """
 
     text: str
     negative: str | None = None
     seed: int | None = None
+    line: int | None = field(default=None, compare=False)
 
 
 def read_prompts(path: str | Path) -> list[ListedPrompt]:
-    """The prompts of a file, in its order.
+    """The prompts of a file, in its order. How it is read depends on its suffix, in any case.
 
-    A `.jsonl` file has one object a line: "prompt", and if wanted "negative_prompt" and "seed"; columns of
-    other names are for other readers. Every other file has one prompt a line. Blank lines are passed over.
+    `.jsonl`, `.ndjson`: one object a line with "prompt", and if wanted "negative_prompt" and "seed"; columns
+    of other names are for other readers. `.csv`, `.tsv`: the same columns, named by the first line. Every
+    other file has one prompt a line; lines that begin with # are comments, which are counted and said. Lines
+    end at \\n or \\r\\n only. Blank lines are passed over.
 
-    Errors: FileNotFoundError; ValueError naming the line that cannot be read, or for a file without prompts.
+    Errors: FileNotFoundError; ValueError naming all lines that cannot be read, or for a file without prompts.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no such file of prompts: {path}")
+    text, suffix = _text_of(path), path.suffix.lower()
+    if suffix in _DELIMITERS:
+        parsed = _rows_of_csv(text, path, _DELIMITERS[suffix])
+    elif suffix in (".jsonl", ".ndjson"):
+        parsed = ((number, line, _of_json) for number, line in _lines(text))
+    else:
+        parsed = ((number, line, _of_text) for number, line in _without_comments(text, path))
+    return _all_or_errors(parsed, path)
+
+
+def require_text(text: str) -> str:
+    """A prompt as it may be given to a model. Errors: ValueError for half of a surrogate pair."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(
+            f"{ascii(text[:40])} holds half of a surrogate pair, which is no text: write it anew"
+        )
+    return text
+
+
+def name_all(problems: Sequence[tuple[str, str]]) -> str:
+    """Places and what is wrong there, on one line: the first few in full, of the others the places."""
+    full = "; ".join(f"{place}: {problem}" for place, problem in problems[:_MOST_NAMED])
+    rest = [place for place, _ in problems[_MOST_NAMED:]]
+    return full + (f"; and {', '.join(rest)}" if rest else "")
+
+
+def _text_of(path: Path) -> str:
+    content = path.read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content:
+        raise ValueError(f"{path} is no text in UTF-8, but UTF-16 or not text at all: save it as UTF-8")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error.reason}): save it as such") from error
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not numbered:
-        raise ValueError(f"{path} holds no prompts: expected one a line, or JSONL with a column prompt")
-    if path.suffix != ".jsonl":
-        return [ListedPrompt(line) for _, line in numbered]
-    return [_parsed(line, f"{path}, line {number}") for number, line in numbered]
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{path}, line {line} is no text in UTF-8 ({error.reason}): save it as UTF-8"
+        ) from error
 
 
-def _parsed(line: str, where: str) -> ListedPrompt:
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Those that are not blank, with their numbers. A byte order mark in front of any is dropped."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if stripped := line.strip().removeprefix("\ufeff").strip():
+            yield number, stripped
+
+
+def _without_comments(text: str, path: Path) -> list[tuple[int, str]]:
+    lines = list(_lines(text))
+    kept = [(number, line) for number, line in lines if not line.startswith("#")]
+    if num_comments := len(lines) - len(kept):
+        _log.warning(
+            f"{path}: {num_comments} line{'s' * (num_comments > 1)} beginning with # passed over as comments "
+            "(a prompt that begins so can be given in a .jsonl file)"
+        )
+    if kept and _is_csv_header(kept[0][1]):
+        raise ValueError(
+            f"{path}, line {kept[0][0]}: {kept[0][1][:40]!r} looks like the header of a table: name the file "
+            ".csv or .tsv"
+        )
+    if kept and all(re.search(r",-?\d+$", line) for _, line in kept):
+        raise ValueError(
+            f"{path}: every line ends in a comma and a number, like a table: name the file .csv, with a first "
+            "line of column names (prompt,seed)"
+        )
+    return kept
+
+
+def _is_csv_header(line: str) -> bool:
+    cells = [cell.strip(' "').lower() for cell in re.split(r"[,;\t]", line)]
+    words = all(re.fullmatch(r"\w*", cell) for cell in cells)
+    return words and (cells == ["prompt"] or (len(cells) > 1 and not _COLUMNS.isdisjoint(cells)))
+
+
+def _of_text(line: str) -> ListedPrompt:
+    if _looks_like_json(line):
+        raise ValueError(f"looks like JSON ({line[:40]!r}): name the file .jsonl, with one object a line")
+    if "\t" in line or re.fullmatch(r'"([^"]|"")*"(,("([^"]|"")*"|-?\d*))+', line):
+        raise ValueError(f"looks like a row of a table ({line[:40]!r}): name the file .tsv or .csv")
+    if "\r" in line:
+        raise ValueError("has a carriage return inside: save the file with lines that end in \\n")
+    return ListedPrompt(require_text(line))
+
+
+def _looks_like_json(line: str) -> bool:
+    if _JSON.fullmatch(line):
+        return True
+    try:
+        return line[0] in "[{" and isinstance(json.loads(line), dict | list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _of_json(line: str) -> ListedPrompt:
     try:
         columns = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: expected a JSON object, got {line[:40]!r} ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        why = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
+        raise ValueError(f"expected a JSON object, got {line[:40]!r} ({why})") from error
     if not isinstance(columns, dict) or not isinstance(columns.get("prompt"), str):
-        raise ValueError(f'{where}: expected an object with a text under "prompt", got {line[:40]!r}')
-    text, negative, seed = columns["prompt"].strip(), columns.get("negative_prompt"), columns.get("seed")
+        raise ValueError(f'expected an object with a text under "prompt", got {line[:40]!r}')
+    return _of_columns(columns["prompt"], columns.get("negative_prompt"), columns.get("seed"))
+
+
+def _of_columns(text: str, negative: object, seed: object) -> ListedPrompt:
+    text = require_text(text.strip())
     if not text:
-        raise ValueError(f"{where}: empty prompt: say what to draw")
+        raise ValueError("empty prompt: say what to draw")
     if not isinstance(negative, str | None):
-        raise ValueError(f"{where}: negative_prompt must be a text, got {negative!r}")
+        raise ValueError(f"negative_prompt must be a text, got {negative!r}")
     if isinstance(seed, bool) or not isinstance(seed, int | None):
-        raise ValueError(f"{where}: seed must be a whole number, got {seed!r}")
-    return ListedPrompt(text, negative, seed)
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be between 0 and 2**63 - 1, got {seed}")
+    return ListedPrompt(text, None if negative is None else require_text(negative), seed)
+
+
+Parsed = Iterator[tuple[int, Any, Callable[[Any], ListedPrompt]]]
+"""Line numbers, what lies there, and what makes a prompt of it."""
+
+
+def _rows_of_csv(text: str, path: Path, delimiters: str) -> Parsed:
+    """Rows by column name. Errors: ValueError for a header without the column prompt, or broken quotes."""
+    header = next((line for _, line in _lines(text)), "")
+    if not header:
+        return
+    delimiter = max(delimiters, key=header.count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names: list[str] = []
+    try:
+        for row in rows:
+            if not any(cell.strip() for cell in row):
+                continue
+            if names:
+                yield rows.line_num, (names, row), _of_row
+                continue
+            names = [cell.strip().lower() for cell in row]
+            if names.count("prompt") != 1:
+                raise ValueError(
+                    f"{path}, line {rows.line_num}: expected a first line of column names, one of them prompt, "
+                    f"got {header[:40]!r}"
+                )
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {rows.line_num}: {error}: put texts in double quotes") from error
+
+
+def _of_row(named: tuple[list[str], list[str]]) -> ListedPrompt:
+    names, cells = named
+    if len(cells) != len(names):
+        raise ValueError(f"expected {len(names)} cells, got {len(cells)}: put texts with commas in quotes")
+    columns = dict(zip(names, cells, strict=True))
+    negative, seed = columns.get("negative_prompt", "").strip(), columns.get("seed", "").strip()
+    if seed and not re.fullmatch(r"[+-]?[0-9]{1,30}", seed):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
+    return _of_columns(columns["prompt"], negative or None, int(seed) if seed else None)
+
+
+def _all_or_errors(parsed: Parsed, path: Path) -> list[ListedPrompt]:
+    listed, problems = [], []
+    for number, content, parse in parsed:
+        try:
+            entry = parse(content)
+        except ValueError as error:
+            problems.append((f"line {number}", str(error)))
+        else:
+            listed.append(ListedPrompt(entry.text, entry.negative, entry.seed, number))
+    if len(problems) == 1:
+        raise ValueError(f"{path}, {name_all(problems)}")
+    if problems:
+        raise ValueError(f"{path}: {len(problems)} lines cannot be read: {name_all(problems)}")
+    if not listed:
+        raise ValueError(f"{path} holds no prompts: expected one a line, or JSONL with a column prompt")
+    return listed

@@ -6,12 +6,14 @@ that are missing, and processes that divide them find the same numbers as one pr
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -57,12 +59,21 @@ class FeatureStore:
                 f"{self.identity.name}: remove it, or choose another folder"
             )
 
-    def write(self, chunk: int, description: Description) -> None:
-        """One chunk, whole or not at all."""
+    def write(self, chunk: int, description: Description, changes: Mapping[str, int]) -> None:
+        """One chunk, whole or not at all, with what had to be done to its pictures."""
         tensors = {"features": description.features_BD.contiguous()}
         if description.log_probabilities_BV is not None:
             tensors["log_probabilities"] = description.log_probabilities_BV.contiguous()
-        _write_whole(self._path(chunk), lambda partial: save_file(tensors, partial))
+        metadata = {"changes": json.dumps(changes)}
+        _write_whole(self._path(chunk), lambda partial: save_file(tensors, partial, metadata))
+
+    def changes(self) -> dict[str, int]:
+        """Of how many pictures something was converted, by what it was (data/images/decode.py)."""
+        counts: Counter[str] = Counter()
+        for chunk in range(self.num_chunks):
+            with safe_open(self._path(chunk), framework="pt") as file:
+                counts.update(json.loads((file.metadata() or {}).get("changes", "{}")))
+        return dict(counts)
 
     def chunks(self) -> Iterator[Description]:
         """All chunks in order, one in memory at a time. Errors: ValueError if some are missing or damaged."""
@@ -141,7 +152,9 @@ def describe(
     on_progress(done, total)
     for chunk in share:
         if chunk in missing:
-            store.write(chunk, _described(pictures, extractor, store.indices(chunk), batch_size))
+            pictures.changes.clear()
+            description = _described(pictures, extractor, store.indices(chunk), batch_size)
+            store.write(chunk, description, pictures.changes)
             done += len(store.indices(chunk))
             on_progress(done, total)
     return store

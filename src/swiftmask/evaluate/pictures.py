@@ -1,20 +1,19 @@
 """Sets of pictures by index, read or drawn when they are needed: 50,000 of them are never in memory."""
 
 import hashlib
-import io
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from swiftmask.core.files import first_line
 from swiftmask.data.images import ImageFolder
-from swiftmask.data.images.folder import SUFFIXES
+from swiftmask.data.images.decode import DEFAULT, Decoding, read_picture
+from swiftmask.data.images.listing import Listing
 
 OVERVIEW = "grid.png"
 """What `swiftmask generate` calls the sheet of all its pictures."""
@@ -27,18 +26,24 @@ class Pictures:
     Attributes:
         fingerprint: changes when a picture changes; features found under another one are not used.
         images: `images(indices) -> images_B3HW` in [0, 1], called with ascending indices below `count`.
+        changes: counts what `images` has to do to pictures (data/images/decode.py), call by call.
+        decoding: how files are read.
+        said: sentences for the user about the folder.
     """
 
     count: int
     fingerprint: str
     images: Callable[[Sequence[int]], Tensor]
+    changes: Counter[str] = field(default_factory=Counter)
+    decoding: Decoding = DEFAULT
+    said: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.count < 2:
             raise ValueError(f"a distribution needs at least 2 pictures, got {self.count}")
 
 
-def folder_pictures(root: str | Path) -> Pictures:
+def folder_pictures(root: str | Path, decoding: Decoding = DEFAULT) -> Pictures:
     """Generated pictures: every image file below `root`, all of one size, in the order of their names.
 
     They are never resized, which would hide a mistake and change every metric. Names that start with a dot,
@@ -48,24 +53,39 @@ def folder_pictures(root: str | Path) -> Pictures:
     damaged or of another size than the first.
     """
     root = Path(root).expanduser()
-    files = _listed(root)
-    size = _read(root / files[0]).shape
+    files, said = _listed(root)
+    changes: Counter[str] = Counter()
+
+    def read(file: str) -> Tensor:
+        picture = read_picture(root / file, decoding)
+        changes.update(picture.changes)
+        return torch.from_numpy(np.array(picture.image)).permute(2, 0, 1).float() / 255
+
+    size = read(files[0]).shape
 
     def images(indices: Sequence[int]) -> Tensor:
-        return torch.stack([_require_size(_read(root / files[i]), size, files[i]) for i in indices])
+        return torch.stack([_require_size(read(files[i]), size, files[i]) for i in indices])
 
-    return Pictures(len(files), _fingerprint(root, files), images)
+    return Pictures(len(files), _fingerprint(root, files, decoding), images, changes, decoding, said)
 
 
-def cropped_pictures(root: str | Path, size: int) -> Pictures:
+def cropped_pictures(root: str | Path, size: int, decoding: Decoding = DEFAULT) -> Pictures:
     """Real pictures of any size below `root`, cropped to squares as ADM's reference statistics (data/images).
 
     Errors: as `folder_pictures`, except that sizes may differ.
     """
     root = Path(root).expanduser()
-    files = _listed(root)
-    folder = ImageFolder(root, size, (), files, torch.zeros(len(files), dtype=torch.int64))
-    return Pictures(len(files), _fingerprint(root, files, f"crop {size}"), folder.images)
+    files, said = _listed(root)
+    folder = ImageFolder(root, size, (), files, torch.zeros(len(files), dtype=torch.int64), decoding)
+    changes: Counter[str] = Counter()
+
+    def images(indices: Sequence[int]) -> Tensor:
+        cropped = [folder.read(i) for i in indices]
+        changes.update(change for one in cropped for change in one.changes)
+        return torch.stack([one.pixels_3HW for one in cropped]).float() / 255
+
+    fingerprint = _fingerprint(root, files, decoding, f"crop {size}")
+    return Pictures(len(files), fingerprint, images, changes, decoding, said)
 
 
 def streamed_pictures(batches: Iterable[Tensor], count: int, fingerprint: str) -> Pictures:
@@ -89,35 +109,29 @@ def streamed_pictures(batches: Iterable[Tensor], count: int, fingerprint: str) -
     return Pictures(count, fingerprint, lambda indices: torch.stack([image(index) for index in indices]))
 
 
-def _listed(root: Path) -> tuple[str, ...]:
+def _listed(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Pictures, and what is to be said of the files that are none."""
     if not root.is_dir():
         raise FileNotFoundError(f"no such image folder: {root}")
-    below = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    shown = (path for path in below if not any(part.startswith(".") for part in path.parts))
-    shown = (path for path in shown if path.name != OVERVIEW)
-    files = tuple(sorted(path.as_posix() for path in shown))
-    if len(files) < 2:
-        raise ValueError(f"{root} has {len(files)} images ({' '.join(SUFFIXES)}): expected at least 2")
-    return files
+    found = Listing.below(root, but=(OVERVIEW,))
+    said = found.passed_over.said(root)
+    if len(found.files) < 2:
+        raise ValueError(
+            f"{root} has {len(found.files)} images of a format that Pillow reads: expected at least 2"
+            + "".join(f"; {line}" for line in said)
+        )
+    return found.files, tuple(said)
 
 
-def _fingerprint(root: Path, files: Sequence[str], *preparation: str) -> str:
-    """Of names, sizes and dates: reading 50,000 files for their contents would take as long as the rest."""
-    digest = hashlib.sha256(repr(preparation).encode())
+def _fingerprint(root: Path, files: Sequence[str], decoding: Decoding, *preparation: str) -> str:
+    """Of names, sizes, dates and how they are read: reading 50,000 files for their contents would take as
+    long as the rest.
+    """
+    digest = hashlib.sha256(repr((decoding.identity, *preparation)).encode())
     for file in files:
         status = (root / file).stat()
         digest.update(repr((file, status.st_size, status.st_mtime_ns)).encode())
     return digest.hexdigest()
-
-
-def _read(path: Path) -> Tensor:
-    """An image file as it is: [3, H, W] in [0, 1]."""
-    try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            pixels_HW3 = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read image {path} ({first_line(error)})") from error
-    return torch.from_numpy(pixels_HW3).permute(2, 0, 1).float() / 255
 
 
 def _require_size(image_3HW: Tensor, size: torch.Size, name: str) -> Tensor:

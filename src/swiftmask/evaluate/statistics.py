@@ -80,11 +80,12 @@ class FeatureStatistics:
             raise ValueError(f"a covariance needs at least 2 pictures, got {self.count}")
         return Moments(self.mean_D, self.scatter_DD / (self.count - 1), self.count, extractor)
 
-    def save(self, path: str | Path, *, extractor: str) -> None:
+    def save(self, path: str | Path, *, extractor: str, decoding: str = "") -> None:
         """A `.safetensors` file, written whole or not at all.
 
         Args:
             extractor: SHA-256 of the weights that made the features.
+            decoding: how the pictures were read (`Decoding.identity`), for whoever looks into the file.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ class FeatureStatistics:
         }
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
-            save_file(tensors, partial, metadata={"extractor": extractor})
+            save_file(tensors, partial, metadata={"extractor": extractor, "decoding": decoding})
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 What a MAR trains and is distilled on. A killed run continues where it stopped.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from swiftmask.data.images import CachedLatents, ImageFolder, cache_latents
+from swiftmask.data.images import CachedLatents, Decoding, ImageFolder, cache_latents
 from swiftmask.models.mar.codec import KLCodec
 from swiftmask.models.mar.weights import read_released_codec
 from swiftmask.recipes.runs import OnLog, fingerprint, training_device
 from swiftmask.training.loop import Progress
 from swiftmask.training.processes import processes
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +30,14 @@ class LatentsRecipe:
         codec: weights of MAR's autoencoder, `kl16.ckpt` or its safetensors mirror.
         batch_size: images, of which each is encoded twice.
         max_unreadable: images that may be left out because they cannot be read.
+        decoding: what transparent images are placed on, and whether EXIF turns them.
     """
 
     images: Path | None = None
     codec: Path | None = None
     batch_size: int = 32
     max_unreadable: int = 0
+    decoding: Decoding = Decoding()
 
     def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
         """Encode, or continue, in `folder`; returns it."""
@@ -45,14 +50,14 @@ class LatentsRecipe:
         Errors: ValueError naming the setting, file or folder at fault.
         """
         folder_of_images = required(self.images, "images", "imagenet/train")
-        images = ImageFolder.open(folder_of_images, codec.config.resolution)
+        images = ImageFolder.open(folder_of_images, codec.config.resolution, self.decoding)
         codec = codec.to(training_device()).eval()
 
         def encode_moments(images_B3HW: Tensor) -> Tensor:
             return codec.moments(images_B3HW.to(codec.quant_conv.weight.device))
 
         with processes().main_process_first():
-            cache_latents(
+            index = cache_latents(
                 images,
                 encode_moments,
                 folder,
@@ -61,6 +66,9 @@ class LatentsRecipe:
                 max_unreadable=self.max_unreadable,
                 on_progress=None if on_log is None else _reported(on_log),
             )
+        if processes().is_main_process:
+            for line in (*images.passed_over.said(images.root), *index.said(self.decoding)):
+                _log.warning(line)
         return CachedLatents.open(folder, scale=codec.config.scale)
 
 

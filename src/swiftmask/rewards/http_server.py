@@ -28,6 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from swiftmask.core.files import first_line
+from swiftmask.data.images.decode import decode_picture
 
 Reward = Callable[[Tensor, Sequence[str]], Tensor | Sequence[float | None]]
 """`reward(images_B3HW, prompts) -> scores_B`, pictures in [0, 1]; None or NaN where it does not apply."""
@@ -170,9 +171,10 @@ def _read_pictures(pictures: list[str], num_pixels: int) -> Tensor:
 def _read_png(text: str, index: int, num_pixels: int) -> Tensor:
     """Bytes `[3, H, W]`; the size is known, and refused, before anything is unpacked."""
     try:
-        with Image.open(BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as image:
+        content = base64.b64decode(text, validate=True)
+        with Image.open(BytesIO(content), formats=["PNG"]) as image:
             fits = image.width * image.height <= num_pixels
-            pixels_HW3 = np.array(image.convert("RGB")) if fits else None
+        pixels_HW3 = np.array(decode_picture(content, f"{index}").image) if fits else None
     except _NOT_A_PNG as error:
         raise ValueError(f"picture {index} is no PNG in base64 ({first_line(error)})") from error
     if pixels_HW3 is None:

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from swiftmask.data.images.inpainting import open_picture, start_picture
+from swiftmask.data.images import open_picture
+from swiftmask.data.images.inpainting import start_picture
 
 SIZE, GRID = (8, 12), (4, 6)
 

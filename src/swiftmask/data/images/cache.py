@@ -7,7 +7,7 @@ posterior anew each time (latents.py).
 
 import hashlib
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swiftmask.data.images.folder import ImageFolder, decode
+from swiftmask.data.images.decode import counted
+from swiftmask.data.images.folder import ImageFolder
 from swiftmask.data.images.index import (
     DTYPES,
     IMAGE_FACTS,
@@ -37,6 +38,7 @@ log-variance, one after the other along M = 2C, on any device.
 """
 
 _BATCHES_AHEAD = 2
+_SETTINGS = ("encoder", "dtype", "image_size", "decoding")
 
 
 def cache_latents(
@@ -87,6 +89,7 @@ class _Image:
     pixels_3HW: Tensor | None
     problem: str
     facts: ImageFacts
+    changes: tuple[str, ...] = ()
 
 
 def _wanted(folder: ImageFolder, out: Path, encoder: str, dtype: torch.dtype) -> CacheIndex:
@@ -103,6 +106,7 @@ def _wanted(folder: ImageFolder, out: Path, encoder: str, dtype: torch.dtype) ->
         num_images=len(folder),
         files=hashlib.sha256("\0".join(folder.files).encode("utf-8", "surrogateescape")).hexdigest(),
         class_names=folder.class_names,
+        decoding=folder.decoding.identity,
     )
 
 
@@ -129,9 +133,7 @@ def _resume(wanted: CacheIndex, folder: ImageFolder, out: Path) -> CacheIndex:
 
 
 def _refuse_other_settings(found: CacheIndex, wanted: CacheIndex, out: Path) -> None:
-    pairs = [
-        (name, getattr(found, name), getattr(wanted, name)) for name in ("encoder", "dtype", "image_size")
-    ]
+    pairs = [(name, getattr(found, name), getattr(wanted, name)) for name in _SETTINGS]
     changes = [f"{name} {then!r} then, {now!r} now" for name, then, now in pairs if then != now]
     if changes:
         raise ValueError(
@@ -175,13 +177,13 @@ def _read(folder: ImageFolder, index: int) -> _Image:
     path = folder.root / file
     try:
         status, content = path.stat(), path.read_bytes()
-        pixels_3HW = decode(content, folder.size, str(path))
+        pixels_3HW, changes = folder.cropped(content, str(path))
     except OSError as error:
         return _Image(file, None, f"cannot read image {path} ({error.strerror})", facts)
     except ValueError as error:
         return _Image(file, None, str(error), facts)
     facts = ImageFacts(facts.label, status.st_size, status.st_mtime_ns, zlib.crc32(content), True)
-    return _Image(file, pixels_3HW, "", facts)
+    return _Image(file, pixels_3HW, "", facts, changes)
 
 
 def _add(
@@ -197,7 +199,8 @@ def _add(
         )
     write_rows(out / MOMENTS, index.done, _rows(index, batch, encode_moments))
     write_rows(out / IMAGES, index.done, np.array([image.facts for image in batch], IMAGE_FACTS))
-    index = replace(index, done=index.done + len(batch), unreadable=unreadable)
+    changed = Counter(index.changed) + Counter(counted([image.changes for image in batch]))
+    index = replace(index, done=index.done + len(batch), unreadable=unreadable, changed=dict(changed))
     index.write(out)
     return index
 

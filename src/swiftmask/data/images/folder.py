@@ -4,21 +4,19 @@ This is how ImageNet lies on disk, and the preprocessing of MAR (arXiv 2406.1183
 measured against ADM's reference statistics.
 """
 
-import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from swiftmask.core.files import first_line
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+from swiftmask.data.images.decode import DEFAULT, Decoding, decode_picture
+from swiftmask.data.images.listing import Listing, PassedOver, is_shown
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +28,8 @@ class ImageFolder:
         class_names: the subfolders sorted by name; a class's place is its label.
         files: paths below `root`, class after class, sorted within each.
         labels_X: int64, one per file.
+        decoding: how they are read.
+        passed_over: files beside them that are not read.
     """
 
     root: Path
@@ -37,9 +37,11 @@ class ImageFolder:
     class_names: tuple[str, ...]
     files: tuple[str, ...]
     labels_X: Tensor
+    decoding: Decoding = DEFAULT
+    passed_over: PassedOver = PassedOver()
 
     @classmethod
-    def open(cls, root: str | Path, size: int) -> Self:
+    def open(cls, root: str | Path, size: int, decoding: Decoding = DEFAULT) -> Self:
         """List the images below `root`; none is read yet. Names that start with a dot are passed over.
 
         Errors: FileNotFoundError; ValueError for a folder without class folders, or one without images.
@@ -48,44 +50,51 @@ class ImageFolder:
         if not root.is_dir():
             raise FileNotFoundError(f"no such image folder: {root}")
         class_names = sorted(
-            entry.name for entry in os.scandir(root) if entry.is_dir() and _shown(entry.name)
+            entry.name for entry in os.scandir(root) if entry.is_dir() and is_shown(entry.name)
         )
         if not class_names:
             raise ValueError(
                 f"{root} has no class folders: expected {root}/CLASS/IMAGE, one subfolder a class"
             )
-        files, labels = [], []
+        files, labels, passed_over = [], [], []
         for label, name in enumerate(class_names):
-            found = sorted(_images_below(root / name))
-            if not found:
+            found = Listing.below(root / name)
+            if not found.files:
+                others = "".join(f"; {line}" for line in found.passed_over.said(root / name))
                 raise ValueError(
-                    f"class folder {root / name} has no images ({' '.join(SUFFIXES)}): fill or remove it, "
-                    "for it counts as a class"
+                    f"class folder {root / name} has no images of a format that Pillow reads: fill or remove "
+                    f"it, for it counts as a class{others}"
                 )
-            files += [f"{name}/{file}" for file in found]
-            labels += [label] * len(found)
-        return cls(root, size, tuple(class_names), tuple(files), torch.tensor(labels))
+            files += [f"{name}/{file}" for file in found.files]
+            passed_over += [f"{name}/{file}" for file in found.passed_over.files]
+            labels += [label] * len(found.files)
+        others = PassedOver(tuple(passed_over))
+        return cls(root, size, tuple(class_names), tuple(files), torch.tensor(labels), decoding, others)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def images(self, indices: Iterable[int]) -> Tensor:
         """`images_B3HW` in [0, 1], cropped. Errors: ValueError naming a file that cannot be read."""
-        images = [decode((self.root / self.files[i]).read_bytes(), self.size, self.files[i]) for i in indices]
+        images = [self.read(i).pixels_3HW for i in indices]
         return torch.stack(images).float() / 255
 
+    def read(self, index: int) -> "Cropped":
+        """One picture. Errors: OSError; ValueError naming a file that cannot be read."""
+        return self.cropped((self.root / self.files[index]).read_bytes(), self.files[index])
 
-def decode(content: bytes, size: int, name: str) -> Tensor:
-    """An image file's bytes to uint8 [3, size, size], cropped.
+    def cropped(self, content: bytes, name: str) -> "Cropped":
+        """An image file's bytes. Errors: ValueError with `name`, and what is wrong with the file."""
+        picture = decode_picture(content, name, self.decoding)
+        pixels_HW3 = np.array(centre_crop(picture.image, self.size))
+        return Cropped(torch.from_numpy(pixels_HW3).permute(2, 0, 1), picture.changes)
 
-    Errors: ValueError with `name` and what is wrong with the file.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            cropped = centre_crop(image.convert("RGB"), size)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read image {name} ({first_line(error)})") from error
-    return torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
+
+class Cropped(NamedTuple):
+    """A square of a picture, uint8 [3, size, size], and what was done to it before (decode.py)."""
+
+    pixels_3HW: Tensor
+    changes: tuple[str, ...]
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
@@ -107,18 +116,3 @@ def mirrored_at_random(images_B3HW: Tensor, generator: torch.Generator) -> Tenso
     mirrored_B = torch.rand(len(images_B3HW), generator=generator) < 0.5
     mirrored_B111 = mirrored_B.to(images_B3HW.device)[:, None, None, None]
     return torch.where(mirrored_B111, images_B3HW.flip(-1), images_B3HW)
-
-
-def _images_below(folder: Path) -> Iterator[str]:
-    for place, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = filter(_shown, subfolders)
-        below = Path(place).relative_to(folder)
-        yield from ((below / name).as_posix() for name in names if _shown(name) and _is_image(name))
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
-
-
-def _shown(name: str) -> bool:
-    return not name.startswith(".")

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from swiftmask.core.files import first_line
+from swiftmask.data.images.decode import Decoding, said
 
 INDEX, MOMENTS, IMAGES = "index.json", "moments.npy", "images.npy"
 DTYPES = {
@@ -53,7 +54,9 @@ class CacheIndex:
         files: SHA-256 of the names of the images, in order.
         moments: shape of one image's moments, [2C, H, W]; empty before the first batch.
         done: rows that count.
+        decoding: identity of the rules by which the images were read (decode.py).
         unreadable: images that were left out; their rows hold zeros.
+        changed: of how many images something was converted, by what it was (decode.py).
     """
 
     encoder: str
@@ -64,7 +67,9 @@ class CacheIndex:
     class_names: tuple[str, ...]
     moments: tuple[int, ...] = ()
     done: int = 0
+    decoding: str = "rules 0"
     unreadable: tuple[str, ...] = ()
+    changed: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -89,6 +94,14 @@ class CacheIndex:
             file.write(json.dumps(asdict(self), indent=1) + "\n")
             _to_disk(file)
         os.replace(partial, folder / INDEX)
+
+    def said(self, decoding: Decoding) -> list[str]:
+        """What was converted, and left out, as sentences."""
+        lines = said(self.changed, self.done, decoding)
+        if self.unreadable:
+            named = ", ".join(self.unreadable[:3]) + (", ..." if len(self.unreadable) > 3 else "")
+            lines.append(f"{len(self.unreadable)} of {self.done} pictures could not be read: {named}")
+        return lines
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,6 +1,5 @@
 """What inpainting and outpainting start from: the pixels of a picture, and which of them are drawn anew."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,10 +8,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from swiftmask.core.files import first_line
+from swiftmask.data.images.decode import numbers_of, to_rgb
 
-_WHITE = 128
-"""Grey value from which a pixel of a mask counts as white."""
+_FAINT = 1 / 8
+"""Of all that a mask could hold: a range below this is noise, unless it begins at 0 and has two values."""
 
 
 class StartPicture(NamedTuple):
@@ -20,19 +19,6 @@ class StartPicture(NamedTuple):
 
     image_3HW: Tensor
     drawn_L: Tensor
-
-
-def open_picture(path: str | Path) -> Image.Image:
-    """An image file. Errors: FileNotFoundError; ValueError if it cannot be read."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"no such image file: {path}")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read image {path} ({first_line(error)})") from error
 
 
 def start_picture(
@@ -44,40 +30,77 @@ def start_picture(
     an encoder sees nothing foreign there, and are drawn anew. A token is drawn anew if any of its pixels is.
 
     Args:
-        mask: as large as the image; white is drawn anew.
+        image: of any mode (decode.py).
+        mask: as large as the image; white is drawn anew (`white_of`).
         size: height and width of the pictures that a model draws, in pixels.
         grid: rows and columns of its tokens.
 
-    Errors: ValueError for an image that is too large, a mask of another size, or if everything or nothing is
-        left to draw.
+    Errors: ValueError for an image that is too large, a mask of another size or neither black nor white, or
+        if everything or nothing is left to draw.
     """
-    _require_fit(image, mask, size)
+    image = to_rgb(image).image
+    white_hw = np.zeros((image.height, image.width), bool) if mask is None else white_of(mask)
+    _require_fit(image, None if mask is None else white_hw, size)
     room = [whole - side for whole, side in zip(size, (image.height, image.width), strict=True)]
     top, left = (_first_token(*place) for place in zip(room, size, grid, strict=True))
     edges = (left, room[1] - left, top, room[0] - top)
     image_3HW = F.pad(_pixels(image)[None], edges, mode="replicate")[0]
-    drawn_HW = F.pad(_white(mask, image), edges, value=1.0)
+    drawn_HW = F.pad(torch.from_numpy(white_hw).float(), edges, value=1.0)
     drawn_L = F.adaptive_max_pool2d(drawn_HW[None, None], grid).flatten() > 0
     if not drawn_L.any():
         raise ValueError(
-            "nothing is left to draw: give a mask with white where to draw anew, or an image smaller than "
-            f"the picture ({_text(size)})"
+            f"nothing is left to draw{_range_of(mask)}: give a mask with white where to draw anew, or an "
+            f"image smaller than the picture ({_text(size)})"
         )
     if drawn_L.all():
-        raise ValueError("the mask leaves no token of the image as it is: make part of it black (kept)")
+        raise ValueError(
+            f"the mask leaves no token of the image as it is{_range_of(mask)}: make part of it black (kept)"
+        )
     return StartPicture(image_3HW, drawn_L)
 
 
-def _require_fit(image: Image.Image, mask: Image.Image | None, size: tuple[int, int]) -> None:
+def white_of(mask: Image.Image) -> np.ndarray:
+    """Where a mask is white, bool [H, W]: above the middle of the range of its values.
+
+    So 0 and 1 are read as 0 and 255 are, and so are 16 bits, real values, palettes, and pictures of one bit.
+    Transparent places are black. A mask of one value is white all over, unless the value is 0.
+
+    Errors: ValueError for values that are neither black and white nor grey: a narrow range of several, or one
+    that is narrow and far from 0, such as the noise of a JPEG.
+    """
+    values_HW, most = numbers_of(mask)
+    low, high = float(values_HW.min()), float(values_HW.max())
+    if not np.isfinite(values_HW).all() or low < 0:
+        raise ValueError(f"the values of the mask go from {low:g} to {high:g}: expected 0 (kept) to {most:g}")
+    if low == high:
+        return values_HW > 0
+    two_from_zero = low == 0 and np.isin(values_HW, (low, high)).all()
+    if high - low < _FAINT * most and not two_from_zero:
+        raise ValueError(
+            f"the values of the mask go from {low:g} to {high:g}, of {most:g}: expected black (0) where to "
+            f"keep and white where to draw anew, as in 0 and 1, or 0 and {most:g}"
+        )
+    return values_HW > (low + high) / 2
+
+
+def _range_of(mask: Image.Image | None) -> str:
+    if mask is None:
+        return ""
+    values_HW, _ = numbers_of(mask)
+    transparent = ", transparent counting as 0" if mask.has_transparency_data else ""
+    return f" (the values of the mask go from {values_HW.min():g} to {values_HW.max():g}{transparent})"
+
+
+def _require_fit(image: Image.Image, white_hw: np.ndarray | None, size: tuple[int, int]) -> None:
     shape = (image.height, image.width)
     if any(side > whole for side, whole in zip(shape, size, strict=True)):
         raise ValueError(
             f"the image is {_text(shape)} (height x width), larger than the picture of {_text(size)}: make "
             "it smaller, or draw a larger picture"
         )
-    if mask is not None and mask.size != image.size:
+    if white_hw is not None and white_hw.shape != shape:
         raise ValueError(
-            f"the mask is {_text((mask.height, mask.width))} (height x width), the image {_text(shape)}: "
+            f"the mask is {_text(white_hw.shape)} (height x width), the image {_text(shape)}: "
             "make them of one size"
         )
 
@@ -89,15 +112,8 @@ def _first_token(room: int, side: int, num_tokens: int) -> int:
 
 def _pixels(image: Image.Image) -> Tensor:
     """[3, h, w] in [0, 1]."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
-def _white(mask: Image.Image | None, image: Image.Image) -> Tensor:
-    """[h, w], 1 where to draw anew."""
-    if mask is None:
-        return torch.zeros(image.height, image.width)
-    return (torch.from_numpy(np.array(mask.convert("L"))) >= _WHITE).float()
-
-
-def _text(size: tuple[int, int]) -> str:
+def _text(size: tuple[int, ...]) -> str:
     return f"{size[0]}x{size[1]}"

@@ -53,6 +53,10 @@ class Reference:
     extractor: Extractor
     settings: MetricSettings = MetricSettings()
 
+    def changes(self) -> dict[str, int]:
+        """Of how many real pictures something was converted (data/images/decode.py)."""
+        return {} if isinstance(self.real, Moments) else self.real.changes()
+
     def metrics_of(self, generated: FeatureStore) -> FolderMetrics:
         if isinstance(self.real, Moments):
             return compare_with_moments(generated, self.real, self.settings)
@@ -214,6 +218,7 @@ def _summarised(
         metrics=names,
         floors={metric.name: metric.floor for metric in one.metrics if metric.floor is not None},
         floor_pictures=one.floor_pictures,
+        converted=reference.changes(),
         rows=[
             _summarised_row(row, found[row.name], spreads[row.name], rival_of(row.series, curves))
             for row in rows

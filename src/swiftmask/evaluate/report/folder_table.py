@@ -1,6 +1,6 @@
 """The table of a study on any model (folder_study.py): what is published, and its text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from swiftmask.evaluate.extractors import Identity
 from swiftmask.evaluate.summary import Spread
@@ -43,6 +43,7 @@ class FolderReport:
         metrics: their names, the leading one first.
         floors: the same between real pictures and other real ones, where there are enough.
         floor_pictures: how many stood in the place of the generated ones; 0 if there is no floor.
+        converted: of how many real pictures something was converted, by what it was (data/images/decode.py).
     """
 
     model: str
@@ -60,6 +61,7 @@ class FolderReport:
     floor_pictures: int
     command: str
     rows: list[FolderRow]
+    converted: dict[str, int] = field(default_factory=dict)
 
 
 def higher_is_better(metric: str) -> bool:
