@@ -27,6 +27,7 @@ from swiftmask.core.rng import NUM_SEEDS, SeededNoise, ShapesOfNoise
 from swiftmask.core.schedule import uniform_full_steps, with_full_steps
 from swiftmask.core.types import Canvas, Record, Schedule, Step, Trajectory
 from swiftmask.data.images.inpainting import start_picture
+from swiftmask.data.prompts import require_text
 
 DEFAULT_STEPS = 16
 Images = list[Image.Image] | Tensor
@@ -250,6 +251,9 @@ class Pipeline:
             raise ValueError(
                 f"{self.name} draws {wanted}, got {'the other kind' if refused is not None else 'none'}"
             )
+        for text in given:
+            if isinstance(text, str):
+                require_text(text)
         return self.model.encode(list(given))  # type: ignore[arg-type]
 
     def _decode(

@@ -302,3 +302,46 @@ def test_two_processes_find_the_same(here: Path, capsys: pytest.CaptureFixture[s
     shared, alone = json.loads(done.stdout), compared(capsys, *AGAINST_REAL)
     assert shared["metrics"] == alone["metrics"]
     assert shared["pictures"] == 300
+
+
+def test_equal_pictures_in_other_formats_are_equal(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Greys of 8 bits, and the same in 16 bits, transparent, turned by EXIF, and in a palette."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = {"exif": exif, "lossless": True}
+    (here / "plain").mkdir()
+    (here / "deep").mkdir()
+    for index in range(12):
+        grey_HW = np.random.default_rng(index).integers(0, 256, (6, 6)).astype(np.uint8)
+        clear_HW4 = np.dstack([np.full((6, 6, 3), 9), np.zeros((6, 6))]).astype(np.uint8)
+        clear_HW4[1:] = np.dstack([grey_HW[1:]] * 3 + [np.full((5, 6), 255)])
+        plain = grey_HW.copy()
+        if index % 4 == 1:
+            plain[0] = 255
+        Image.fromarray(plain).save(here / f"plain/{index}.png")
+        ways: list[tuple[Image.Image, str, dict[str, Any]]] = [
+            (Image.fromarray(grey_HW.astype(np.uint16) * 257), "png", {}),
+            (Image.fromarray(clear_HW4), "PNG", {}),
+            (Image.fromarray(np.ascontiguousarray(np.rot90(grey_HW))).convert("RGB"), "WebP", turned),
+            (Image.fromarray(grey_HW).convert("P"), "gif", {}),
+        ]
+        picture, suffix, options = ways[index % 4]
+        picture.save(here / f"deep/{index}.{suffix}", suffix.upper(), **options)
+    (here / "deep/x.heic").write_text("")
+    arguments = ("deep", "--reference", "plain", "--extractor", "means.pt", "--json")
+    for _ in range(2):  # the second time from the features that the first one kept
+        with pytest.raises(SystemExit) as stop:
+            main(["compare", *arguments])
+        told = capsys.readouterr()
+        assert stop.value.code == 0, told.err
+        found = json.loads(told.out)
+        assert by_name(found)["fd_means"] == pytest.approx(0, abs=1e-9)
+        changed = {"depth": 3, "transparency": 3, "orientation": 3}
+        assert found["converted"] == {"folder": changed, "reference": {}}
+        assert "3 of 12 pictures had transparency: placed on white" in told.err
+        assert "1 file in deep was passed over, not of a format that is read (1 .heic): x.heic" in told.err
+    dark = compared(capsys, *arguments[:-1], "--background", "black")
+    stored = compared(capsys, *arguments[:-1], "--ignore-orientation")
+    assert len({x["decoding"] for x in (found, dark, stored)}) == 3
+    assert by_name(dark)["fd_means"] > 1e-4
+    assert stored["converted"]["folder"] == {"depth": 3, "transparency": 3, "unturned": 3}

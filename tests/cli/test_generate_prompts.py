@@ -219,7 +219,7 @@ def test_a_changed_start_picture_is_another_picture(
         ([TINY, "--prompts", "nowhere.txt"], "no such file of prompts: nowhere.txt"),
         ([TINY, *PROMPT, "--negative-prompt", "a", "b"], "one for each of 1 prompts, got 2"),
         ([TINY, *PROMPT, "--negative-prompt", "a", "--guidance", "1"], "needs prompts and guidance"),
-        ([TINY, *PROMPT, "--negative-prompt", "a a a a a a a a"], "prompt of 10 tokens"),
+        ([TINY, *PROMPT, "--negative-prompt", "a a a a a a a a"], "prompt of 9 tokens"),
         ([CLASSES, "--classes", "0", "--negative-prompt", "a"], "needs prompts and guidance, got classes"),
         ([CLASSES, "0", "--negative-prompt", "a"], "draws classes, not prompts"),
         ([CLASSES, "--prompts", "list.txt"], "draws classes, not prompts"),
@@ -268,3 +268,67 @@ def test_every_job_has_a_file_of_its_own() -> None:
     jobs = [Job("a b", 0), Job("a-b", 0), Job("a b", 1), Job("a b", 0, "c"), Job("a b", 0, "d")]
     assert jobs[0].file_name == "a-b-0.png"
     assert len({job.file_name for job in jobs}) == 5
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", *map(str, arguments)])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+def test_a_table_says_prompts_negatives_and_seeds(
+    tiny_meissonic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("list.CSV").write_text("seed;prompt;negative_prompt\n5;a circle;\n;a square;a circle\n", "utf-8-sig")
+    summary = generated(capsys, tiny_meissonic, "--prompts", "list.CSV", "--steps", 2, "--out", "o")
+    found = [(entry["what"], entry["seed"], entry.get("negative_prompt")) for entry in summary["pictures"]]
+    assert found == [("a circle", 5, None), ("a square", 0, "a circle")]
+
+
+def test_long_prompts_are_named_at_once_or_cut(
+    tiny_meissonic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prompts of at most 8 tokens, start and end among them."""
+    long = "a red circle left a blue square"
+    Path("list.txt").write_text(f"a circle\n{long}\na {long}\n")
+    arguments = (tiny_meissonic, "--prompts", "list.txt", "--steps", 2, "--out", "o")
+    said = refused(capsys, *arguments)
+    assert "2 of 3 cannot be drawn: number 2: prompt of 9 tokens" in said
+    assert "number 3: prompt of 10 tokens" in said and "--truncate" in said
+    assert not Path("o").exists()
+    summary = generated(capsys, *arguments, "--truncate")
+    assert [entry["what"] for entry in summary["pictures"]] == [
+        "a circle",
+        "a red circle left a blue",
+        "a a red circle left a",
+    ]
+
+
+def test_a_start_picture_may_be_of_any_kind(tiny_meissonic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A transparent picture on white and its opaque twin give the same pixels; a mask of 0 and 1 is read."""
+    clear = np.array(Image.open("image.png").convert("RGBA"))
+    clear[:, :2, 3] = 0
+    Image.fromarray(clear).save("clear.png")
+    clear[:, :2] = 255
+    Image.fromarray(clear[..., :3]).save("white.png")
+    Image.fromarray(np.array(Image.open("half.png")) // 255).save("ones.png")
+    for image, mask in (("clear", "ones"), ("white", "half")):
+        start = ("--init-image", f"{image}.png", "--mask", f"{mask}.png", "--steps", 2, "--out", image)
+        generated(capsys, tiny_meissonic, *PROMPT, *start)
+    drawn = [np.array(Image.open(f"{name}/a-red-circle-0.png")) for name in ("clear", "white")]
+    assert np.array_equal(*drawn)
+    said = refused(
+        capsys,
+        tiny_meissonic,
+        *PROMPT,
+        "--init-image",
+        "clear.png",
+        "--mask",
+        "ones.png",
+        "--background",
+        "wite",
+    )
+    assert "background 'wite' is no colour" in said

@@ -31,7 +31,7 @@ from swiftmask.evaluate.report import (
     model_card,
     picture_uri,
 )
-from swiftmask.evaluate.report.folder_study import Reference, run_folder_study
+from swiftmask.evaluate.report.folder_study import Asked, Reference, run_folder_study
 from swiftmask.evaluate.report.folder_table import higher_is_better
 from swiftmask.evaluate.report.timeline import DECIDED
 from swiftmask.evaluate.summary import Origin, QualityReport, RowSummary, Spread
@@ -256,7 +256,7 @@ def _studied(rows: list[Row], folder: Path, seen: list[tuple[str, int]] | None =
         SAMPLE,
         Reference(name="real", real=reference, extractor=_MeanColour(), settings=MetricSettings(splits=2)),
         folder,
-        requests=[3, 4, 5],
+        requests=Asked([3, 4, 5]),
         origin=ORIGIN,
         on_progress=lambda row, count: None if seen is None else seen.append((row, count)),
     )
@@ -314,3 +314,13 @@ def test_a_folder_report_becomes_page_and_card(tmp_path: Path) -> None:
     assert "| row | fd_toy ↓ |" in model_card(comparison)
     assert higher_is_better("IS")
     assert not higher_is_better("FID")
+
+
+def test_a_list_says_the_first_seed_of_a_prompt() -> None:
+    """The next pictures of it take the next seeds, and another evaluation seed is elsewhere."""
+    asked = Asked(["a", "b"], (None, 70))
+    assert asked.what(5) == ["a", "b", "a", "b", "a"]
+    assert asked.seeds(0, 5) == [0, 70, 2, 71, 4]
+    other = asked.seeds(1, 5)
+    assert not set(other) & set(asked.seeds(0, 5))
+    assert Asked(["a", "b"]).seeds(0, 3) == [0, 1, 2]

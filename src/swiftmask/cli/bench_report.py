@@ -16,7 +16,6 @@ from swiftmask.cli.report_pictures import draw_shown, draw_timeline, gallery_of
 from swiftmask.cli.report_requests import Requests, class_requests, prompt_requests, scenes_requests
 
 if TYPE_CHECKING:
-    from swiftmask.core.protocol import MaskedGenerator
     from swiftmask.data.images import Decoding
     from swiftmask.evaluate.processes import Processes
     from swiftmask.evaluate.quality import Row, Sample
@@ -61,7 +60,10 @@ class BenchReport:
     ignore_orientation: bool = False
     """Leave real pictures as they are stored instead of turning them as EXIF says."""
     prompts: Path | None = None
-    """File of prompts, one a line, for a text-to-image model."""
+    """File of prompts, for a text-to-image model: one a line, or .jsonl or .csv with columns prompt,
+    negative_prompt and seed."""
+    truncate: bool = False
+    """Cut prompts that are too long for the model instead of refusing them."""
     classes: int | None = None
     """Draw the first so many classes (default: all the model knows)."""
     steps: tuple[int, ...] = (4, 6, 8, 12, 16)
@@ -122,7 +124,7 @@ class BenchReport:
             requests = scenes_requests(ways[0].row, self.pictures)
             report = self._judged(base, [way.row for way in ways], sample, processes)
         else:
-            requests = self._requests(base.model)
+            requests = self._requests(base)
             ways = [replace(way, row=replace(way.row, command=self._alone(way))) for way in self._ways(base)]
             report = self._compared(base, [way.row for way in ways], requests, sample, processes)
         if report is None or processes.rank != 0:
@@ -142,6 +144,7 @@ class BenchReport:
             words += [] if value is None else [f"--{flag}", value]
         words += [] if self.background == "white" else ["--background", self.background]
         words += ["--ignore-orientation"] if self.ignore_orientation else []
+        words += ["--truncate"] if self.truncate else []
         words += ["--steps", *self.steps, "--budgets", *self.budgets, "--shortcut", self.shortcut]
         defaults = {field.name: field.default for field in fields(self)}
         for flag in _ROWS:
@@ -224,15 +227,16 @@ class BenchReport:
             rows, sample, store, model=base.name, command=self.command(), processes=processes
         )
 
-    def _requests(self, model: "MaskedGenerator") -> Requests:
+    def _requests(self, base: "Pipeline") -> Requests:
         """Of a model that does not draw Scenes. Errors: ValueError for options of the other kind."""
+        model = base.model
         if model.spec.draws == "class":
             if self.prompts is not None:
                 raise ValueError(f"{self.model} draws classes: leave out --prompts")
             return class_requests(model, self.classes)
         if self.prompts is None:
             raise ValueError(f"{self.model} draws prompts: name a file of them, one a line (--prompts FILE)")
-        return prompt_requests(self.prompts)
+        return prompt_requests(self.prompts, base, truncate=self.truncate)
 
     def _alone(self, way: Way) -> str:
         """What measures one row against real pictures again."""
@@ -249,7 +253,7 @@ class BenchReport:
         """Against real pictures, in an extractor's features; the first of several processes compares."""
         from swiftmask.data.images.decode import said
         from swiftmask.evaluate.extractors import load_extractor
-        from swiftmask.evaluate.report.folder_study import run_folder_study
+        from swiftmask.evaluate.report.folder_study import Asked, run_folder_study
 
         assert self.extractor is not None and self.reference is not None
         extractor = load_extractor(self.extractor, base.model.device)
@@ -278,7 +282,7 @@ class BenchReport:
                 sample,
                 reference,
                 folder,
-                requests=requests.entries,
+                requests=Asked(requests.entries, requests.first_seeds),
                 origin=measure.origin(base.name, self.command()),
                 on_progress=lambda row, count: advance(gflop[row] * count, row),
                 processes=processes,

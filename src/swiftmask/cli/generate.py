@@ -42,7 +42,9 @@ class Generate:
     prompt: tuple[str, ...] = ()
     """Prompts, for a text-to-image model."""
     prompts: Path | None = None
-    """File of prompts: one a line, or JSONL with columns prompt, negative_prompt and seed."""
+    """File of prompts: one a line, or .jsonl or .csv with columns prompt, negative_prompt and seed."""
+    truncate: bool = False
+    """Cut prompts that are too long for the model instead of refusing them."""
     negative_prompt: tuple[str, ...] = ()
     """What not to show: one for all prompts, or one for each."""
     size: tuple[int, ...] = ()
@@ -108,6 +110,8 @@ class Generate:
         self._check_options()
         pipeline = self._pipeline()
         wanted = self._jobs(pipeline.model.spec.draws)
+        if self.truncate:
+            wanted = list(dict.fromkeys(jobs.truncated(pipeline, wanted)))
         jobs.check_jobs(pipeline, wanted)
         canvas = self._canvas(pipeline)
         settings = self._settings(pipeline, canvas)  # complains about impossible steps

@@ -1,11 +1,12 @@
 """What `swiftmask generate` draws: classes or prompts with their seeds, and the picture they start from."""
 
+import hashlib
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from swiftmask.cli.progress import note
 
@@ -33,6 +34,9 @@ class Job:
     def file_name(self) -> str:
         """Readable, and another one for every other job."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.what.lower()).strip("-")[:60]
+        if not slug:  # no Latin letter or digit: the digits alone tell such prompts apart
+            whole = "\n".join((self.what, self.negative))
+            return f"picture-{hashlib.sha256(whole.encode()).hexdigest()[:16]}-{self.seed}.png"
         if self.negative or slug.replace("-", " ") != self.what:  # the slug does not say it all
             whole = "\n".join(text for text in (self.what, self.negative) if text)
             slug = f"{slug}-{zlib.crc32(whole.encode()):08x}"
@@ -60,9 +64,10 @@ def prompt_jobs(
 
     Errors: ValueError for an empty prompt or another number of negatives, and those of `read_prompts`.
     """
-    from swiftmask.data.prompts import ListedPrompt, read_prompts
+    from swiftmask.data.prompts import ListedPrompt, read_prompts, require_text
 
-    listed = [ListedPrompt(text.strip()) for text in prompts] + ([] if file is None else read_prompts(file))
+    given = [ListedPrompt(require_text(text).strip()) for text in prompts]
+    listed = given + ([] if file is None else read_prompts(file))
     if not all(entry.text for entry in listed):
         raise ValueError("empty --prompt: say what to draw")
     if len(negatives) not in (0, 1, len(listed)):
@@ -70,10 +75,11 @@ def prompt_jobs(
             f"expected one --negative-prompt for all, or one for each of {len(listed)} prompts, got "
             f"{len(negatives)}"
         )
-    given = list(negatives) * len(listed) if len(negatives) == 1 else list(negatives) or [""] * len(listed)
+    wide = list(map(require_text, negatives)) or [""]
+    wide = wide * len(listed) if len(wide) == 1 else wide
     return _once(
         Job(entry.text, seed, (other if entry.negative is None else entry.negative).strip())
-        for entry, other in zip(listed, given, strict=True)
+        for entry, other in zip(listed, wide, strict=True)
         for seed in (seeds if entry.seed is None else range(entry.seed, entry.seed + len(seeds)))
     )
 
@@ -89,14 +95,57 @@ def asked_of(jobs: Sequence[Job]) -> "list[str] | list[Prompt]":
 
 
 def check_jobs(pipeline: "Pipeline", jobs: Sequence[Job]) -> None:
-    """Errors: ValueError for what the model cannot read, such as an unknown class or too long a prompt."""
+    """Errors: ValueError naming all that the model cannot read, such as unknown classes or too long prompts,
+    and for two jobs that would be written to one file.
+    """
+    from swiftmask.data.prompts import name_all
     from swiftmask.models.meissonic import Meissonic
 
     model = pipeline.model
     if any(job.negative for job in jobs) and not isinstance(model, Meissonic):
         raise ValueError(f"{pipeline.name} takes no negative prompt: leave it out, or use a meissonic model")
-    check = model.check_prompts if isinstance(model, Meissonic) else model.encode
-    check(list(dict.fromkeys(asked_of(jobs))))  # type: ignore[arg-type]
+    check: Any = model.check_prompts if isinstance(model, Meissonic) else model.encode
+    unique = list(dict.fromkeys(asked_of(jobs)))
+    if _complaint(check, unique):
+        problems = [
+            (f"number {i}", said) for i, one in enumerate(unique, 1) if (said := _complaint(check, [one]))
+        ]
+        if len(problems) == 1:
+            raise ValueError(problems[0][1])
+        raise ValueError(f"{len(problems)} of {len(unique)} cannot be drawn: {name_all(problems)}")
+    _require_own_files(jobs)
+
+
+def _complaint(check: Callable[[list[Any]], object], what: "list[str] | list[str | Prompt]") -> str:
+    """What is wrong with the first of some classes or prompts that is wrong, or nothing."""
+    try:
+        check(what)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _require_own_files(jobs: Sequence[Job]) -> None:
+    first: dict[str, Job] = {}
+    for job in jobs:
+        if (other := first.setdefault(job.file_name, job)) != job:
+            raise ValueError(
+                f"{other.what!r} and {job.what!r} would both be written to {job.file_name}: draw one of them "
+                "into another folder"
+            )
+
+
+def truncated(pipeline: "Pipeline", jobs: Sequence[Job]) -> list[Job]:
+    """The jobs with prompts cut to what the model reads; says how many were."""
+    from swiftmask.models.meissonic import Meissonic
+
+    if not isinstance(pipeline.model, Meissonic):
+        return list(jobs)
+    cut = pipeline.model.truncated_prompt
+    shorter = [replace(job, what=cut(job.what), negative=cut(job.negative)) for job in jobs]
+    if num_cut := sum(old != new for old, new in zip(jobs, shorter, strict=True)):
+        note(f"{num_cut} of {len(jobs)} pictures have prompts cut to the model's length (--truncate)")
+    return shorter
 
 
 def start_canvas(pipeline: "Pipeline", image: Path, mask: Path | None, decoding: "Decoding") -> "Canvas":

@@ -20,11 +20,14 @@ def draw_shown(
     count: int,
     on_row: Callable[[str], None] = lambda name: None,
 ) -> "dict[str, Tensor]":
-    """The same `count` pictures by every row, with seeds 0, 1, 2, ...: [count, 3, H, W] by row name."""
+    """The same `count` pictures by every row, with seeds 0, 1, 2, ... or those of the requests:
+    [count, 3, H, W] by row name.
+    """
     asked = [requests.entries[index] for index in requests.shown(count)]
+    seeds = [requests.seed(index, place) for place, index in enumerate(requests.shown(count))]
     drawn = {}
     for row in rows:
-        drawn[row.name] = row.draw(asked, list(range(count))).images_B3HW
+        drawn[row.name] = row.draw(asked, seeds).images_B3HW
         on_row(row.name)
     return drawn
 
@@ -34,7 +37,8 @@ def gallery_of(drawn: "Mapping[str, Tensor]", requests: Requests) -> "Gallery":
     from swiftmask.evaluate.report import Gallery, picture_uri
 
     count = max(map(len, drawn.values()))
-    captions = [f"{requests.names[i]}, seed {seed}" for seed, i in enumerate(requests.shown(count))]
+    shown = enumerate(requests.shown(count))
+    captions = [f"{requests.names[i]}, seed {requests.seed(i, place)}" for place, i in shown]
     images = {name: tuple(map(picture_uri, images_B3HW)) for name, images_B3HW in drawn.items()}
     return Gallery(captions=tuple(captions), images=images)
 
@@ -55,8 +59,14 @@ def draw_first(
     on_step: "Callable[[Record], None] | None" = None,
 ) -> "Result":
     """The first picture that is shown, as `draw_shown` draws it."""
-    asked = [requests.entries[requests.shown(1)[0]]]
+    index = requests.shown(1)[0]
+    asked = [requests.entries[index]]
     labels, prompts = (asked, None) if pipeline.model.spec.draws == "class" else (None, asked)
     return pipeline.generate(
-        labels, prompts=prompts, seeds=[0], steps=steps, output_type="pt", on_step=on_step
+        labels,
+        prompts=prompts,
+        seeds=[requests.seed(index, 0)],
+        steps=steps,
+        output_type="pt",
+        on_step=on_step,
     )

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swiftmask.cli import jobs
+
 if TYPE_CHECKING:
     from swiftmask.core.protocol import MaskedGenerator
     from swiftmask.evaluate.quality import Row
+    from swiftmask.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +19,17 @@ class Requests:
     Attributes:
         entries: class labels, or prompts.
         names: the same, for people.
+        first_seeds: of each prompt's first picture, where its file says; empty, or one for each entry.
     """
 
     entries: tuple[Any, ...]
     names: tuple[str, ...]
+    first_seeds: tuple[int | None, ...] = ()
+
+    def seed(self, index: int, otherwise: int) -> int:
+        """The first seed of an entry, where its file says one."""
+        first = self.first_seeds[index] if self.first_seeds else None
+        return otherwise if first is None else first
 
     def shown(self, count: int) -> list[int]:
         """Indices of a mixed handful: neighbouring classes tend to look alike."""
@@ -44,12 +54,23 @@ def class_requests(model: "MaskedGenerator", count: int | None) -> Requests:
     return Requests(tuple(range(known))[:count], names[:count])
 
 
-def prompt_requests(path: Path) -> Requests:
-    """The prompts of a file. Errors: see `read_prompts`."""
+def prompt_requests(path: Path, pipeline: "Pipeline", *, truncate: bool = False) -> Requests:
+    """The prompts of a file, with their negative prompts and seeds.
+
+    Args:
+        truncate: whether prompts that are too long for the model are cut.
+
+    Errors: see `read_prompts`; ValueError naming what the model cannot read.
+    """
     from swiftmask.data.prompts import read_prompts
 
-    prompts = tuple(prompt.text for prompt in read_prompts(path))
-    return Requests(prompts, prompts)
+    listed = read_prompts(path)
+    asked = [jobs.Job(prompt.text, 0, (prompt.negative or "").strip()) for prompt in listed]
+    if truncate:
+        asked = jobs.truncated(pipeline, asked)
+    jobs.check_jobs(pipeline, asked)
+    names = tuple(job.what for job in asked)
+    return Requests(tuple(jobs.asked_of(asked)), names, tuple(prompt.seed for prompt in listed))
 
 
 def num_classes(model: "MaskedGenerator") -> int:

@@ -1,4 +1,4 @@
-"""Lists of prompts in files: one prompt a line, JSONL, or CSV with a header; docs/inputs.md states the rules."""
+"""Lists of prompts in files: one a line, JSONL, or CSV with a header; docs/inputs.md states the rules."""
 
 import csv
 import io
@@ -109,8 +109,8 @@ def _without_comments(text: str, path: Path) -> list[tuple[int, str]]:
         )
     if kept and all(re.search(r",-?\d+$", line) for _, line in kept):
         raise ValueError(
-            f"{path}: every line ends in a comma and a number, like a table: name the file .csv, with a first "
-            "line of column names (prompt,seed)"
+            f"{path}: every line ends in a comma and a number, like a table: name the file .csv, with a "
+            "first line of column names (prompt,seed)"
         )
     return kept
 
@@ -186,8 +186,8 @@ def _rows_of_csv(text: str, path: Path, delimiters: str) -> Parsed:
             names = [cell.strip().lower() for cell in row]
             if names.count("prompt") != 1:
                 raise ValueError(
-                    f"{path}, line {rows.line_num}: expected a first line of column names, one of them prompt, "
-                    f"got {header[:40]!r}"
+                    f"{path}, line {rows.line_num}: expected a first line of column names, one of them "
+                    f"prompt, got {header[:40]!r}"
                 )
     except csv.Error as error:
         raise ValueError(f"{path}, line {rows.line_num}: {error}: put texts in double quotes") from error

@@ -184,7 +184,13 @@ class SceneSpeedRLRecipe:
                 raise ValueError(f"{self.base_name} draws classes: leave out prompt_file")
             return Prompts(range(NUM_CLASSES))
         if self.prompt_file:
-            texts = [prompt.text for prompt in read_prompts(self.prompt_file)]
+            listed = read_prompts(self.prompt_file)
+            if used := [prompt.line for prompt in listed if prompt.negative or prompt.seed is not None]:
+                raise ValueError(
+                    f"{self.prompt_file}, line {used[0]}: training draws its own seeds and has no negative "
+                    "prompts: leave out the columns negative_prompt and seed"
+                )
+            texts = [prompt.text for prompt in listed]
             parse_captions(texts)  # what judges cannot read is said before anything is drawn
             return Prompts(texts)
         seeds_B = PROMPT_SEED + torch.arange(self.num_captions)

@@ -81,3 +81,70 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="cannot read image .*broken.png"):
         open_picture(tmp_path / "broken.png")
+
+
+HALF_HW = np.zeros(SIZE)
+HALF_HW[:, 8:] = 1
+
+
+def _palette(colours: list[int]) -> Image.Image:
+    mask = Image.frombytes("P", SIZE[::-1], HALF_HW.astype(np.uint8).tobytes())
+    mask.putpalette(colours)
+    return mask
+
+
+def _merged(mode: str, *channels: np.ndarray) -> Image.Image:
+    return Image.merge(mode, [Image.fromarray(channel.astype(np.uint8)) for channel in channels])
+
+
+MASKS = {
+    "0 and 1": Image.fromarray(HALF_HW.astype(np.uint8)),
+    "0 and 255": Image.fromarray((HALF_HW * 255).astype(np.uint8)),
+    "100 and 200": Image.fromarray((100 + HALF_HW * 100).astype(np.uint8)),
+    "bool": Image.fromarray(HALF_HW.astype(bool)),
+    "16 bits": Image.fromarray((HALF_HW * 65535).astype(np.uint16)),
+    "16 bits, 0 and 1": Image.fromarray(HALF_HW.astype(np.uint16)),
+    "32 bits": Image.fromarray((HALF_HW * 255).astype(np.int32)),
+    "real": Image.fromarray(HALF_HW.astype(np.float32)),
+    "real, 0 and 255": Image.fromarray((HALF_HW * 255).astype(np.float32)),
+    "colours": Image.fromarray(np.stack([HALF_HW, HALF_HW * 0, HALF_HW * 0], -1).astype(np.uint8) * 255),
+    "RGB of 0 and 1": Image.fromarray(np.stack([HALF_HW] * 3, -1).astype(np.uint8)),
+    "palette": _palette([0, 0, 0, 128, 0, 0]),
+    "palette of 0 and 1": _palette([0, 0, 0, 1, 1, 1]),
+    "transparent black": _merged("LA", HALF_HW * 255, HALF_HW * 255),
+    "white where transparent": _merged("LA", HALF_HW * 0 + 255, HALF_HW * 255),
+    "opaque": _merged("RGBA", *[HALF_HW * 255] * 3, HALF_HW * 0 + 255),
+    "grey": Image.fromarray((HALF_HW * 155 + np.arange(12) * 5).astype(np.uint8)),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_are_read_as_meant(name: str) -> None:
+    start = start_picture(picture(*SIZE), MASKS[name], size=SIZE, grid=GRID)
+    assert start.drawn_L.unflatten(0, GRID).float().mean(dim=0).tolist() == [0, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ((0, 0), r"nothing is left to draw \(the values of the mask go from 0 to 0\)"),
+        ((1, 1), r"leaves no token of the image as it is \(the values of the mask go from 1 to 1\)"),
+        ((255, 255), r"leaves no token .* from 255 to 255"),
+        ((0, 3), "the values of the mask go from 0 to 3, of 255: expected black"),
+        ((252, 255), "the values of the mask go from 252 to 255, of 255: expected black"),
+    ],
+)
+def test_masks_that_say_nothing_are_refused_with_their_range(values: tuple[int, int], complaint: str) -> None:
+    mask_HW = np.linspace(*values, SIZE[0] * SIZE[1]).astype(np.uint8).reshape(SIZE)
+    with pytest.raises(ValueError, match=complaint):
+        start_picture(picture(*SIZE), Image.fromarray(mask_HW), size=SIZE, grid=GRID)
+    with pytest.raises(ValueError, match="from 0 to 0, transparent counting as 0"):
+        clear = _merged("LA", HALF_HW * 0, HALF_HW * 255)
+        start_picture(picture(*SIZE), clear, size=SIZE, grid=GRID)
+
+
+def test_the_image_may_be_of_any_mode() -> None:
+    image = Image.fromarray(np.arange(96, dtype=np.uint16).reshape(SIZE) * 257)
+    start = start_picture(image, MASKS["bool"], size=SIZE, grid=GRID)
+    expected_HW = torch.arange(96).reshape(SIZE) / 255
+    torch.testing.assert_close(start.image_3HW, expected_HW.expand(3, *SIZE))

@@ -64,6 +64,34 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What is drawn, in turn.
+
+    Attributes:
+        entries: class labels or prompts.
+        first_seeds: of each entry's first picture, where one is asked for; those of its next ones follow.
+            Empty, or one for each entry.
+    """
+
+    entries: Sequence[Any]
+    first_seeds: Sequence[int | None] = ()
+
+    def what(self, count: int) -> list[Any]:
+        """Of `count` pictures."""
+        return [self.entries[index % len(self.entries)] for index in range(count)]
+
+    def seeds(self, seed: int, count: int) -> list[int]:
+        """Of `count` pictures under one evaluation seed: those of quality.py, where none is asked for."""
+        seeds = picture_seeds(seed, count)
+        asked = list(seeds)
+        for index in range(count) if self.first_seeds else ():
+            turn, place = divmod(index, len(self.entries))
+            if (first := self.first_seeds[place]) is not None:
+                asked[index] = seeds[0] + first + turn
+        return asked
+
+
+@dataclass(frozen=True, slots=True)
 class _Described:
     """The pictures of one row under one evaluation seed, as an extractor sees them."""
 
@@ -103,7 +131,7 @@ def run_folder_study(
     reference: Reference,
     folder: Path,
     *,
-    requests: Sequence[Any],
+    requests: Asked,
     origin: Origin,
     on_progress: OnProgress = lambda row, count: None,
     processes: Processes = ALONE,
@@ -112,17 +140,17 @@ def run_folder_study(
     study.py.
 
     Args:
-        requests: class labels or prompts; they are drawn in turn.
+        requests: what is drawn.
         processes: that call this with the same rows and folder; they divide the pictures of a row by index.
             The first one compares, and the others return None.
 
     Errors: ValueError for an extractor that refuses the pictures, or too few of them for a metric.
     """
     described: dict[str, list[_Described]] = {row.name: [] for row in rows}
-    asked = [requests[index % len(requests)] for index in range(sample.num_pictures)]
+    asked = requests.what(sample.num_pictures)
     for seed in range(sample.num_seeds):
         for row in rows:
-            seeds = picture_seeds(seed, sample.num_pictures)
+            seeds = requests.seeds(seed, sample.num_pictures)
             drawing = _Drawing(row, asked, seeds, lambda count, name=row.name: on_progress(name, count))
             described[row.name].append(_describe(drawing, sample, reference.extractor, folder, processes))
     processes.wait()

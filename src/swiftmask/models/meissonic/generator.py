@@ -172,6 +172,10 @@ class Meissonic(nn.Module):
         """Errors: those of `encode`, at the price of the tokenizer alone."""
         self.text_encoder.tokenizer(_texts(as_prompts(what)))
 
+    def truncated_prompt(self, text: str) -> str:
+        """The beginning of a text that is no longer than prompts may be; the text itself if it fits."""
+        return self.text_encoder.tokenizer.truncated(text)
+
     def condition(self, text: TextEmbedding, negative: TextEmbedding, micro_B5: Tensor) -> PromptCondition:
         """A condition from texts already embedded, such as a trainer keeps them.
 

@@ -80,12 +80,20 @@ class Tokenizer:
             self._check(text, ids)
         return torch.tensor(encoded, dtype=torch.int64)
 
+    def truncated(self, text: str) -> str:
+        """The longest beginning of a text that fits, cut between two tokens; the text itself if it fits."""
+        encoded = self._backend(text, return_offsets_mapping=True)
+        if len(encoded["input_ids"]) <= self.length:
+            return text
+        ends = [end for _, end in encoded["offset_mapping"][: self.length - 1]]  # the end token needs a place
+        return text[: max(ends)].rstrip()
+
     def _check(self, text: str, ids: Sequence[int]) -> None:
         if len(ids) > self.length:
             shown = text if len(text) <= 60 else f"{text[:57]}..."
             raise ValueError(
                 f"prompt of {len(ids)} tokens, expected at most {self.length} (start and end among them): "
-                f"shorten {shown!r}"
+                f"shorten {shown!r}, or cut it (--truncate)"
             )
         unknown = self._backend.unk_token_id
         if unknown in ids and unknown != self._backend.eos_token_id:  # in CLIP's own they are one
