@@ -116,6 +116,22 @@ def test_a_whole_decode_reads_nothing_back_from_the_device(model):
     assert pipeline.flops(pipeline.schedule(4)) > 0  # counted on the meta device, where any sync raises
 
 
+def test_heads_share_one_rule_of_precision(model):
+    """Features are mixed in float32 and rounded; the head reads them as it reads an unguided branch."""
+    if not model.spec.has_log_prob:
+        pytest.skip("this head is not linear: guidance mixes its outputs")
+    low, canvas = copy.deepcopy(model).to(dtype=torch.bfloat16), half_decided(model, 2)
+    features_GBTD = low.features(canvas, low.with_null(low.encode(conditions(model, 2))))
+    assert features_GBTD.dtype == torch.bfloat16
+    conditional_BTD, null_BTD = features_GBTD.float()
+    mixed_GBTD = (null_BTD + 3.0 * (conditional_BTD - null_BTD)).bfloat16()[None]
+    codes_BM, positions_BM = some_tokens(model, 2, 3), canvas.masked_positions()[:, :3]
+    guided_BM = low.tokens(features_GBTD, positions_BM, 3.0).log_prob(codes_BM, 0.7)
+    unguided_BM = low.tokens(mixed_GBTD, positions_BM, 1.0).log_prob(codes_BM, 0.7)
+    assert guided_BM.dtype == torch.float32
+    assert torch.equal(guided_BM, unguided_BM)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_weights_that_are_not_finite_give_no_images(value, model):
     """Neither those of the network nor those of the codec alone, which sees finite tokens."""

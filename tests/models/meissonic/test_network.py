@@ -82,10 +82,3 @@ def test_sizes_that_cannot_be(transformer: Transformer) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             replace(transformer.config, **changes)
-
-
-def test_the_head_stays_in_float32_under_autocast(transformer: Transformer) -> None:
-    features_BMD = torch.randn(2, 3, transformer.config.width)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits_BMV = transformer.logits(features_BMD)
-    assert torch.equal(logits_BMV, transformer.logits(features_BMD))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, TokenDistribution, UnmaskRule
 from swiftmask.core.schedule import dimoo_schedule
-from swiftmask.core.tokens import CategoricalTokens, gather_rows, guide
+from swiftmask.core.tokens import CategoricalTokens, gather_rows, guided_rows
 from swiftmask.core.types import Canvas, Step
 from swiftmask.core.vq_codec import VQCodec
 from swiftmask.models.lumina_dimoo.layout import FreshTokens, Layout, PromptCondition, Vocabulary, grid_of
@@ -195,11 +195,11 @@ class LuminaDiMOO(nn.Module):
     def tokens(self, features_GBTD: Tensor, positions_BM: Tensor, guidance: float) -> TokenDistribution:
         """The head at `positions_BM`, over picture codes only."""
         columns_BM = self.layout.columns(positions_BM, features_GBTD.shape[2])
-        rows_GBMD = gather_rows(features_GBTD, columns_BM)
         if self.sampler == "bf16_compat":
-            return TruncatedTokens(guided_logits(self._code_logits(rows_GBMD), guidance), positions_BM)
-        mixed_BMD = guide(rows_GBMD, guidance).to(features_GBTD.dtype)
-        return CategoricalTokens(self._code_logits(mixed_BMD).float(), positions_BM)
+            logits_GBMV = self._code_logits(gather_rows(features_GBTD, columns_BM))
+            return TruncatedTokens(guided_logits(logits_GBMV, guidance), positions_BM)
+        mixed_BMD = guided_rows(features_GBTD, columns_BM, guidance)
+        return CategoricalTokens(self._code_logits(mixed_BMD), positions_BM)
 
     def embed(self, tokens_BN: Tensor, positions_BN: Tensor) -> Tensor:
         """Embeddings [B, N, D] of codes, turned by their places in the picture.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
 from swiftmask.core.schedule import meissonic_schedule
-from swiftmask.core.tokens import CategoricalTokens, gather_rows, guide
+from swiftmask.core.tokens import CategoricalTokens, guided_rows
 from swiftmask.core.types import Canvas, Schedule, Step
 from swiftmask.core.unmask import by_confidence
 from swiftmask.core.vq_codec import VQCodec
@@ -213,7 +213,7 @@ class Meissonic(nn.Module):
 
     def tokens(self, features_GBTD: Tensor, positions_BM: Tensor, guidance: float) -> CategoricalTokens:
         """The head at `positions_BM`, over image codes only; linear, so guidance mixes the features."""
-        mixed_BMD = guide(gather_rows(features_GBTD, positions_BM), guidance)
+        mixed_BMD = guided_rows(features_GBTD, positions_BM, guidance)
         return CategoricalTokens(self.transformer.logits(mixed_BMD), positions_BM)
 
     def embed(self, tokens_BN: Tensor, positions_BN: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ and rounds in bfloat16.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -234,11 +233,8 @@ class Transformer(nn.Module):
         return self._features(x_XTD[:, text_XTD.shape[1] :], grid)
 
     def logits(self, features_BMD: Tensor) -> Tensor:
-        """Float32 logits [..., K] over the image codes. Linear; in float32 throughout, autocast or not, as
-        guidance magnifies rounding.
-        """
-        with _without_autocast(features_BMD.device):
-            return F.linear(features_BMD.float(), self.mlm_layer.conv2.weight.flatten(1).float())
+        """Float32 logits [..., K] over the image codes, computed in the dtype of the weights. Linear."""
+        return _pointwise(self.mlm_layer.conv2, features_BMD).float()
 
     def _image_stream(self, ids_BHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Rows of the image stream, and the grid they form."""
@@ -253,12 +249,6 @@ class Transformer(nn.Module):
         if self.config.downsample:
             x_XTD = self.up_block(x_XTD.unflatten(1, grid)).flatten(1, 2)
         return self.mlm_layer.layer_norm(_pointwise(self.mlm_layer.conv1, x_XTD))
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast switched off, on devices that know it (the meta device does not)."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def _pointwise(conv: nn.Conv2d, x_XD: Tensor) -> Tensor:
