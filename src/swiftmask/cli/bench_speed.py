@@ -26,6 +26,7 @@ class BenchSpeed:
         shortcut: of a loaded model ("auto" is its own if it has one, "none" is none).
         marval: MARVAL student of a loaded MAR, likewise.
         dtype: of weights and features.
+        matmul_precision: of float32 matmuls on a GPU: "high" computes them in TF32.
         device: where to run ("cpu", "cuda").
         batch: images per step.
         steps: decode steps of the whole decode; default the model's own.
@@ -42,6 +43,7 @@ class BenchSpeed:
     shortcut: str = "auto"
     marval: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    matmul_precision: Literal["highest", "high"] = "highest"
     device: str = "cpu"
     batch: int = 1
     steps: int | None = None
@@ -73,6 +75,8 @@ class BenchSpeed:
         words: list[object] = ["bench", "speed", self.model]
         words += ["--random-weights"] if self.random_weights else ["--shortcut", self.shortcut]
         words += ["--dtype", self.dtype, "--device", self.device, "--batch", self.batch]
+        if self.matmul_precision != "highest":
+            words += ["--matmul-precision", self.matmul_precision]
         for name in ("layers", "steps", "full_steps"):
             if (value := getattr(self, name)) is not None:
                 words += [f"--{name.replace('_', '-')}", value]
@@ -102,6 +106,7 @@ class BenchSpeed:
         from swiftmask.evaluate.speed import SpeedReport, measure_steps
         from swiftmask.recipes.provenance import commit, machine
 
+        torch.set_float32_matmul_precision(self.matmul_precision)
         peak, costs = measure_steps(
             kinds,
             dtype=getattr(torch, self.dtype),
@@ -119,6 +124,7 @@ class BenchSpeed:
             batch=self.batch,
             repeats=self.repeats,
             dtype=self.dtype,
+            matmul_precision=self.matmul_precision,
             device=str(kinds[0].model.device),
             threads=torch.get_num_threads(),
             machine=machine(),

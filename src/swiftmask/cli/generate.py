@@ -91,6 +91,8 @@ class Generate:
     """Of a diffusion head."""
     dtype: str | None = None
     """float32, bfloat16 or float16."""
+    matmul_precision: Literal["highest", "high"] = "highest"
+    """Of float32 matmuls on a GPU: "high" computes them in TF32."""
     device: str | None = None
     """cpu, cuda or mps."""
     blocks_on_device: int | None = None
@@ -173,11 +175,17 @@ class Generate:
 
     def _pipeline(self) -> "Pipeline":
         """The loaded model with everything that is asked of it."""
+        import torch
+
         from swiftmask.api import load
         from swiftmask.presets import apply_preset, apply_settings
 
+        torch.set_float32_matmul_precision(self.matmul_precision)
         pipeline = load(
-            self.model, dtype=self.dtype, device=self.device, blocks_on_device=self.blocks_on_device
+            self.model,
+            dtype=self.dtype,
+            device=self.device,
+            blocks_on_device=self.blocks_on_device,
         )
         self._check_kind(pipeline)
         if self.preset is not None:
@@ -230,7 +238,10 @@ class Generate:
     def _settings(self, pipeline: "Pipeline", canvas: "Canvas | None") -> dict[str, Any]:
         """All that decides a picture besides its class or prompt and its seed."""
         schedule = pipeline.schedule(num_masked=None if canvas is None else canvas.num_masked)
-        given = {"marval": self.marval, "lora": self.lora, "size": list(self.size) or None}
+        given: dict[str, Any] = {}
+        if self.matmul_precision != "highest":
+            given["matmul_precision"] = self.matmul_precision
+        given |= {"marval": self.marval, "lora": self.lora, "size": list(self.size) or None}
         given |= {
             name: None if path is None else jobs.file_mark(path)
             for name, path in (("init_image", self.init_image), ("mask", self.mask))

@@ -103,6 +103,7 @@ class SpeedReport:
         kinds: the full step first.
         steps: of the whole decode.
         matmul_peak_flops: operations per second of the fastest square matmul in the same run.
+        matmul_precision: of float32 matmuls on a GPU, as in torch.set_float32_matmul_precision.
     """
 
     model: str
@@ -112,6 +113,7 @@ class SpeedReport:
     batch: int
     repeats: int
     dtype: str
+    matmul_precision: str
     device: str
     threads: int
     machine: str
