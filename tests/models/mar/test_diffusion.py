@@ -124,6 +124,14 @@ def test_injected_variance_lies_between_its_bounds() -> None:
     assert beyond.item() == pytest.approx(math.exp(0.5 * expected), rel=1e-5), "not clamped"
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_gain_is_what_an_error_of_the_head_is_multiplied_by(deterministic: bool) -> None:
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    for step in d.reverse_chain(Denoising(num_steps=100, deterministic=deterministic, noisiest=999)):
+        moved = step.advance(zero, zero, zero, None) - step.advance(zero, zero + 1, zero, None)
+        assert abs(moved.item()) == pytest.approx(step.gain, rel=1e-6)
+
+
 def test_variance_alone_is_trained_by_the_bound() -> None:
     predicted_XE, clean_XC, noise_XC = (
         torch.randn(9, 8, requires_grad=True),

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from swiftmask.api import load
 from swiftmask.core.rng import SeededNoise
 from swiftmask.core.types import Denoising, Step
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar import head as h
-from swiftmask.models.mar.diffusion import ReverseStep, training_process
+from swiftmask.models.mar.diffusion import AncestralStep, ReverseStep, reverse_chain, training_process
 from swiftmask.models.mar.network import Network
 from swiftmask.verify.kinds.mar import RecordedNormals
 
@@ -183,6 +185,74 @@ def test_bfloat16_keeps_the_chain_in_float32(head) -> None:
     )
     assert low_BMC.dtype == torch.float32
     assert (low_BMC - high_BMC).abs().max() < 0.1 * high_BMC.abs().max()
+
+
+@torch.no_grad()
+def test_projections_are_in_float32_whatever_the_dtype(head) -> None:
+    """A change of the noisy token too small for bfloat16 arrives, and what comes out is not rounded to it."""
+    low = copy.deepcopy(head).bfloat16()
+    noisy_XC, timesteps_X, context_XD = torch.ones(3, C), torch.full((3,), 999), torch.randn(3, WIDTH)
+    modulation_XKW = low.modulate(low.embed_time(timesteps_X) + low.cond_embed(context_XD.bfloat16()))
+    h_XW = h._precise(low.input_proj, noisy_XC)
+    assert not torch.equal(h_XW, h._precise(low.input_proj, noisy_XC * (1 + 2**-10)))
+    predicted_XE = low.predict(noisy_XC, modulation_XKW)
+    assert predicted_XE.dtype == torch.float32
+    assert not torch.equal(predicted_XE, predicted_XE.bfloat16().float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert head.predict(noisy_XC, modulation_XKW.float()).dtype == torch.float32
+
+
+@torch.no_grad()
+def test_rounding_is_not_multiplied_at_the_noisiest_step() -> None:
+    """What bfloat16 adds to tokens in the first of 100 steps from timestep 999, in standard deviations,
+    against the same weights in float32: more than a half where that step, too, is in bfloat16.
+    """
+    model = load("mar-scenes").model
+    assert isinstance(model, MAR)
+    low = copy.deepcopy(model.network.head).bfloat16()
+    context_1BMD = model.features(model.blank(B), model.encode([3, 17]))[:, :, :M].bfloat16().float()
+    denoising = Denoising(num_steps=100, noisiest=999)
+    (first, second, *_) = reverse_chain(denoising)
+    assert isinstance(first, AncestralStep)
+    assert first.gain == pytest.approx(316, abs=1)
+    assert second.gain < 2 < h.PRECISE_GAIN < first.gain
+    noisy_XC = torch.randn(B * M, low.channels)
+    spread_XC = torch.zeros_like(noisy_XC)
+
+    def after_first(net: h.HeadNetwork, *, rounded: bool) -> Tensor:
+        tokens = h.DiffusionTokens(net, context_1BMD, PLACES_BM, 1.0)
+        chain = [replace(first, mean_from_clean=0.0)] if rounded else [first]  # no gain, no precision
+        (predict,) = tokens._predictions(chain)
+        noise_XC = predict(noisy_XC)[0, :, : low.channels]
+        return first.advance(noisy_XC, noise_XC, spread_XC, None)
+
+    exact_XC = after_first(copy.deepcopy(low).float(), rounded=False)
+    noise = [
+        (after_first(low, rounded=rounded) - exact_XC).square().mean().sqrt() for rounded in (True, False)
+    ]
+    assert noise[0] > 0.5
+    assert noise[1] < 1e-3
+
+
+@torch.no_grad()
+def test_a_precise_step_leaves_no_trace(head) -> None:
+    """Neither in the weights nor in what is kept of them, and float32 weights have no such steps."""
+    low, denoising = copy.deepcopy(head).bfloat16(), Denoising(num_steps=8, noisiest=999)
+    chain, context_1BMD = reverse_chain(denoising), torch.randn(1, B, M, WIDTH)
+    before = {name: parameter.data_ptr() for name, parameter in low.named_parameters()}
+    tokens = h.DiffusionTokens(low, context_1BMD, PLACES_BM, 1.0)
+    noisy_XC = torch.randn(B * M, C)
+    precise, *others = [predict(noisy_XC) for predict in tokens._predictions(chain)]
+    torch.testing.assert_close(
+        precise, copy.deepcopy(low).float()(noisy_XC, torch.tensor([999]), context_1BMD.flatten(1, 2))
+    )
+    assert {name: parameter.data_ptr() for name, parameter in low.named_parameters()} == before
+    assert {kept.dtype for kept in low._cache.kept(low).values()} == {torch.bfloat16}
+    assert len(others) == 7
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(h.HeadNetwork, "predict_precisely", None)
+        tokens = h.DiffusionTokens(head, context_1BMD, PLACES_BM, 1.0)
+        assert len([predict(noisy_XC) for predict in tokens._predictions(chain)]) == 8
 
 
 def test_sampling_is_differentiable(network: Network) -> None:

@@ -103,6 +103,11 @@ class ReverseStep(Protocol):
     @property
     def draws_noise(self) -> bool: ...
 
+    @property
+    def gain(self) -> float:
+        """What an error of the predicted noise is multiplied by in the next token."""
+        ...
+
     def advance(
         self, noisy_XC: Tensor, noise_XC: Tensor, spread_XC: Tensor, fresh_XC: Tensor | None
     ) -> Tensor:
@@ -129,6 +134,10 @@ class AncestralStep:
     log_posterior: float
     draws_noise: bool
 
+    @property
+    def gain(self) -> float:
+        return self.mean_from_clean * self.clean_from_noise
+
     def advance(
         self, noisy_XC: Tensor, noise_XC: Tensor, spread_XC: Tensor, fresh_XC: Tensor | None
     ) -> Tensor:
@@ -149,6 +158,10 @@ class DDIMStep:
     from_noisy: float
     from_noise: float
     draws_noise: bool = False
+
+    @property
+    def gain(self) -> float:
+        return abs(self.from_noise)
 
     def advance(
         self, noisy_XC: Tensor, noise_XC: Tensor, spread_XC: Tensor, fresh_XC: Tensor | None
