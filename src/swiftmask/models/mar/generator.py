@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftmask.core.classes import class_number
+from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
 from swiftmask.core.schedule import constant_guidance, mar_schedule, rising_guidance, with_denoising
 from swiftmask.core.tokens import gather_rows
@@ -186,7 +187,8 @@ class MAR(nn.Module):
 
     def to_pixels(self, tokens_BL: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [0, 1] of tokens [B, L, C]."""
-        return self.codec.decode(to_latents(tokens_BL, self.network.config.patch_size))
+        latent_BCHW = to_latents(tokens_BL, self.network.config.patch_size)
+        return in_portions(self.codec.decode, latent_BCHW, num_pixels=self.codec.config.resolution**2)
 
     def to_tokens(self, images_B3HW: Tensor) -> Tensor:
         """Tokens [B, L, C] of pictures in [0, 1], without sampling noise (start canvases for inpainting)."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftmask.core.classes import class_number
+from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
 from swiftmask.core.schedule import valeo_schedule
 from swiftmask.core.tokens import CategoricalTokens, guided_rows
@@ -166,7 +167,7 @@ class MaskGIT(nn.Module):
 
     def to_pixels(self, tokens_BL: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [0, 1]."""
-        return self.codec.decode(tokens_BL)
+        return in_portions(self.codec.decode, tokens_BL, num_pixels=self.codec.config.resolution**2)
 
     def to_tokens(self, images_B3HW: Tensor) -> Tensor:
         """Codes [B, L] of pictures in [0, 1] (start canvases for inpainting)."""

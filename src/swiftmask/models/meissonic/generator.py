@@ -14,6 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
 from swiftmask.core.schedule import meissonic_schedule
 from swiftmask.core.tokens import CategoricalTokens, guided_rows
@@ -233,7 +234,9 @@ class Meissonic(nn.Module):
 
     def to_pixels(self, tokens_BL: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [0, 1]."""
-        return self.codec.decode(tokens_BL.unflatten(1, self.spec.grid))
+        codes_BHW = tokens_BL.unflatten(1, self.spec.grid)
+        num_pixels = self.spec.num_tokens * self.codec.config.downscale**2
+        return in_portions(self.codec.decode, codes_BHW, num_pixels=num_pixels)
 
     def to_tokens(self, images_B3HW: Tensor) -> Tensor:
         """Codes [B, L] of pictures in [0, 1] (start canvases for inpainting).
