@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from swiftmask.core import attention
-from swiftmask.core.attention import attend, attend_in_blocks
+from swiftmask.core.attention import attend, attend_in_blocks, attend_padded
 
 
 def processor_with(monkeypatch: pytest.MonkeyPatch, *instructions: str) -> None:
@@ -105,3 +105,19 @@ def test_dropout_leaves_out_and_scales_up(monkeypatch: pytest.MonkeyPatch) -> No
     dropped = attend(q, k, ones, dropout=0.5)
     assert dropped.std() > 0.01
     assert abs(dropped.mean() - 1) < 0.05
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    "padding", [[0, 0, 2, 2], [3, 3, 0, 0], [1, 0, 1, 4], [2, 2, 2, 2], [0, 0, 0, 0], []]
+)
+def test_padded_attention_is_the_masked_one(padding: list[int], trained: bool) -> None:
+    q, k, v = (torch.randn(4, 3, n, 8, requires_grad=trained) for n in (5, 7, 7))
+    first_B111 = torch.tensor(padding or [0] * 4)[:, None, None, None]
+    masked = F.scaled_dot_product_attention(q, k, v, attn_mask=torch.arange(7) >= first_B111)
+    torch.testing.assert_close(attend_padded(q, k, v, padding), masked)
+
+
+def test_a_row_of_padding_alone_is_finite() -> None:
+    q, k, v = (torch.randn(2, 1, 3, 4) for _ in range(3))
+    assert attend_padded(q, k, v, [3, 0]).isfinite().all()

@@ -8,6 +8,7 @@ Query, key and value are one matrix product here, gate and up another; on disk t
 Attention is fused, but for training on a CPU (attention.py).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swiftmask.core.attention import attend
+from swiftmask.core.attention import attend_padded
 
 _APART = {"qkv_weight": ("q_proj", "k_proj", "v_proj"), "gate_up_weight": ("ff_proj", "up_proj")}
 """Parameters of a block, and the projections they are on disk, top to bottom."""
@@ -94,9 +95,9 @@ class LlamaBlock(nn.Module):
         for weight in (self.qkv_weight, self.gate_up_weight, self.attn_out.weight, self.ff_out.weight):
             init_by_fan_in(weight)
 
-    def forward(self, x_XTD: Tensor, rotary: Rotary, mask_X11T: Tensor | None = None) -> Tensor:
-        """Self-attention block. `mask_X11T` is True where a key counts; None means that all do."""
-        return self.finish(x_XTD, *self.project(x_XTD, rotary), mask_X11T)
+    def forward(self, x_XTD: Tensor, rotary: Rotary, padding: Sequence[int] = ()) -> Tensor:
+        """Self-attention block. `padding` says how many keys at the start of each row do not count."""
+        return self.finish(x_XTD, *self.project(x_XTD, rotary), padding)
 
     def project(self, x_XTD: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """Turned queries and keys, and values: [X, heads, T, H] each."""
@@ -115,10 +116,10 @@ class LlamaBlock(nn.Module):
         return rotary.turn(key), value
 
     def finish(
-        self, x_XTD: Tensor, query: Tensor, key: Tensor, value: Tensor, mask_X11N: Tensor | None = None
+        self, x_XTD: Tensor, query: Tensor, key: Tensor, value: Tensor, padding: Sequence[int] = ()
     ) -> Tensor:
         """Attention of projected heads, then the feed-forward layer."""
-        out_XHTh = attend(query, key, value, mask_B11S=mask_X11N)
+        out_XHTh = attend_padded(query, key, value, padding)
         x_XTD = x_XTD + self.attn_out(out_XHTh.transpose(1, 2).flatten(2))
         gate_XTF, up_XTF = F.linear(self.ff_norm(x_XTD), self.gate_up_weight).chunk(2, dim=-1)
         if gate_XTF.requires_grad:

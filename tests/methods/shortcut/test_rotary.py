@@ -38,9 +38,9 @@ NUM_STEPS = 6
 class Fresh:
     embedded_XND: Tensor
     places_XN: Tensor
-    present_XN: Tensor
     row_places_XT: Tensor
-    row_present_XT: Tensor | None = None
+    padding: tuple[int, ...] = ()
+    row_padding: tuple[int, ...] = ()
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def golden_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def recorded(tensors: dict[str, Tensor]) -> Fresh:
     places_1N = tensors["in.new_token_map"][0].nonzero().T
     rows_1T = torch.arange(tensors["in.prev_feature"].shape[1])[None]
-    return Fresh(tensors["in.new_token_embedding"], places_1N, torch.ones_like(places_1N).bool(), rows_1T)
+    return Fresh(tensors["in.new_token_embedding"], places_1N, rows_1T)
 
 
 def run(
@@ -104,9 +104,9 @@ def test_absent_tokens_and_rows_change_nothing(shortcut: RotaryShortcut, tensors
     padded = Fresh(
         torch.cat([torch.randn(1, 2, 64), fresh.embedded_XND], dim=1),
         torch.cat([torch.tensor([[1, 9]]), fresh.places_XN], dim=1),
-        torch.cat([torch.zeros(1, 2, dtype=torch.bool), fresh.present_XN], dim=1),
         row_places_1T,
-        row_places_1T >= 0,
+        (2,),
+        (3,),
     )
     wider_1TD = torch.cat([torch.randn(1, 3, 64), features_1TD], dim=1)
     ours_1TD = shortcut(wider_1TD, padded, tensors["in.mask_ratio"])[:, 3:]
@@ -117,7 +117,7 @@ def test_a_row_without_fresh_tokens_stays_finite(
     shortcut: RotaryShortcut, tensors: dict[str, Tensor]
 ) -> None:
     fresh = recorded(tensors)
-    nothing = replace(fresh, present_XN=torch.zeros_like(fresh.present_XN))
+    nothing = replace(fresh, padding=(fresh.places_XN.shape[1],))
     assert shortcut(tensors["in.prev_feature"], nothing, tensors["in.mask_ratio"]).isfinite().all()
 
 
@@ -196,7 +196,6 @@ def test_branches_and_pictures_by_hand(golden_dimoo: LuminaDiMOO, shortcut: Rota
             fresh = Fresh(
                 golden_dimoo.backbone.embed(codes_1N),
                 places_1N,
-                torch.ones_like(places_1N).bool(),
                 torch.arange(length + rows)[None],
             )
             old_1TD = before.features.features_GBTD[branch, image : image + 1, -length - rows :]

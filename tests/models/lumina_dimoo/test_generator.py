@@ -55,8 +55,7 @@ def _alone(model: LuminaDiMOO, prompt: str) -> list:
     """The conditional branch and the null branch, each without padding."""
     condition = model.encode([prompt])
     null = type(condition).of([condition.null_ids], condition.null_ids, "cpu")
-    assert not condition.padded
-    assert not null.padded
+    assert condition.padding == null.padding == (0,)
     return [condition, null]
 
 

@@ -48,7 +48,7 @@ def test_prompts_are_padded_on_the_left() -> None:
     condition = PromptCondition.of([[5, 6, 7], [8]], [1, 2], "cpu")
     assert condition.prompts_XP.tolist() == [[5, 6, 7], [0, 0, 8]]
     assert condition.places(5).tolist() == [[0, 1, 2, 3, 4], [-2, -1, 0, 1, 2]]
-    assert (len(condition), condition.padded, condition.num_branches) == (2, True, 1)
+    assert (len(condition), condition.padding, condition.num_branches) == (2, (0, 2), 1)
 
 
 @pytest.mark.parametrize("null", [[1], [1, 2, 3], [1, 2, 3, 4, 5]])
@@ -61,8 +61,12 @@ def test_null_prompts_stand_below(null: list[int]) -> None:
     assert found == [[5, 6, 7], [8], null, null]
 
 
-def test_equal_lengths_need_no_mask() -> None:
-    assert not PromptCondition.of([[5, 6], [8, 9]], [1, 2], "cpu").with_null().padded
+def test_equal_lengths_have_no_padding() -> None:
+    guided = PromptCondition.of([[5, 6], [8, 9]], [1, 2], "cpu").with_null()
+    assert guided.padding == (0, 0, 0, 0)
+    longer = PromptCondition.of([[5], [8]], [1, 2], "cpu").with_null()
+    assert longer.padding == (1, 1, 0, 0)
+    assert longer.pad_X.tolist() == [1, 1, 0, 0]
 
 
 def test_no_prompts() -> None:

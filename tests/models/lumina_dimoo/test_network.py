@@ -73,7 +73,7 @@ def test_padding_is_not_attended_to(backbone: Backbone, tensors: dict[str, Tenso
     for filler in (0, 7):
         padded_1T = torch.cat([torch.full((1, 3), filler), ids_1T], dim=1)
         places_1T = places(padded_1T) - 3
-        features_1TD = backbone(padded_1T, places_1T, places_1T >= 0)
+        features_1TD = backbone(padded_1T, places_1T, [3])
         assert features_1TD.isfinite().all()
         assert close(features_1TD[:, 3:], tensors["out.feature"][:1])
 
@@ -144,3 +144,11 @@ def test_fresh_weights_keep_the_scale_and_gradients_reach_them() -> None:
 def test_impossible_heads_are_refused() -> None:
     with pytest.raises(ValueError, match="width 18 and 6 heads"):
         BackboneConfig(width=18, depth=1, num_heads=6, mlp_width=8, vocabulary_size=8)
+
+
+def test_a_cache_keeps_keys_and_values_alone(backbone: Backbone, tensors: dict[str, Tensor]) -> None:
+    """Not the joined projection that they are parts of."""
+    ids_BT = tensors["in.input_ids"]
+    _, cache = backbone.forward_with_cache(ids_BT, places(ids_BT))
+    kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in cache.keys + cache.values}
+    assert sum(kept.values()) == 2 * backbone.config.depth * backbone.config.width * ids_BT.numel() * 4

@@ -7,6 +7,7 @@ are those of the released checkpoint. Two quirks are kept: the feed-forward widt
 the bottleneck), and fresh tokens share the norm of the features that query them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, cast
 
@@ -56,8 +57,9 @@ class FreshTokens(Protocol):
 
     Attributes:
         embedded_XND: the base's token embeddings, without positions.
-        places_XN: where they stand in their sequences, and `present_XN` which of them count.
-        row_places_XT, row_present_XT: the same of the features' rows; None means that all count.
+        places_XN: where they stand in their sequences.
+        padding: how many of them, at the start of each row, do not count.
+        row_places_XT, row_padding: the same of the features' rows.
     """
 
     @property
@@ -65,11 +67,11 @@ class FreshTokens(Protocol):
     @property
     def places_XN(self) -> Tensor: ...  # noqa: N802 - axes in the name
     @property
-    def present_XN(self) -> Tensor: ...  # noqa: N802 - axes in the name
+    def padding(self) -> Sequence[int]: ...
     @property
     def row_places_XT(self) -> Tensor: ...  # noqa: N802 - axes in the name
     @property
-    def row_present_XT(self) -> Tensor | None: ...  # noqa: N802 - axes in the name
+    def row_padding(self) -> Sequence[int]: ...
 
     def __getitem__(self, rows_X: Tensor) -> Self:
         """Those of some rows of the batch, as indexing a tensor gives them."""
@@ -108,8 +110,8 @@ class RotaryShortcut(nn.Module):
             features_XTD: of the step before, last hidden states after the final norm.
             masked_ratio_X: share of the canvas still masked after the fresh tokens, in [0, 1].
         """
-        rows = self._rotary(fresh.row_places_XT), _key_mask(fresh.row_present_XT)
-        keys = self._rotary(fresh.places_XN), _key_mask(fresh.present_XN)
+        rows = self._rotary(fresh.row_places_XT), fresh.row_padding
+        keys = self._rotary(fresh.places_XN), fresh.padding
         x_XTD = self.proj_in(features_XTD)
         fresh_XND = self.new_token_proj_in(fresh.embedded_XND)
         for block in self.blocks:
@@ -134,7 +136,7 @@ class RotaryShortcut(nn.Module):
         return Rotary.at(places_XT, self.config.head_width, self.config.rope_theta)
 
 
-_Placed = tuple[Rotary, Tensor | None]
+_Placed = tuple[Rotary, Sequence[int]]
 
 
 class _Block(nn.Module):
@@ -145,12 +147,8 @@ class _Block(nn.Module):
         self.self_attn = LlamaBlock(*sizes, eps=config.norm_eps)
 
     def forward(self, x_XTD: Tensor, fresh_XND: Tensor, rows: _Placed, keys: _Placed) -> Tensor:
-        (row_rotary, row_mask), (key_rotary, key_mask) = rows, keys
+        (row_rotary, row_padding), (key_rotary, key_padding) = rows, keys
         query = self.cross_attn.project_queries(x_XTD, row_rotary)
         key, value = self.cross_attn.project_keys(fresh_XND, key_rotary)
-        x_XTD = self.cross_attn.finish(x_XTD, query, key, value, key_mask)
-        return self.self_attn(x_XTD, row_rotary, row_mask)
-
-
-def _key_mask(present_XN: Tensor | None) -> Tensor | None:
-    return None if present_XN is None else present_XN[:, None, None, :]
+        x_XTD = self.cross_attn.finish(x_XTD, query, key, value, key_padding)
+        return self.self_attn(x_XTD, row_rotary, row_padding)

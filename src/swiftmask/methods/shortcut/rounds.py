@@ -157,7 +157,6 @@ class TeacherRounds:
         length = int(torch.randint(1, config.max_rollout + 1, (), generator=generator))
         picked_B = torch.randperm(config.images_per_round, generator=generator)[: config.images_per_update]
         chain = drawn.records[first : first + length + 1]
-        picked_B = picked_B.to(self._model.device)
         links = tuple(
             self._link(drawn.condition, before, after, picked_B)
             for before, after in zip(chain, chain[1:], strict=False)

@@ -19,6 +19,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
+from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, TokenDistribution, UnmaskRule
 from swiftmask.core.schedule import dimoo_schedule
 from swiftmask.core.tokens import CategoricalTokens, gather_rows, guided_rows
@@ -189,7 +190,7 @@ class LuminaDiMOO(nn.Module):
     def features(self, canvas: Canvas, condition: PromptCondition) -> Tensor:
         """Last hidden states [G, B, T, D] of padding, prompt and picture; those of padding mean nothing."""
         ids_XT = self._sequence(canvas, condition)
-        features_XTD = self.backbone(ids_XT, *_placement(condition, ids_XT.shape[1]))
+        features_XTD = self.backbone(ids_XT, condition.places(ids_XT.shape[1]), condition.padding)
         return features_XTD.unflatten(0, (condition.num_branches, len(condition)))
 
     def tokens(self, features_GBTD: Tensor, positions_BM: Tensor, guidance: float) -> TokenDistribution:
@@ -215,7 +216,9 @@ class LuminaDiMOO(nn.Module):
 
     def to_pixels(self, tokens_BL: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [0, 1]."""
-        return self.codec.decode(tokens_BL.unflatten(1, self.layout.grid))
+        codes_BHW = tokens_BL.unflatten(1, self.layout.grid)
+        num_pixels = self.spec.num_tokens * self.codec.config.downscale**2
+        return in_portions(self.codec.decode, codes_BHW, num_pixels=num_pixels)
 
     def to_tokens(self, images_B3HW: Tensor) -> Tensor:
         """Codes [B, L] of pictures in [0, 1] (start canvases for in- and outpainting).
@@ -250,24 +253,22 @@ class LuminaDiMOO(nn.Module):
         """
         branches, prompt = condition.num_branches, condition.prompts_XP.shape[1]
         num_rows = prompt + self.layout.num_image_rows
-        places_XT, present_XT = _placement(condition, num_rows)
+        places_XT, padding = condition.places(num_rows), condition.padding
         codes_XN = (tokens_BN + self.layout.vocabulary.first_code).repeat(branches, 1)
         columns_XN = self.layout.columns(positions_BN, num_rows).repeat(branches, 1)
-        prompt_present_XP = places_XT[:, :prompt] >= 0
-        prompt_present_XP[len(condition) :] = False
         return FreshTokens(
             self.backbone.embed(torch.cat([condition.prompts_XP, codes_XN], dim=1)),
             torch.cat([places_XT[:, :prompt], places_XT.gather(1, columns_XN)], dim=1),
-            torch.cat([prompt_present_XP, torch.ones_like(codes_XN, dtype=torch.bool)], dim=1),
+            padding[: len(condition)] + (prompt,) * (len(padding) - len(condition)),
             places_XT,
-            present_XT,
+            padding,
         )
 
     def features_and_cache(self, canvas: Canvas, condition: PromptCondition) -> tuple[Tensor, LayerCache]:
         """`features`, and the keys and values of every block."""
         ids_XT = self._sequence(canvas, condition)
-        placed = _placement(condition, ids_XT.shape[1])
-        features_XTD, cache = self.backbone.forward_with_cache(ids_XT, *placed)
+        places_XT = condition.places(ids_XT.shape[1])
+        features_XTD, cache = self.backbone.forward_with_cache(ids_XT, places_XT, condition.padding)
         return features_XTD.unflatten(0, (condition.num_branches, len(condition))), cache
 
     def recompute(
@@ -275,8 +276,8 @@ class LuminaDiMOO(nn.Module):
     ) -> tuple[Tensor, LayerCache]:
         """Features [X, K, D] of some columns of every sequence, the others as cached, and the next cache."""
         ids_XT = self._sequence(canvas, condition)
-        places_XT, present_XT = _placement(condition, ids_XT.shape[1])
-        return self.backbone.recompute(ids_XT.gather(1, columns_XK), columns_XK, places_XT, cache, present_XT)
+        fresh_XK, places_XT = ids_XT.gather(1, columns_XK), condition.places(ids_XT.shape[1])
+        return self.backbone.recompute(fresh_XK, columns_XK, places_XT, cache, condition.padding)
 
     def peak_logits(self, features_GBTD: Tensor) -> Tensor:
         """The largest logit over picture codes at every column: [G, B, T]."""
@@ -311,12 +312,6 @@ class LuminaDiMOO(nn.Module):
             sampling=self.sampling,
             sampler=sampler or self.sampler,
         )
-
-
-def _placement(condition: PromptCondition, num_columns: int) -> tuple[Tensor, Tensor | None]:
-    """Places, and which columns count: None where no row is padded, so that attention needs no mask."""
-    places_XT = condition.places(num_columns)
-    return places_XT, places_XT >= 0 if condition.padded else None
 
 
 def _check_parts(backbone: Backbone, codec: VQCodec, vocabulary: Vocabulary) -> None:

@@ -59,7 +59,7 @@ class PromptCondition:
 
     Attributes:
         prompts_XP: ids [num_branches * B, P].
-        pad_X: int64, how much of each row is padding.
+        pad_X: `padding` on the device: int64.
         lengths: of the prompts without padding, known to the host.
         null_ids: the prompt of the null branch.
     """
@@ -91,8 +91,9 @@ class PromptCondition:
         return len(self.lengths) // self.num_branches
 
     @property
-    def padded(self) -> bool:
-        return min(self.lengths) < max(self.lengths)
+    def padding(self) -> tuple[int, ...]:
+        """How much of each row is padding, known to the host: attention goes by it without a mask."""
+        return tuple(max(self.lengths) - length for length in self.lengths)
 
     def places(self, num_rows: int) -> Tensor:
         """Place of each column in its own sequence, negative for padding: int64 [X, T]."""
@@ -157,25 +158,26 @@ class FreshTokens:
 
     Attributes:
         embedded_XND: embeddings of the prompt (conditional rows only) and of freshly decided codes.
-        places_XN: their places in their own sequences, and `present_XN` which of them count.
-        row_places_XT, row_present_XT: the same of the features' rows; None means that all count.
+        places_XN: their places in their own sequences.
+        padding: how many of them, at the start of each row, do not count.
+        row_places_XT, row_padding: the same of the features' rows.
     """
 
     embedded_XND: Tensor
     places_XN: Tensor
-    present_XN: Tensor
+    padding: tuple[int, ...]
     row_places_XT: Tensor
-    row_present_XT: Tensor | None
+    row_padding: tuple[int, ...]
 
     def __getitem__(self, rows_X: Tensor) -> Self:
-        """Those of some rows of the batch."""
-        present_XT = self.row_present_XT
+        """Those of some rows of the batch; indices on the CPU are read without waiting for the device."""
+        rows = rows_X.tolist()
         return type(self)(
             self.embedded_XND[rows_X],
             self.places_XN[rows_X],
-            self.present_XN[rows_X],
+            tuple(self.padding[row] for row in rows),
             self.row_places_XT[rows_X],
-            None if present_XT is None else present_XT[rows_X],
+            tuple(self.row_padding[row] for row in rows),
         )
 
     def float(self) -> Self:

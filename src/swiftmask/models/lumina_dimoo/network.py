@@ -2,13 +2,13 @@
 
 Module names are those of the released checkpoint, so its weights load without a key map. The head is a
 matrix of its own; here it runs over chosen entries of the vocabulary only.
-Left out: the attention bias that upstream builds from the lengths and never applies. Padding is masked for
-real instead.
+Left out: the attention bias that upstream builds from the lengths and never applies. Keys of padding are left
+out for real instead.
 
 Blocks whose weights are not where their input is are brought there, one at a time (offload.py).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,30 +98,31 @@ class Backbone(nn.Module):
         """Token embeddings [X, T, D]; positions enter as rotations only."""
         return self.model.transformer.wte(ids_XT)
 
-    def forward(self, ids_XT: Tensor, places_XT: Tensor, present_XT: Tensor | None = None) -> Tensor:
+    def forward(self, ids_XT: Tensor, places_XT: Tensor, padding: Sequence[int] = ()) -> Tensor:
         """Features [X, T, D] after the final norm.
 
         Args:
             places_XT: place of each token in its own sequence.
-            present_XT: True where a token counts, None if all do; the features of the others mean nothing.
+            padding: how many tokens at the start of each row do not count; their features mean nothing.
         """
-        rotary, mask_X11T = self.rotary(places_XT), _key_mask(present_XT)
-        x_XTD = self.embed(ids_XT)
+        rotary, x_XTD = self.rotary(places_XT), self.embed(ids_XT)
         for block in self._arriving(ids_XT.device):
-            x_XTD = block(x_XTD, rotary, mask_X11T)
+            x_XTD = block(x_XTD, rotary, padding)
         return self.model.transformer.ln_f(x_XTD)
 
     def forward_with_cache(
-        self, ids_XT: Tensor, places_XT: Tensor, present_XT: Tensor | None = None
+        self, ids_XT: Tensor, places_XT: Tensor, padding: Sequence[int] = ()
     ) -> tuple[Tensor, LayerCache]:
         """`forward`, and the keys and values it computed."""
-        rotary, mask_X11T = self.rotary(places_XT), _key_mask(present_XT)
+        rotary = self.rotary(places_XT)
         x_XTD, keys, values = self.embed(ids_XT), [], []
         for block in self._arriving(ids_XT.device):
             query, key, value = block.project(x_XTD, rotary)
+            # A view of the joined projection would keep queries and keys alive with it.
+            value = value.clone(memory_format=torch.contiguous_format)
             keys.append(key)
             values.append(value)
-            x_XTD = block.finish(x_XTD, query, key, value, mask_X11T)
+            x_XTD = block.finish(x_XTD, query, key, value, padding)
         return self.model.transformer.ln_f(x_XTD), LayerCache(tuple(keys), tuple(values))
 
     def recompute(
@@ -130,7 +131,7 @@ class Backbone(nn.Module):
         rows_XK: Tensor,
         places_XT: Tensor,
         cache: LayerCache,
-        present_XT: Tensor | None = None,
+        padding: Sequence[int] = (),
     ) -> tuple[Tensor, LayerCache]:
         """Features [X, K, D] of some rows, which attend to the cached keys of all others, and the cache with
         the rows' own keys and values.
@@ -138,8 +139,9 @@ class Backbone(nn.Module):
         Args:
             ids_XK: the tokens at `rows_XK` now; a row may be given twice.
             cache: left as it is: the record of the step before holds it.
+            padding: of the whole rows, as in `forward`.
         """
-        rotary, mask_X11T = self.rotary(places_XT.gather(1, rows_XK)), _key_mask(present_XT)
+        rotary = self.rotary(places_XT.gather(1, rows_XK))
         x_XKD, keys, values = self.embed(ids_XK), [], []
         blocks = self._arriving(ids_XK.device)
         for block, old_key, old_value in zip(blocks, cache.keys, cache.values, strict=True):
@@ -147,7 +149,7 @@ class Backbone(nn.Module):
             index = rows_XK[:, None, :, None].expand_as(key)
             keys.append(old_key.scatter(2, index, key))
             values.append(old_value.scatter(2, index, value))
-            x_XKD = block.finish(x_XKD, query, keys[-1], values[-1], mask_X11T)
+            x_XKD = block.finish(x_XKD, query, keys[-1], values[-1], padding)
         return self.model.transformer.ln_f(x_XKD), LayerCache(tuple(keys), tuple(values))
 
     def logits(self, features_XMD: Tensor, first: int, count: int) -> Tensor:
@@ -159,7 +161,3 @@ class Backbone(nn.Module):
 
     def _arriving(self, device: torch.device) -> Iterable[LlamaBlock]:
         return arriving(self.blocks, device)
-
-
-def _key_mask(present_XT: Tensor | None) -> Tensor | None:
-    return None if present_XT is None else present_XT[:, None, None, :]

@@ -49,8 +49,11 @@ class MaskedBatch:
         rank_BL = torch.rand(batch, length, generator=generator).argsort(dim=1).argsort(dim=1)
         dropped = (torch.rand(batch, generator=generator) < PROMPT_DROP).tolist()
         kept = [null_ids if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True)]
-        condition = PromptCondition.of(kept, null_ids, codes_BL.device)
-        return cls(condition, codes_BL, (rank_BL < num_masked_B1).to(codes_BL.device))
+        # The loss does not depend on the order; prompts of one length side by side share a call of attention.
+        order = sorted(range(batch), key=lambda row: len(kept[row]))
+        condition = PromptCondition.of([kept[row] for row in order], null_ids, codes_BL.device)
+        masked_BL = (rank_BL < num_masked_B1)[order]
+        return cls(condition, codes_BL[order], masked_BL.to(codes_BL.device))
 
 
 class BackboneTrainer(nn.Module):
@@ -66,8 +69,7 @@ class BackboneTrainer(nn.Module):
         condition, words = batch.condition, self.layout.vocabulary
         ids_BT = self.layout.sequence(condition.prompts_XP, batch.codes_BL, batch.masked_BL)
         places_BT = condition.places(ids_BT.shape[1])
-        present_BT = places_BT >= 0 if condition.padded else None
-        features_BTD = self.backbone(ids_BT, places_BT, present_BT)
+        features_BTD = self.backbone(ids_BT, places_BT, condition.padding)
         positions_BL = torch.arange(batch.codes_BL.shape[1], device=ids_BT.device).expand_as(batch.codes_BL)
         columns_BL = self.layout.columns(positions_BL, ids_BT.shape[1])
         index_BLD = columns_BL[..., None].expand(-1, -1, features_BTD.shape[-1])

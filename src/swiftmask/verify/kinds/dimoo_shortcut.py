@@ -17,9 +17,9 @@ class _Recorded:
 
     embedded_XND: Tensor
     places_XN: Tensor
-    present_XN: Tensor
     row_places_XT: Tensor
-    row_present_XT: None = None
+    padding: tuple[int, ...] = ()
+    row_padding: tuple[int, ...] = ()
 
 
 def check(case: Case) -> list[Check]:
@@ -31,7 +31,6 @@ def check(case: Case) -> list[Check]:
     fresh = _Recorded(
         embedded_1ND,
         places_1N,
-        torch.ones_like(places_1N, dtype=torch.bool),
         torch.arange(features_1TD.shape[1])[None],
     )
     return compare({"feature": shortcut(features_1TD, fresh, given["mask_ratio"])}, case.group("out"))
