@@ -1,6 +1,6 @@
 """Decoding a batch of tokens to pixels a few pictures at a time.
 
-A codec's activations at full resolution outweigh everything else of a decode: 1.6 GB for one picture of
+A codec's activations at full resolution outweigh everything else of a decode: 3.2 GB for one picture of
 1024x1024 in float32. Pictures are independent, so portions bound that memory and change nothing.
 """
 
