@@ -88,7 +88,7 @@ HALF_HW[:, 8:] = 1
 
 
 def _palette(colours: list[int]) -> Image.Image:
-    mask = Image.frombytes("P", SIZE[::-1], HALF_HW.astype(np.uint8).tobytes())
+    mask = Image.frombytes("P", (SIZE[1], SIZE[0]), HALF_HW.astype(np.uint8).tobytes())
     mask.putpalette(colours)
     return mask
 
