@@ -9,6 +9,7 @@ from torch import Tensor
 
 from swiftmask.models.mar.codec import KLCodec, KLConfig
 from swiftmask.models.mar.codec_training import CodecTrainer, measure_scale, train_step
+from swiftmask.recipes.runs import training_device
 from swiftmask.recipes.scenes_pictures import codec_pictures
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig
@@ -44,7 +45,9 @@ class CodecRecipe:
         )
         unscaled = trained.codec.eval()
         after = self.training.num_steps
-        scale = measure_scale(unscaled, (self.batches(after + i, 0, 1) for i in range(_SCALE_BATCHES)))
+        device = training_device()
+        pictures = (self.batches(after + i, 0, 1).to(device) for i in range(_SCALE_BATCHES))
+        scale = measure_scale(unscaled, pictures)
         codec = KLCodec(replace(self.codec, scale=scale)).eval()
         codec.load_state_dict(unscaled.state_dict())
         return codec

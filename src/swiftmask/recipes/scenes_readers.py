@@ -174,7 +174,7 @@ def _read_in_chunks(reader: NetworkReader, scenes: Scenes, size: int) -> tuple[T
     counts = []
     for start in range(0, len(scenes), 500):
         part = scenes[start : start + 500]
-        counts.append(torch.stack(check(caption_facts(part), reader.read(render(part, size)))))
+        counts.append(torch.stack(check(caption_facts(part), reader.read(render(part, size)).to("cpu"))))
     num_true_B, num_stated_B = torch.cat(counts, dim=1)
     return num_true_B, num_stated_B
 

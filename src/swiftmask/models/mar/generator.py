@@ -242,7 +242,7 @@ class MAR(nn.Module):
         found = self._first_features.kept(self.network) if keeping else {}
         missing = [label for label in dict.fromkeys(wanted) if label not in found]
         if missing:
-            rows_XLD = self._features_of_classes(missing)
+            rows_XLD = self._features_of_classes(missing, condition)
             # Cloned, since a view of one row would keep all of them alive.
             fresh: dict[Hashable, Tensor] = {
                 label: row.clone() for label, row in zip(missing, rows_XLD, strict=True)
@@ -252,12 +252,15 @@ class MAR(nn.Module):
                 self._first_features.keep(fresh)
         return torch.stack([found[label] for label in wanted])
 
-    def _features_of_classes(self, labels: Sequence[int | None]) -> Tensor:
-        """z [X, L, D] of blank canvases for some classes and, where the last is None, for no class."""
-        classes = [label for label in labels if label is not None]
-        labels_X = torch.tensor(classes, dtype=torch.int64).to(self.device)
-        null_XD = self.network.null_vectors(len(labels) - len(classes))
-        classes_XD = torch.cat([self.network.class_vectors(labels_X), null_XD])
+    def _features_of_classes(self, labels: Sequence[int | None], condition: ClassCondition) -> Tensor:
+        """z [X, L, D] of blank canvases for some classes of `condition` and, where the last is None, for no
+        class.
+        """
+        classes_XD = self.network.null_vectors(sum(label is None for label in labels))
+        places = [condition.labels.index(label) for label in labels if label is not None]
+        if places:
+            labels_X = torch.stack([condition.labels_B[place] for place in places])
+            classes_XD = torch.cat([self.network.class_vectors(labels_X), classes_XD])
         return self.network(KnownTokens.of(self.blank(len(labels))), classes_XD)
 
 

@@ -184,7 +184,8 @@ class HeadNetwork(nn.Module):
         return self._remembered(timesteps, lambda: self._embed_timesteps(timesteps))
 
     def _embed_timesteps(self, timesteps: Sequence[int]) -> Tensor:
-        return self.time_embed(torch.tensor(timesteps).to(self.input_proj.weight.device))
+        every_T = torch.arange(NUM_TIMESTEPS, device=self.input_proj.weight.device)
+        return self.time_embed(torch.stack([every_T[t] for t in timesteps]))  # views: no copy to the device
 
     def _kept_modulation(self) -> tuple[Tensor, Tensor]:
         return (
