@@ -16,6 +16,7 @@ from swiftmask.methods.marval import head_parameters, make_student, write_studen
 from swiftmask.methods.shortcut import Shortcut, ShortcutConfig
 from swiftmask.models.mar import MAR
 from swiftmask.models.maskgit import MaskGIT
+from tests.released_layouts import write_maskgit
 
 LABELS, SEEDS = [3, 0, 6], [5, 1, 2**40]
 
@@ -26,29 +27,9 @@ def pipeline(tiny_folder: Path) -> swiftmask.Pipeline:
 
 
 @pytest.fixture
-def upstream(tmp_path: Path, golden_maskgit: MaskGIT) -> Path:
-    """The released layout, with weights of the released vocabulary at toy width."""
-    from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
-    from swiftmask.models.maskgit.network import Transformer, TransformerConfig
-
-    sizes = TransformerConfig(
-        width=32, depth=1, num_heads=16, mlp_width=32, codebook_size=1024, num_classes=7, grid=4
-    )
-    codec = VQGANConfig(
-        ch=32,
-        ch_mult=(1, 1),
-        num_res_blocks=1,
-        attn_resolutions=(),
-        resolution=256,
-        z_channels=8,
-        n_embed=1024,
-        embed_dim=8,
-    )
-    (tmp_path / "MaskGIT").mkdir()
-    (tmp_path / "VQGAN").mkdir()
-    released = {"iter": 1, "model_state_dict": Transformer(sizes).state_dict()}
-    torch.save(released, tmp_path / "MaskGIT" / "MaskGIT_ImageNet_256.pth")
-    torch.save({"state_dict": VQGAN(codec).state_dict()}, tmp_path / "VQGAN" / "last.ckpt")
+def upstream(tmp_path: Path) -> Path:
+    """The released layout of MaskGIT."""
+    write_maskgit(tmp_path)
     return tmp_path
 
 

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import torch
 
-from swiftmask.core.files import first_line
+from swiftmask.core.families import Reading
 from swiftmask.core.protocol import DenoisingModel, FeatureFn, MaskedGenerator, SamplingOptions
+from swiftmask.core.reading import first_line
 from swiftmask.methods.caching import (
     ExtrapolatedFeatures,
     MLCacheFeatures,
@@ -24,10 +25,11 @@ from swiftmask.pipeline import Pipeline
 from swiftmask.registry import (
     bundled_folder,
     bundled_names,
-    generator_class,
+    method_names,
     read_config,
     suggestion,
 )
+from swiftmask.sources import RELEASED_SUFFIXES, identify, read_model
 
 CACHINGS: dict[str, Callable[[Any], FeatureFn]] = {
     "reuse": ReuseFeatures,
@@ -38,59 +40,84 @@ CACHINGS: dict[str, Callable[[Any], FeatureFn]] = {
 }
 """Training-free feature functions by name; the last two need a model that can recompute single columns."""
 
-_RELEASED_SUFFIXES = (".pth", ".pt", ".ckpt")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_TEXT_ENCODER_FILES = (("config.json", "model.safetensors"), ("config.json", "pytorch_model.bin"))
+"""What is downloaded of a CLIP model, the better first; repositories hold the same weights many times."""
 
 
 def load(
     source: str | Path,
     *,
     codec: str | Path | None = None,
+    text_encoder: str | Path | None = None,
     dtype: torch.dtype | str | None = None,
-    device: torch.device | str | None = None,
+    device: torch.device | str = "auto",
     blocks_on_device: int | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Pipeline:
-    """A base model, ready to generate.
+    """A base model, ready to generate. Its weights are frozen.
 
     Args:
-        source: a bundled name ("maskgit-scenes"), a model folder, a released weights file, a folder in the
-            upstream layout (`MaskGIT_ImageNet_*.pth` and `VQGAN/last.ckpt` somewhere below), or a Hugging
-            Face repo id.
-        codec: the tokenizer's weights, for a released file.
-        dtype: of the weights, "bfloat16" or `torch.bfloat16`; default float32.
+        source: a bundled name ("maskgit-scenes"), a model folder, a released weights file, a folder in a
+            released layout, or a Hugging Face repo id. Keys and shapes tell what it is.
+        codec: the tokenizer's weights, for a released file of MaskGIT or MAR.
+        text_encoder: folder or repo id of another CLIP text encoder for a released Meissonic: the published
+            pictures of its 1024-pixel model need "laion/CLIP-ViT-H-14-laion2B-s32B-b79K".
+        dtype: of the weights, "bfloat16" or `torch.bfloat16`. Default ("auto"): the family's own, which is
+            bfloat16 for Lumina-DiMOO as released and float32 for the others.
+        device: "auto" is the first GPU of CUDA, else the CPU. MPS only if asked for: it lacks float64, which
+            schedules and noise need.
         blocks_on_device: of Lumina-DiMOO on a card it does not fit (the error says how many do): how many
             blocks stay there, while the others wait in host memory.
         revision, local_files_only: for a repo id, as in huggingface_hub.
 
     Errors: FileNotFoundError or ValueError saying what was found and what would work.
     """
-    wanted_dtype = dtype_named(dtype) if isinstance(dtype, str) else dtype
-    wanted_device = device_named(device)
+    reading = Reading(
+        codec=None if codec is None else Path(codec).expanduser(),
+        dtype=_chosen_dtype(dtype),
+        device=device_named(device),
+        blocks_on_device=blocks_on_device,
+    )
+    return load_with(
+        source, reading, text_encoder=text_encoder, revision=revision, local_files_only=local_files_only
+    )
+
+
+def load_with(
+    source: str | Path,
+    reading: Reading,
+    *,
+    text_encoder: str | Path | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Pipeline:
+    """`load` with all that can be told of a reading."""
+    if text_encoder is not None:
+        folder = _find_text_encoder(text_encoder, local_files_only=local_files_only)
+        reading = replace(reading, text_encoder=folder)
+    path, name = _find_model(source, revision, local_files_only=local_files_only)
+    return Pipeline(read_model(path, reading), name=name, folder=path if path.is_dir() else None)
+
+
+def _find_model(source: str | Path, revision: str | None, *, local_files_only: bool) -> tuple[Path, str]:
+    """Where a model is on this machine (after downloading it, if need be), and what to call it."""
     text, path = str(source), Path(source).expanduser()
     if text in bundled_names():
-        folder, name = bundled_folder(text), text
-    elif path.is_file():
-        return _moved(_released(path, codec), wanted_device, wanted_dtype)
-    elif path.is_dir():
-        folder, name = path, path.resolve().name
-    elif _looks_like_path(text):
+        return bundled_folder(text), text
+    if path.is_file():
+        return path, path.stem
+    if path.is_dir():
+        return path, path.resolve().name
+    if _looks_like_path(text):
         raise FileNotFoundError(f"no such model file or folder: {text}")
-    elif _REPO_ID.fullmatch(text):
-        folder, name = _download(text, revision, local_files_only=local_files_only), text
-    else:
-        known = bundled_names("model")
-        raise ValueError(
-            f"unknown model {text!r}{suggestion(text, known)} "
-            "(or give a folder, a file or a Hugging Face repo id)"
-        )
-    if _is_huge(folder):
-        model = _huge(folder, wanted_device, wanted_dtype, blocks_on_device)
-        return Pipeline(model, name=name, folder=folder)
-    if blocks_on_device is not None:
-        raise ValueError(f"blocks_on_device is for Lumina-DiMOO, {name} is small: leave it out")
-    return _from_folder(folder, name, wanted_device, wanted_dtype)
+    if _REPO_ID.fullmatch(text):
+        return _download(text, revision, local_files_only=local_files_only), text
+    raise ValueError(
+        f"unknown model {text!r}{suggestion(text, bundled_names('model'))} "
+        "(or give a folder, a file or a Hugging Face repo id)"
+    )
 
 
 def accelerate(
@@ -137,7 +164,7 @@ def accelerate(
         features_fn = _shortcut(pipeline, shortcut)
     else:
         assert shortcut is not None
-        found = _find_method(shortcut, "shortcut")
+        found = find_method(shortcut, "shortcut")
         features_fn = _shortcut(pipeline, read_shortcut(found, base=pipeline.model.spec))
         default_full = _recommended_full_steps(found) or default_full
     placed = default_full if full_steps is None else full_steps
@@ -152,76 +179,69 @@ def dtype_named(name: str) -> torch.dtype:
     return names[name]
 
 
-def _is_huge(folder: Path) -> bool:
-    """Whether a folder holds, or might hold, 8 billion weights."""
-    config = read_config(folder) if (folder / "config.json").is_file() else {}
-    return config.get("model_type") == "llada" or config.get("model") == "lumina_dimoo"
+def _chosen_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """None, or "auto", leaves it to the family."""
+    if dtype == "auto":
+        return None
+    return dtype_named(dtype) if isinstance(dtype, str) else dtype
 
 
-def _huge(
-    folder: Path, device: torch.device | None, dtype: torch.dtype | None, blocks_on_device: int | None
-) -> MaskedGenerator:
-    """Read straight into the wanted precision and place, never into float32 first."""
-    family, place = generator_class("lumina_dimoo"), device or torch.device("cpu")
-    if "model" in read_config(folder):
-        return family.from_pretrained(
-            folder, dtype=dtype or torch.float32, device=place, blocks_on_device=blocks_on_device
-        )
-    return family.from_released(
-        folder, dtype=dtype or torch.bfloat16, device=place, blocks_on_device=blocks_on_device
-    )
+def device_named(device: torch.device | str) -> torch.device:
+    """A device by its name; "auto" is the first GPU of CUDA, else the CPU.
 
-
-def _from_folder(folder: Path, name: str, device: torch.device | None, dtype: torch.dtype | None) -> Pipeline:
-    if not (folder / "config.json").is_file():
-        return _moved(_upstream(folder), device, dtype)
-    config = read_config(folder)
-    if "model" not in config:
-        what = f"a {config['method']}" if "method" in config else "no model"
-        mend = "pass it to accelerate(model, ...)" if "method" in config else "expected a model folder"
-        raise ValueError(f"{folder} holds {what}: {mend}")
-    model = generator_class(str(config["model"])).from_pretrained(folder)
-    pipeline = Pipeline(model, name=name, folder=folder)
-    return _moved(pipeline, device, dtype)
-
-
-def _released(path: Path, codec: str | Path | None) -> Pipeline:
-    if path.suffix not in _RELEASED_SUFFIXES:
+    Errors: ValueError for a device that does not exist here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {str(device)!r}: use auto, cpu, cuda or mps") from error
+    counts = {
+        "cpu": 1,
+        "cuda": max(1, torch.cuda.device_count()) if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if wanted.type not in counts:
+        raise ValueError(f"device {str(device)!r} is not supported: use auto, cpu, cuda or mps")
+    if (wanted.index or 0) >= counts[wanted.type]:
         raise ValueError(
-            f"{path} is no released weights file ({', '.join(_RELEASED_SUFFIXES)}): "
-            "for a converted model give the folder it lies in"
+            f"device {str(device)!r} was asked for, but this PyTorch sees {counts[wanted.type]} of "
+            f"{wanted.type}: use device='auto'"
         )
-    if codec is None:
-        raise ValueError(
-            f"{path} holds no tokenizer: give its weights too, codec='VQGAN/last.ckpt' (on the command line, "
-            "`swiftmask convert FILE --codec VQGAN/last.ckpt --out FOLDER`)"
-        )
-    # The only family released as loose files; another one would need a way to tell them apart.
-    return Pipeline(generator_class("maskgit").from_released(path, codec), name=path.stem)
+    return wanted
 
 
-def _upstream(folder: Path) -> Pipeline:
-    if (folder / "model_index.json").is_file():
-        return Pipeline(generator_class("meissonic").from_released(folder), name=folder.resolve().name)
-    transformers = sorted(folder.rglob("MaskGIT_ImageNet_*.pth"))
-    codecs = sorted(path for path in folder.rglob("last.ckpt") if path.parent.name == "VQGAN")
-    if not transformers or not codecs:
+def _find_text_encoder(source: str | Path, *, local_files_only: bool) -> Path:
+    text, path = str(source), Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file() or _looks_like_path(text) or not _REPO_ID.fullmatch(text):
         raise FileNotFoundError(
-            f"no model in {folder}: expected config.json with model.safetensors, "
-            "or MaskGIT_ImageNet_*.pth and VQGAN/last.ckpt below it"
+            f"no such text encoder: {text} (expected the folder of a CLIP model, or a Hugging Face repo id)"
         )
-    if len(transformers) > 1:
-        names = " or ".join(str(path) for path in transformers)
-        raise ValueError(f"{folder} holds several models: load {names} with codec={str(codecs[0])!r}")
-    return _released(transformers[0], codecs[0])
+    for files in _TEXT_ENCODER_FILES:
+        folder = _download(text, None, local_files_only=local_files_only, files=files)
+        if all((folder / name).is_file() for name in files):
+            break
+    return folder
 
 
-def _download(repo_id: str, revision: str | None, *, local_files_only: bool) -> Path:
+def _download(
+    repo_id: str, revision: str | None, *, local_files_only: bool, files: Sequence[str] | None = None
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo_id, revision=revision, local_files_only=local_files_only))
+        return Path(
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                local_files_only=local_files_only,
+                allow_patterns=None if files is None else list(files),
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         known = bundled_names("model")
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
@@ -247,7 +267,7 @@ def _read_student(pipeline: Pipeline, source: str | Path) -> Student:
     model = pipeline.model
     if not hasattr(model, "denoise"):
         raise ValueError(f"{pipeline.name} has no diffusion head for marval to replace: use a mar model")
-    return read_student(_find_method(source, "MARVAL student"), cast(DenoisingModel, model))
+    return read_student(find_method(source, "MARVAL student"), cast(DenoisingModel, model))
 
 
 def _tuned(pipeline: Pipeline, source: str | Path, full_steps: int | Sequence[int] | None) -> Pipeline:
@@ -257,7 +277,7 @@ def _tuned(pipeline: Pipeline, source: str | Path, full_steps: int | Sequence[in
     if pipeline.features_fn is not None:
         raise ValueError("give speed_rl first, then the shortcut or caching that runs on its model")
     bundled = str(source) in bundled_names()
-    folder = bundled_folder(str(source)) if bundled else _find_method(source, "Speed-RL result")
+    folder = bundled_folder(str(source)) if bundled else find_method(source, "Speed-RL result")
     if (folder / "policy").is_dir():  # what a run left: see recipes/speed_rl_scenes.py
         folder = folder / "policy"
     model, config = _read_tuned(pipeline, folder), read_config(folder)
@@ -278,19 +298,29 @@ def _read_tuned(pipeline: Pipeline, folder: Path) -> MaskedGenerator:
     config = read_config(folder)
     if "model" not in config:
         return merged(read_policy(folder, pipeline.model))
-    model = generator_class(str(config["model"])).from_pretrained(folder)
+    reading = Reading(device=pipeline.model.device, dtype=pipeline.dtype)
+    model = read_model(folder, reading)
     if model.spec != pipeline.model.spec:
         raise ValueError(
             f"{folder} was tuned from another model than {pipeline.name}: expected {pipeline.model.spec}, "
             f"got {model.spec}"
         )
-    return model.to(device=pipeline.model.device, dtype=_model_dtype(pipeline))
+    return model
 
 
-def _find_method(source: str | Path, what: str) -> Path:
+def find_method(source: str | Path, what: str) -> Path:
+    """Where an accelerator's weights are.
+
+    Args:
+        what: it is, for complaints.
+
+    Errors: FileNotFoundError; ValueError for an unknown name, or a file of something else.
+    """
     path = Path(source).expanduser()
     if str(source) in bundled_names("method"):
         return bundled_folder(str(source))
+    if path.is_file():
+        _refuse_model_file(path, what)
     if path.exists():
         return path
     if _looks_like_path(str(source)) or "/" in str(source):
@@ -299,8 +329,15 @@ def _find_method(source: str | Path, what: str) -> Path:
     raise ValueError(f"unknown {what} {str(source)!r}{suggestion(str(source), known)}")
 
 
+def _refuse_model_file(path: Path, what: str) -> None:
+    """Errors: ValueError for a file that a model is published as."""
+    found = identify(path)
+    if found.owner not in method_names():
+        raise ValueError(f"{path} is {found.kind.what}, no {what}: {found.kind.use}")
+
+
 def _shortcut(pipeline: Pipeline, shortcut: AnyShortcut) -> FeatureFn:
-    shortcut = shortcut.to(device=pipeline.model.device, dtype=_model_dtype(pipeline)).eval()
+    shortcut = shortcut.to(device=pipeline.model.device, dtype=pipeline.dtype).eval()
     return ShortcutFeatures(pipeline.model, shortcut)
 
 
@@ -326,28 +363,6 @@ def _placement(full_steps: int | Sequence[int]) -> int | tuple[int, ...]:
     return placed
 
 
-def _model_dtype(pipeline: Pipeline) -> torch.dtype:
-    model = pipeline.model
-    return next(model.parameters()).dtype if isinstance(model, torch.nn.Module) else torch.float32
-
-
-def _moved(pipeline: Pipeline, device: torch.device | None, dtype: torch.dtype | None) -> Pipeline:
-    return pipeline if device is None and dtype is None else pipeline.to(device, dtype)
-
-
-def device_named(device: torch.device | str | None) -> torch.device | None:
-    """Errors: ValueError for a device that does not exist here."""
-    if device is None:
-        return None
-    try:
-        wanted = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {str(device)!r}: use cpu, cuda or mps") from error
-    if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for, but this PyTorch sees no GPU: use device='cpu'")
-    return wanted
-
-
 def _looks_like_path(text: str) -> bool:
     marked = text.startswith((".", "/", "~")) or text.count("/") > 1
-    return marked or text.endswith((*_RELEASED_SUFFIXES, ".safetensors"))
+    return marked or text.endswith(RELEASED_SUFFIXES)

@@ -29,7 +29,6 @@ from swiftmask.core.types import Canvas, Record, Schedule, Step, Trajectory
 from swiftmask.data.images.inpainting import start_picture
 from swiftmask.data.prompts import require_text
 
-DEFAULT_STEPS = 16
 Images = list[Image.Image] | Tensor
 
 
@@ -79,6 +78,7 @@ class Pipeline:
         features_fn: where acceleration plugs in; None is the full model.
         full_steps: how many steps run the backbone (placed by `uniform_full_steps`), or which; None is all.
         sampling: overrides of the model's sampling defaults.
+        steps: decode steps. 0, the default, takes the model's own, or one a token if it has fewer of them.
         folder: that the model came from, if it came from one; its provenance lies there.
     """
 
@@ -87,9 +87,19 @@ class Pipeline:
     features_fn: FeatureFn | None = None
     full_steps: int | tuple[int, ...] | None = None
     sampling: SamplingOptions = SamplingOptions()
-    steps: int = DEFAULT_STEPS
+    steps: int = 0
     folder: Path | None = field(default=None, compare=False)
     _flops: dict[tuple[Step, ...], int] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.steps == 0:
+            object.__setattr__(self, "steps", min(self.model.steps, self.model.spec.num_tokens))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the model's weights (of the backbone, where a codec has another)."""
+        parameters = self.model.parameters() if isinstance(self.model, nn.Module) else iter(())
+        return next(parameters, torch.empty(())).dtype
 
     def generate(
         self,
@@ -115,11 +125,13 @@ class Pipeline:
         Errors: ValueError for an unknown class, a prompt given to a class model, or impossible steps;
         FloatingPointError if the weights, or their dtype, gave numbers that are not finite.
         """
-        condition = self._encode(labels, prompts)
+        with torch.no_grad():  # not inference_mode: models keep what they computed, and may be trained later
+            condition = self._encode(labels, prompts)
         seeds = _seeds(seeds, len(condition))
         canvas = self.model.blank(len(condition)) if canvas is None else canvas
         schedule = self.schedule(steps, num_masked=_num_masked(canvas))
         noise = SeededNoise(seeds, self.model.spec.num_tokens, self.model.device)
+        _synchronise(self.model.device)
         started = time.perf_counter()
         with torch.no_grad():
             trajectory = self._decode(condition, schedule, noise, canvas, on_step)

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from swiftmask.api import accelerate
-from swiftmask.evaluate.presets import Preset, Settings, read_preset, weights_fingerprint
+from swiftmask.evaluate.fingerprints import weights_fingerprint
+from swiftmask.evaluate.presets import Preset, Settings, read_preset
 from swiftmask.pipeline import Pipeline
 
 

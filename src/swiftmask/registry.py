@@ -13,7 +13,10 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from swiftmask.core.families import Family, WeightsFile
 
 _PACKAGE = Path(__file__).parent
 WEIGHTS = _PACKAGE / "weights"
@@ -73,6 +76,19 @@ def generator_class(family: str) -> Any:
     """The `Generator` a model folder exports. Errors: ValueError for an unknown family."""
     _require(family, model_names(), "model family")
     return import_module(f"swiftmask.models.{family}").Generator
+
+
+def family_of(name: str) -> "Family":
+    """How a model folder's models are found and read. Errors: ValueError for an unknown family."""
+    _require(name, model_names(), "model family")
+    return import_module(f"swiftmask.models.{name}").FAMILY
+
+
+def weights_files() -> "dict[str, tuple[WeightsFile, ...]]":
+    """The kinds of published weights files, by the model or method folder that knows them."""
+    packages = [("models", name) for name in model_names()] + [("methods", name) for name in method_names()]
+    modules = {name: import_module(f"swiftmask.{package}.{name}") for package, name in packages}
+    return {name: getattr(module, "WEIGHTS_FILES", ()) for name, module in modules.items()}
 
 
 def recipe_module(name: str) -> ModuleType:

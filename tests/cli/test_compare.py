@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from swiftmask.cli import main
 from swiftmask.cli.compare import shown
-from swiftmask.cli.measure import own_device
+from swiftmask.cli.loading import own_device
 from swiftmask.evaluate.extractors import files_sha256, load_extractor
 from swiftmask.evaluate.feature_store import describe
 from swiftmask.evaluate.folder_metrics import MetricSettings, compare_with_pictures

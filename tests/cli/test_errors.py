@@ -74,7 +74,7 @@ def failed_last(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["train", "maskgit-scenes", "training.num_step=3"], "did you mean training.num_steps"),
         (["train", "maskgit-scenes", "training.num_steps=few"], "expects int, got 'few'"),
         (["train", "maskgit-scenes", "faster"], "key=value"),
-        (["convert", "nowhere.pth", "--out", "x"], "--codec"),
+        (["convert", "nowhere.pth", "--out", "x"], "no such"),
         (["convert", "nowhere.pth", "--codec", "nowhere.ckpt", "--out", "x"], "no such"),
         (["verify", "./nowhere"], "no such folder"),
     ],
@@ -119,7 +119,7 @@ def test_wrong_architecture(tiny_folder: Path, tmp_path: Path, capsys: pytest.Ca
     torch.save({"conv1.weight": torch.zeros(3, 3)}, path)
     torch.save({"state_dict": {"conv1.weight": torch.zeros(3, 3)}}, codec)
     said = failed(capsys, "convert", path, "--codec", codec, "--out", tmp_path / "out")
-    assert "is not the MaskGIT v1.0 transformer" in said
+    assert "is of no model that is known here: it has conv1.weight" in said
     other = shutil.copytree(tiny_folder, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     config["transformer"]["depth"] = 3

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftmask.core import files
+from swiftmask.core.reading import read_tensors
 
 
 class Two(nn.Module):
@@ -44,6 +46,53 @@ def test_shards_are_filled_up_and_read_back(shard_bytes: int, num_shards: int, t
     files.fill(again, found)
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value.bfloat16().float())
+
+
+BAD_NUMBERS = {
+    "NaN": torch.tensor([1.0, torch.nan, 0, 0, 0, 0]),
+    "infinite": torch.tensor([1.0, -torch.inf, 0, 0, 0, 0]),
+    "int32": torch.arange(6, dtype=torch.int32),
+    "complex64": torch.ones(6, dtype=torch.complex64),
+    "float8_e4m3fn": torch.ones(6).to(torch.float8_e4m3fn),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_NUMBERS)
+def test_what_are_no_weights_is_refused_by_every_loader(kind: str, tmp_path: Path) -> None:
+    model = Two()
+    state = {**model.state_dict(), "b": BAD_NUMBERS[kind]}
+    path = tmp_path / "model.safetensors"
+    files.save_file(state, path)
+    found = files.weight_files(tmp_path)
+    with torch.device("meta"):
+        on_meta = Two()
+    loaders: list[Callable[[], object]] = [
+        lambda: files.load_strict(model, read_tensors(path), source=str(path)),
+        lambda: files.load_strict(on_meta, read_tensors(path), source=str(path)),
+        lambda: files.fill(model, found),
+    ]
+    if kind not in ("NaN", "infinite"):  # told by the header alone, before memory is taken
+        loaders.append(lambda: files.load_strict(on_meta, files.headers(found), source=str(path)))
+    for load in loaders:
+        with pytest.raises(ValueError, match=f"model.safetensors: b .*{kind}"):
+            load()
+
+
+def test_numbers_that_the_wanted_precision_cannot_hold_are_refused() -> None:
+    with pytest.raises(ValueError, match="infinite numbers in float16"):
+        files.weights_like(torch.zeros(1, dtype=torch.float16), torch.tensor([1e6]), source="a file")
+    counter = torch.tensor(3)
+    assert files.weights_like(counter, counter, source="a file") is counter
+
+
+def test_loading_freezes_and_casts() -> None:
+    with torch.device("meta"):
+        adopted = Two()
+    copied = Two()
+    state = {key: value.half() for key, value in Two().state_dict().items()}
+    for model in (adopted, copied):
+        files.load_strict(model, state, source="a file")
+        assert not any(p.requires_grad or p.dtype != torch.float32 for p in model.parameters())
 
 
 def test_only_one_file_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from swiftmask.core.protocol import SamplingOptions
+from swiftmask.evaluate.fingerprints import weights_fingerprint
 from swiftmask.evaluate.presets import (
     Measured,
     Numbers,
     Preset,
     Settings,
     read_preset,
-    weights_fingerprint,
     write_preset,
 )
 from swiftmask.evaluate.summary import Spread
@@ -73,7 +73,7 @@ def test_what_is_no_preset(tmp_path: Path) -> None:
     write_preset(preset_of(PLACED), path)
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"version": 9}))
-    with pytest.raises(ValueError, match="version 9, this swiftmask reads version 1"):
+    with pytest.raises(ValueError, match="version 9, this swiftmask reads version 2"):
         read_preset(path)
     for damage in ({"settings": {"stps": 3}}, {"measured": {}}, {"settings": {"steps": "8", "sampling": {}}}):
         path.write_text(json.dumps(content | damage))

@@ -1,14 +1,20 @@
 """What every model folder owes (core/protocol.py: MaskedGenerator), on a tiny instance of each."""
 
 import copy
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from swiftmask import pipeline as pipeline_module
+from swiftmask.core.decode import FullFeatures
 from swiftmask.core.protocol import MaskedGenerator, SamplingOptions
 from swiftmask.core.rng import SeededNoise
 from swiftmask.core.types import Canvas
+from swiftmask.evaluate.tuning.feature_drift import record_decode
 from swiftmask.pipeline import Pipeline
 from swiftmask.registry import generator_class, model_names
 
@@ -172,3 +178,66 @@ def test_save_and_load_round_trip(model, tmp_path):
     again.save_pretrained(tmp_path / "b", provenance={"recipe": "test"})
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def tensors_of(value: object) -> Iterator[torch.Tensor]:
+    """Every tensor in a condition."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from tensors_of(getattr(value, field.name))
+    elif isinstance(value, tuple):
+        for entry in value:
+            yield from tensors_of(entry)
+
+
+class Watching:
+    """The full model's features; keeps the conditions it was given."""
+
+    name = "backbone"
+
+    def __init__(self, model: MaskedGenerator) -> None:
+        self._full = FullFeatures(model)
+        self.conditions: list[object] = []
+
+    def __call__(self, canvas, condition, step, previous):
+        self.conditions.append(condition)
+        return self._full(canvas, condition, step, previous)
+
+
+def test_prompts_are_encoded_without_a_graph(model):
+    trained = copy.deepcopy(model).requires_grad_()
+    what = {"labels" if model.spec.draws == "class" else "prompts": conditions(model, 2)}
+    watching = Watching(trained)
+    Pipeline(trained, features_fn=watching, sampling=GUIDED).generate(**what, steps=3)
+    schedule = trained.schedule(3, num_masked=trained.spec.num_tokens, options=GUIDED)
+    watching.conditions.append(record_decode(trained, conditions(model, 2), [0, 1], schedule).condition)
+    found = [tensor for condition in watching.conditions for tensor in tensors_of(condition)]
+    assert found
+    assert not any(tensor.requires_grad for tensor in found)
+
+
+def test_the_clock_starts_when_the_device_has_done_what_came_before(model, monkeypatch):
+    events: list[str] = []
+    now = pipeline_module.time.perf_counter
+    monkeypatch.setattr(pipeline_module, "_synchronise", lambda device: events.append("synchronise"))
+    monkeypatch.setattr(
+        pipeline_module.time, "perf_counter", lambda: (events.append("read the clock"), now())[1]
+    )
+    what = {"labels" if model.spec.draws == "class" else "prompts": conditions(model, 1)}
+    Pipeline(model).generate(**what, steps=2)
+    assert events == ["synchronise", "read the clock"] * 3
+
+
+def test_loaded_weights_are_frozen_and_keep_their_steps(model, tmp_path: Path):
+    trained = copy.deepcopy(model).requires_grad_()
+    trained.steps = 7
+    trained.save_pretrained(tmp_path, provenance={})
+    again = generator_class(model.spec.name).from_pretrained(tmp_path)
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+    assert again.steps == Pipeline(again).steps == 7
+
+
+def test_a_model_of_few_tokens_takes_no_more_steps_than_it_has(model):
+    assert Pipeline(model).steps == min(model.steps, model.spec.num_tokens)

@@ -13,6 +13,7 @@ import tyro
 
 from swiftmask.cli import measure
 from swiftmask.cli.evaluate import Evaluate
+from swiftmask.cli.loading import budgets_of, own_device, say_where, shares_of
 
 if TYPE_CHECKING:
     from swiftmask.evaluate.quality import Row
@@ -28,6 +29,11 @@ class Way:
     row: "Row"
 
 
+_STEPS = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2, 2)
+_BUDGETS = ((3 / 4, 1 / 4), (1, 1 / 4), (1, 3 / 8), (2, 1 / 2))
+"""What is measured unless something else is asked for, as shares of a model's own steps."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchQuality:
     """Quality against cost: the full model at several step counts, accelerators, and training-free rivals.
@@ -38,8 +44,8 @@ class BenchQuality:
         model: bundled name, model folder or Hugging Face repo id.
         shortcut: the shortcut to measure ("auto" is the model's own, "none" leaves it out; a model with a
             diffusion head may have none).
-        steps: step counts of the full model.
-        shortcut_budgets: accelerated rows, as STEPS:FULL pairs.
+        steps: step counts of the full model (default: from a quarter of the model's own to twice as many).
+        shortcut_budgets: accelerated rows, as STEPS:FULL pairs (default: shares of the model's own steps).
         rivals: training-free accelerators of the backbone, measured at the same pairs (default: all there
             are for models of codes, none for a diffusion head).
         unguided: rows without guidance, which halves the cost: STEPS of the full model, or STEPS:FULL with
@@ -59,7 +65,7 @@ class BenchQuality:
         pictures: pictures per row for each evaluation seed.
         seeds: evaluation seeds.
         batch: pictures at a time.
-        device: where to run ("cpu", "cuda").
+        device: where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu).
         dtype: of the weights.
         out: folder for MODEL-quality.json, .md and -frontier.png.
         json: print JSON instead of a table.
@@ -67,8 +73,8 @@ class BenchQuality:
 
     model: Annotated[str, tyro.conf.Positional]
     shortcut: str = "auto"
-    steps: tuple[int, ...] = (4, 6, 8, 12, 16, 24, 32)
-    shortcut_budgets: tuple[str, ...] = ("12:4", "16:4", "16:6", "32:8")
+    steps: tuple[int, ...] | None = None
+    shortcut_budgets: tuple[str, ...] | None = None
     rivals: tuple[measure.Caching, ...] | None = None
     unguided: tuple[str, ...] = ()
     temperatures: tuple[float, ...] = ()
@@ -83,7 +89,7 @@ class BenchQuality:
     pictures: int = 700
     seeds: int = 3
     batch: int = 100
-    device: str = "cpu"
+    device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     out: Path = Path("benchmarks/results")
     json: bool = False
@@ -94,13 +100,13 @@ class BenchQuality:
         from swiftmask.evaluate.processes import Processes
         from swiftmask.evaluate.quality import Sample
 
-        for text in self.shortcut_budgets:  # a mistake is told before anything is loaded
+        for text in self.shortcut_budgets or ():  # a mistake is told before anything is loaded
             parse_budget(text)
         check_unguided(self.unguided)
         check_denoising(self.denoising_steps, self.ddim_steps)
         sample = Sample(num_pictures=self.pictures, num_seeds=self.seeds, batch_size=self.batch)
         processes = Processes.here()
-        base = load(self.model, dtype=self.dtype, device=measure.own_device(processes, self.device))
+        base = load(self.model, dtype=self.dtype, device=own_device(processes, self.device))
         measure.require_scenes(base)
         chosen = self.fitted_to(base)
         rows = [way.row for way in chosen.ways(base)]
@@ -108,6 +114,8 @@ class BenchQuality:
             raise ValueError("nothing to measure: give --steps or --shortcut-budgets")
         name = base.name.replace("/", "--")
         store = measure.store_of(base, self.out / f"{name}-quality.partial")
+        if processes.rank == 0:
+            say_where(base)
         report = measure.study(
             rows, sample, store, model=base.name, command=chosen.command(), processes=processes
         )
@@ -118,8 +126,8 @@ class BenchQuality:
     def command(self) -> str:
         """What measures all of it again."""
         words: list[object] = ["bench", "quality", self.model, "--shortcut", self.shortcut]
-        words += ["--steps", *self.steps]
-        if self.shortcut != "none" or self.rivals:
+        words += [] if self.steps is None else ["--steps", *self.steps]
+        if self.shortcut_budgets is not None and (self.shortcut != "none" or self.rivals):
             words += ["--shortcut-budgets", *self.shortcut_budgets]
         words += [] if self.rivals is None else ["--rivals", *self.rivals]
         others = ("unguided", "temperatures", "schedule_powers", "denoising_steps", "ddim_steps", "disa")
@@ -131,6 +139,15 @@ class BenchQuality:
 
     def fitted_to(self, base: "Pipeline") -> "BenchQuality":
         """With what "auto" and an option that was left out mean for this model."""
+        return replace(
+            self,
+            steps=shares_of(base.steps, *_STEPS) if self.steps is None else self.steps,
+            shortcut_budgets=budgets_of(base.steps, *_BUDGETS)
+            if self.shortcut_budgets is None
+            else self.shortcut_budgets,
+        )._accelerators_of(base)
+
+    def _accelerators_of(self, base: "Pipeline") -> "BenchQuality":
         if not measure.has_diffusion_head(base):
             return replace(self, rivals=measure.rivals_of(base) if self.rivals is None else self.rivals)
         no_own = self.shortcut == "auto" and not measure.has_own(self.model, "shortcut")
@@ -148,10 +165,10 @@ class BenchQuality:
 
     def ways(self, base: "Pipeline") -> list[Way]:
         """Every way to draw that was asked for, once: the model's own sampling may be among the others."""
-        ways = [Way(alone, alone.row(base)) for alone in map(self._evaluate, self.steps)]
+        ways = [Way(alone, alone.row(base)) for alone in map(self._evaluate, self.steps or ())]
         ways += self._accelerated(base)
         ways += self._unguided(base)
-        ways += self._drawn_otherwise(map(self._evaluate, self.steps), base)
+        ways += self._drawn_otherwise(map(self._evaluate, self.steps or ()), base)
         ways += self._heads(base)
         ways += self._students(base)
         once: dict[tuple[str | None, str], Way] = {}
@@ -163,9 +180,9 @@ class BenchQuality:
         given = [] if self.shortcut == "none" else [{"shortcut": self.shortcut}]
         given += [{"caching": rival} for rival in self.rivals or ()]
         for accelerator in given:
-            for steps, full_steps in map(parse_budget, self.shortcut_budgets):
+            for steps, full_steps in map(parse_budget, self.shortcut_budgets or ()):
                 alone = replace(self._evaluate(steps), full_steps=full_steps, **accelerator)
-                compared = steps in self.steps and not measure.has_diffusion_head(base)
+                compared = steps in (self.steps or ()) and not measure.has_diffusion_head(base)
                 yield Way(alone, alone.row(base, reference=f"vanilla-{steps}" if compared else None))
 
     def _unguided(self, base: "Pipeline") -> "Iterator[Way]":
@@ -198,18 +215,18 @@ class BenchQuality:
         asked += [("ancestral", None, parse_annealing(text)) for text in self.disa]
         asked += [("ddim", *parse_denoising(text)) for text in self.ddim_steps]
         for sampler, own_steps, counts in asked:
-            for steps in self.steps if own_steps is None else (own_steps,):
+            for steps in self.steps or () if own_steps is None else (own_steps,):
                 alone = replace(self._evaluate(steps), denoising_steps=counts, sampler=sampler)
                 yield Way(alone, alone.row(base))
 
     def _students(self, base: "Pipeline") -> "Iterator[Way]":
         """Other weights."""
         for student in self.marval:
-            for steps in self.marval_steps or self.steps:
+            for steps in self.marval_steps or self.steps or ():
                 alone = replace(self._evaluate(steps), marval=student)
                 yield Way(alone, alone.row(base))
         for policy in self.speed_rl:
-            counts = self.speed_rl_steps or self.steps
+            counts = self.speed_rl_steps or self.steps or ()
             tuned = [replace(self._evaluate(steps), speed_rl=policy) for steps in counts]
             yield from (Way(alone, alone.row(base)) for alone in tuned)
             yield from self._drawn_otherwise(tuned, base)

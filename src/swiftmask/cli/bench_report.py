@@ -10,6 +10,7 @@ import tyro
 
 from swiftmask.cli import measure
 from swiftmask.cli.bench import BenchQuality, Way, check_denoising, check_unguided, parse_budget
+from swiftmask.cli.loading import budgets_of, own_device, say_where, shares_of
 from swiftmask.cli.progress import note
 from swiftmask.cli.real_pictures import DIGITS, check_real_pictures, describe_reference
 from swiftmask.cli.report_pictures import draw_shown, draw_timeline, gallery_of
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from swiftmask.evaluate.report import FolderReport, Gallery, Timeline
     from swiftmask.evaluate.summary import QualityReport
     from swiftmask.pipeline import Pipeline
+
+_STEPS = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
+_BUDGETS = ((1, 1 / 4), (1, 3 / 8))
+"""What is measured unless something else is asked for, as shares of a model's own steps."""
 
 _ROWS = (
     "marval",
@@ -66,19 +71,20 @@ class BenchReport:
     """Cut prompts that are too long for the model instead of refusing them."""
     classes: int | None = None
     """Draw the first so many classes (default: all the model knows)."""
-    steps: tuple[int, ...] = (4, 6, 8, 12, 16)
-    """Step counts of the full model."""
-    budgets: tuple[str, ...] = ("16:4", "16:6")
-    """Accelerated rows, as STEPS:FULL pairs; the full model is measured at their STEPS, too."""
+    steps: tuple[int, ...] | None = None
+    """Step counts of the full model (default: from a quarter of the model's own up to those)."""
+    budgets: tuple[str, ...] | None = None
+    """Accelerated rows, as STEPS:FULL pairs; the full model is measured at their STEPS, too (default: a
+    quarter and three eighths of the model's own steps full)."""
     shortcut: str = "auto"
     """A shortcut's name or folder; auto is the model's own, if it has one; none leaves it out."""
     marval: tuple[str, ...] = ("auto",)
     """MARVAL students of a diffusion head, by name or folder; auto is the model's own, if it has one."""
     speed_rl: tuple[str, ...] = ("auto",)
     """Weights tuned for few steps, by name or folder; auto is the model's own, if it has them."""
-    unguided: tuple[str, ...] = ("16",)
+    unguided: tuple[str, ...] | None = None
     """Rows without guidance, which halves the cost, of a model that has it: STEPS of the full model, or
-    STEPS:FULL with the shortcut."""
+    STEPS:FULL with the shortcut (default: the model's own steps)."""
     temperatures: tuple[float, ...] = ()
     """Other temperatures of the tokens, which cost nothing, as further rivals."""
     schedule_powers: tuple[float, ...] = ()
@@ -99,8 +105,8 @@ class BenchReport:
     """Pictures at a time."""
     shown: int = 6
     """Pictures side by side."""
-    device: str = "cpu"
-    """Where to run (cpu, cuda)."""
+    device: str = "auto"
+    """Where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights."""
     out: Path = Path("report")
@@ -117,7 +123,22 @@ class BenchReport:
         self._check_options()
         sample = Sample(num_pictures=self.pictures, num_seeds=self.seeds, batch_size=self.batch)
         processes = Processes.here()
-        base = load(self.model, dtype=self.dtype, device=measure.own_device(processes, self.device))
+        base = load(self.model, dtype=self.dtype, device=own_device(processes, self.device))
+        return self.fitted_to(base)._measure(base, sample, processes)
+
+    def fitted_to(self, base: "Pipeline") -> "BenchReport":
+        """With what step counts that were left out mean for this model."""
+        return replace(
+            self,
+            steps=shares_of(base.steps, *_STEPS) if self.steps is None else self.steps,
+            budgets=budgets_of(base.steps, *_BUDGETS) if self.budgets is None else self.budgets,
+            unguided=(str(base.steps),) if self.unguided is None else self.unguided,
+        )
+
+    def _measure(self, base: "Pipeline", sample: "Sample", processes: "Processes") -> int:
+        """Measure, draw, write and print, with every step count chosen."""
+        if processes.rank == 0:
+            say_where(base)
         if self.reference is None:
             _require_scenes(base)
             ways = self._ways(base)
@@ -145,19 +166,21 @@ class BenchReport:
         words += [] if self.background == "white" else ["--background", self.background]
         words += ["--ignore-orientation"] if self.ignore_orientation else []
         words += ["--truncate"] if self.truncate else []
-        words += ["--steps", *self.steps, "--budgets", *self.budgets, "--shortcut", self.shortcut]
+        words += [] if self.steps is None else ["--steps", *self.steps]
+        words += [] if self.budgets is None else ["--budgets", *self.budgets]
+        words += ["--shortcut", self.shortcut]
         defaults = {field.name: field.default for field in fields(self)}
         for flag in _ROWS:
             value = getattr(self, flag)
-            words += [] if value == defaults[flag] else [f"--{flag.replace('_', '-')}", *value]
+            words += [] if value in (None, defaults[flag]) else [f"--{flag.replace('_', '-')}", *value]
         words += ["--pictures", self.pictures, "--seeds", self.seeds, "--batch", self.batch]
         return measure.command_line(*words, "--dtype", self.dtype, "--device", self.device, "--out", self.out)
 
     def _check_options(self) -> None:
         """Errors: ValueError or FileNotFoundError for what is wrong before anything is loaded."""
-        for text in self.budgets:
+        for text in self.budgets or ():
             parse_budget(text)
-        check_unguided(self.unguided)
+        check_unguided(self.unguided or ())
         self._decoding()  # complains about a background that is no colour
         check_denoising(self.denoising_steps, self.ddim_steps)
         if (self.reference is None) != (self.extractor is None):
@@ -180,15 +203,15 @@ class BenchReport:
 
     def _ways(self, base: "Pipeline") -> list[Way]:
         """The rows of `bench quality`, with what a report never leaves out."""
-        budgets = map(parse_budget, self.budgets)
+        budgets = map(parse_budget, self.budgets or ())
         own = {method: measure.has_own(self.model, method) for method in ("shortcut", "marval", "speed-rl")}
         rows_of = BenchQuality(
             model=self.model,
             shortcut="none" if self.shortcut == "auto" and not own["shortcut"] else self.shortcut,
-            steps=tuple(sorted({*self.steps, *(steps for steps, _ in budgets)})),
+            steps=tuple(sorted({*(self.steps or ()), *(steps for steps, _ in budgets)})),
             shortcut_budgets=self.budgets,
             rivals=measure.rivals_of(base),
-            unguided=self.unguided if measure.is_guided(base) else (),
+            unguided=self.unguided or () if measure.is_guided(base) else (),
             temperatures=self.temperatures,
             schedule_powers=self.schedule_powers,
             denoising_steps=self.denoising_steps,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from swiftmask.cli import measure
+from swiftmask.cli.loading import device_text
+from swiftmask.cli.progress import note
 
 if TYPE_CHECKING:
     from swiftmask.evaluate.speed import SpeedReport, StepKind
@@ -27,7 +29,7 @@ class BenchSpeed:
         marval: MARVAL student of a loaded MAR, likewise.
         dtype: of weights and features.
         matmul_precision: of float32 matmuls on a GPU: "high" computes them in TF32.
-        device: where to run ("cpu", "cuda").
+        device: where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu).
         batch: images per step.
         steps: decode steps of the whole decode; default the model's own.
         full_steps: of those, how many run the backbone beside a shortcut; default the shortcut's own.
@@ -44,7 +46,7 @@ class BenchSpeed:
     marval: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     matmul_precision: Literal["highest", "high"] = "highest"
-    device: str = "cpu"
+    device: str = "auto"
     batch: int = 1
     steps: int | None = None
     full_steps: int | None = None
@@ -60,6 +62,7 @@ class BenchSpeed:
 
         self._check()
         kinds = self.kinds()
+        note(f"{self.model} on {device_text(kinds[0].model.device)} in {self.dtype}")
         with measure.progress("timing", num_rounds(self.repeats)) as advance:
             report = self._measure(kinds, lambda: advance(1, "rounds"))
         if self.out is not None:
@@ -136,12 +139,14 @@ class BenchSpeed:
     def _base(self) -> "Pipeline":
         import torch
 
-        from swiftmask.api import load
+        from swiftmask.api import device_named, load
         from swiftmask.cli.random_models import random_pipeline
 
         if self.random_weights:
             dtype = getattr(torch, self.dtype)
-            base = random_pipeline(self.model, device=self.device, dtype=dtype, layers=self.layers)
+            base = random_pipeline(
+                self.model, device=device_named(self.device), dtype=dtype, layers=self.layers
+            )
         else:
             base = load(self.model, dtype=self.dtype, device=self.device)
         return base if self.steps is None else replace(base, steps=self.steps)

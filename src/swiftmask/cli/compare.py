@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID
 from tyro.conf import Positional
 
 from swiftmask.cli import measure
+from swiftmask.cli.loading import device_text, own_device
 from swiftmask.cli.progress import note, progress_bar
 
 if TYPE_CHECKING:
@@ -57,8 +58,9 @@ class Compare:
     """Of the Inception Score."""
     batch: int = 64
     """Pictures at a time."""
-    device: str = "cpu"
-    """Where to run ("cpu", "cuda"; of several processes, each takes its own GPU)."""
+    device: str = "auto"
+    """Where to run: cpu, cuda (of several processes, each takes its own GPU), mps, or auto (cuda where there
+    is a GPU, else cpu)."""
     out: Path = Path("report/features")
     """Folder of the features, which later runs use again."""
     save_statistics: Path | None = None
@@ -79,7 +81,10 @@ class Compare:
         if processes.rank == 0:
             for line in (*generated.said, *_said_of(reference)):
                 note(line)
-        extractor = load_extractor(self.extractor, measure.own_device(processes, self.device))
+        device = own_device(processes, self.device)
+        extractor = load_extractor(self.extractor, device)
+        if processes.rank == 0:
+            note(f"features on {device_text(device)}")
         try:
             ours, real = self._described(generated, reference, extractor, processes)
         except KeyboardInterrupt:

@@ -1,50 +1,57 @@
 """`swiftmask convert`: released weights to a folder `load` and `accelerate` read."""
 
 import json as json_module
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from swiftmask.core.families import Reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Convert:
-    """Turn released weights into a folder: a MaskGIT file with --codec, or a shortcut's with --base.
+    """Turn released weights into a folder. What they are is told by their keys and shapes.
 
     Files are read without running anything inside them; every key and shape is checked.
     """
 
-    source: Positional[Path]
-    """MaskGIT_ImageNet_*.pth, or a shortcut's .pth."""
+    source: Positional[str]
+    """A model's file (with --codec), folder or Hugging Face repo id, or a shortcut's file (with --base)."""
     out: Path
     """Folder to write."""
     codec: Path | None = None
-    """The tokenizer, VQGAN/last.ckpt."""
+    """The tokenizer of a model's file: VQGAN/last.ckpt of MaskGIT, kl16.ckpt of MAR."""
+    text_encoder: str | None = None
+    """Folder or repo id of another CLIP text encoder, for Meissonic."""
     base: str | None = None
     """For a shortcut: the model it was trained for."""
     num_heads: int | None = None
     """Attention heads, which no file tells (default: those of the released file)."""
-    codebook_size: int = 1024
-    """Codes of the tokenizer, which no file tells."""
-    resolution: int = 256
-    """Nominal resolution of the tokenizer, which no file tells."""
-    dtype: str = "float32"
-    """Of the weights on disk."""
+    codebook_size: int | None = None
+    """Codes of MaskGIT's tokenizer, which no file tells (default: 1024)."""
+    resolution: int | None = None
+    """Nominal resolution of MaskGIT's tokenizer, which no file tells (default: 256)."""
+    dtype: str = "auto"
+    """Of the weights on disk (default: bfloat16 for Lumina-DiMOO, float32 for the others)."""
     overwrite: bool = False
     """Replace a folder that is there already."""
     json: bool = False
     """Print the sizes as JSON."""
 
     def run(self) -> int:
-        if (self.codec is None) == (self.base is None):
-            raise ValueError(
-                "give --codec VQGAN/last.ckpt for a MaskGIT file, or --base MODEL for a shortcut's"
-            )
+        if self.base is not None and (self.codec is not None or self.text_encoder is not None):
+            raise ValueError("--base is for a shortcut, --codec and --text-encoder are for a model: give one")
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"--out {self.out} is a file: name a folder")
         if (self.out / "config.json").exists() and not self.overwrite:
             raise ValueError(f"{self.out} holds a model already: name another folder, or add --overwrite")
-        sizes = self._model(self.codec) if self.codec is not None else self._shortcut(str(self.base))
+        sizes = self._model() if self.base is None else self._shortcut(self.base)
         if self.json:
             print(json_module.dumps({"out": str(self.out), **sizes}, indent=2))
         else:
@@ -53,42 +60,61 @@ class Convert:
             print(f"written to {self.out}")
         return 0
 
-    def _model(self, codec_path: Path) -> dict[str, dict[str, object]]:
-        from swiftmask.api import dtype_named
-        from swiftmask.models.maskgit import MaskGIT
+    def _model(self) -> dict[str, dict[str, object]]:
+        from swiftmask.api import load_with
 
-        model = MaskGIT.from_released(
-            self.source,
-            codec_path,
+        pipeline = load_with(self.source, self._reading(), text_encoder=self.text_encoder)
+        model = pipeline.model
+        facts = {"converted_from": [Path(self.source).name, *([self.codec.name] if self.codec else [])]}
+        model.save_pretrained(  # type: ignore[attr-defined]
+            self.out, provenance=facts, dtype=self._dtype(pipeline.dtype)
+        )
+        return _sizes(model)  # type: ignore[arg-type]
+
+    def _dtype(self, own: "torch.dtype") -> "torch.dtype":
+        """On disk."""
+        from swiftmask.api import dtype_named
+
+        return own if self.dtype == "auto" else dtype_named(self.dtype)
+
+    def _reading(self) -> "Reading":
+        """On the CPU, in the family's own precision."""
+        from swiftmask.core.families import Reading
+
+        return Reading(
+            codec=self.codec,
+            num_heads=self.num_heads,
             codebook_size=self.codebook_size,
             resolution=self.resolution,
-            **({} if self.num_heads is None else {"num_heads": self.num_heads}),
         )
-        facts = {"converted_from": [self.source.name, codec_path.name]}
-        model.save_pretrained(self.out, provenance=facts, dtype=dtype_named(self.dtype))
-        return {
-            name: {"parameters": _count(part), **asdict(part.config)}
-            for name, part in (("transformer", model.transformer), ("codec", model.codec))
-        }
 
     def _shortcut(self, base_name: str) -> dict[str, dict[str, object]]:
-        from swiftmask.api import dtype_named, load
+        from swiftmask.api import find_method, load
         from swiftmask.methods.shortcut import read_shortcut, write_shortcut
 
-        if not self.source.exists():
-            raise FileNotFoundError(f"no such shortcut file: {self.source}")
-        base = load(base_name)
-        shortcut = read_shortcut(self.source, num_heads=self.num_heads, base=base.model.spec)
+        path = find_method(self.source, "shortcut")
+        base = load(base_name, device="cpu")
+        shortcut = read_shortcut(path, num_heads=self.num_heads, base=base.model.spec)
         write_shortcut(
             self.out,
             shortcut,
             base=base.model.spec,
             base_name=base.name,
-            provenance={"converted_from": [self.source.name]},
-            dtype=dtype_named(self.dtype),
+            provenance={"converted_from": [path.name]},
+            dtype=self._dtype(next(shortcut.parameters()).dtype),
         )
-        return {"shortcut": {"parameters": _count(shortcut), **asdict(shortcut.config)}}
+        return {"shortcut": _size(shortcut)}
 
 
-def _count(module: object) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())  # type: ignore[attr-defined]
+def _sizes(model: "nn.Module") -> dict[str, dict[str, object]]:
+    """Of every part that has sizes."""
+    return {
+        name: _size(part)
+        for name, part in model.named_children()
+        if is_dataclass(getattr(part, "config", None))
+    }
+
+
+def _size(part: "nn.Module") -> dict[str, object]:
+    num_parameters = sum(parameter.numel() for parameter in part.parameters())
+    return {"parameters": num_parameters, **asdict(part.config)}  # type: ignore[call-overload]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from swiftmask.cli import measure
 from swiftmask.cli.evaluate import Evaluate
+from swiftmask.cli.loading import say_where
 from swiftmask.cli.report_pictures import draw_first, draw_shown, draw_timeline, gallery_of
 from swiftmask.cli.report_requests import Requests, scenes_requests
 
@@ -40,11 +41,12 @@ class Demo:
         shortcut: accelerate with this shortcut.
         marval: accelerate with this MARVAL student.
         speed_rl: accelerate with these Speed-RL weights.
-        steps: decode steps.
-        full_steps: how many of them still run the backbone with a shortcut; how many there are with Speed-RL.
+        steps: decode steps (default: the model's own).
+        full_steps: how many of them still run the backbone with a shortcut; how many there are with Speed-RL
+            (default: three eighths of the steps).
         pictures: pictures per row, for judging.
         shown: pictures side by side.
-        device: where to run ("cpu", "cuda").
+        device: where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu).
         results: folder of `swiftmask bench quality`; its frontier is shown if it is there.
         json: print JSON instead of a table.
     """
@@ -54,29 +56,43 @@ class Demo:
     shortcut: str | None = None
     marval: str | None = None
     speed_rl: str | None = None
-    steps: int = 16
-    full_steps: int = 6
+    steps: int | None = None
+    full_steps: int | None = None
     pictures: int = 192
     shown: int = 8
-    device: str = "cpu"
+    device: str = "auto"
     results: Path = Path("benchmarks/results")
     json: bool = False
 
     def run(self) -> int:
         """Measure, draw, write, print."""
+        if not 1 <= self.shown <= self.pictures:
+            raise ValueError(f"--shown must be between 1 and --pictures ({self.pictures}), got {self.shown}")
+        base = self._base()
+        return self.fitted_to(base)._show(base)
+
+    def fitted_to(self, base: "Pipeline") -> "Demo":
+        """With what step counts that were left out mean for this model.
+
+        Errors: ValueError for more full steps than there are steps.
+        """
+        steps = base.steps if self.steps is None else self.steps
+        full_steps = max(1, 3 * steps // 8) if self.full_steps is None else self.full_steps
+        measure.check_budget(steps, full_steps)
+        return replace(self, steps=steps, full_steps=full_steps)
+
+    def _show(self, base: "Pipeline") -> int:
+        """Measure, draw, write and print, with every step count chosen."""
         from swiftmask.evaluate.quality import Sample
         from swiftmask.evaluate.sheets import side_by_side
         from swiftmask.evaluate.summary import write_report
 
-        measure.check_budget(self.steps, self.full_steps)
-        if not 1 <= self.shown <= self.pictures:
-            raise ValueError(f"--shown must be between 1 and --pictures ({self.pictures}), got {self.shown}")
         sample = Sample(num_pictures=self.pictures, num_seeds=1, batch_size=min(96, self.pictures))
-        base = self._base()
         ways = self._ways(base)
         rows = [way.row(base, reference=self._reference(way, ways[0].row(base))) for way in ways]
         pipelines = [way.pipeline(base) for way in ways]
         store = measure.store_of(base, self.out / "measurements.partial")
+        say_where(base)
         report = measure.study(rows, sample, store, model=base.name, command=self.command())
         requests = scenes_requests(rows[0], self.pictures)
         drawn = draw_shown(rows, requests, self.shown)
@@ -245,6 +261,7 @@ def _at_cost_of(fast: Evaluate, rival: Evaluate, base: "Pipeline") -> Evaluate:
     def flops(steps: int) -> int:
         return pipeline.flops(pipeline.schedule(steps))
 
+    assert rival.steps is not None
     enough = 1 + bisect_left(range(1, rival.steps), wanted, key=flops)
     nearest = min({max(1, enough - 1), enough}, key=lambda steps: abs(flops(steps) - wanted))
     return replace(rival, steps=nearest)

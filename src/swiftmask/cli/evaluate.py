@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from swiftmask.cli import measure
+from swiftmask.cli.loading import say_where
 
 if TYPE_CHECKING:
     from swiftmask.evaluate.quality import Row
@@ -36,14 +37,14 @@ class Evaluate:
         pictures: pictures for each evaluation seed.
         seeds: evaluation seeds.
         batch: pictures at a time.
-        device: where to run ("cpu", "cuda").
+        device: where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu).
         dtype: of the weights.
         out: folder for the report (JSON); finished parts are kept there and used again.
         json: print JSON instead of a table.
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    steps: int = 16
+    steps: int | None = None
     shortcut: str | None = None
     caching: measure.Caching | None = None
     marval: str | None = None
@@ -57,7 +58,7 @@ class Evaluate:
     pictures: int = 700
     seeds: int = 3
     batch: int = 100
-    device: str = "cpu"
+    device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     out: Path = Path("report")
     json: bool = False
@@ -70,14 +71,14 @@ class Evaluate:
 
         if self.full_steps is not None and not self._accelerated:
             raise ValueError("--full-steps needs an accelerator: add --shortcut auto or --caching reuse")
-        if self.full_steps is not None:
-            measure.check_budget(self.steps, self.full_steps)
         sample = Sample(num_pictures=self.pictures, num_seeds=self.seeds, batch_size=self.batch)
         base = load(self.model, dtype=self.dtype, device=self.device)
         measure.require_scenes(base)
-        row = self.row(base)
+        chosen = replace(self, steps=base.steps) if self.steps is None else self
+        row = chosen.row(base)
         store = measure.store_of(base, self.out / f"{base.name.replace('/', '--')}-evaluate.partial")
-        report = measure.study([row], sample, store, model=base.name, command=self.command())
+        say_where(base)
+        report = measure.study([row], sample, store, model=base.name, command=chosen.command())
         write_report(report, self.out / f"evaluate-{row.name.replace(':', '-')}.json")
         if self.json:
             measure.print_json(asdict(report))
@@ -86,10 +87,16 @@ class Evaluate:
         return 0
 
     def row(self, base: "Pipeline", *, reference: str | None = None) -> "Row":
-        """This way to draw with the loaded model, as a row of a study."""
+        """This way to draw with the loaded model, as a row of a study.
+
+        Errors: ValueError for more full steps than there are steps.
+        """
+        steps = base.steps if self.steps is None else self.steps
+        if self.full_steps is not None:
+            measure.check_budget(steps, self.full_steps)
         return measure.row_of(
             self.pipeline(base),
-            self.steps,
+            steps,
             series=self.series(),
             command=self.command(),
             reference=reference,

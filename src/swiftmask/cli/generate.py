@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from swiftmask.cli import jobs, measure
 from swiftmask.cli.jobs import Job
+from swiftmask.cli.loading import say_where
 from swiftmask.cli.progress import note, progress_bar
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Generate:
     """
 
     model: Positional[str]
-    """Bundled name, model folder, or Hugging Face repo id (see swiftmask models)."""
+    """Bundled name (see swiftmask models), model folder, released file, or Hugging Face repo id."""
     labels: Positional[tuple[str, ...]] = ()
     """Classes to draw, by number or name; of a text-to-image model, prompts."""
     classes: tuple[str, ...] = ()
@@ -62,7 +63,7 @@ class Generate:
     seeds: tuple[int, ...] = ()
     """The seeds themselves, instead of --num and --seed."""
     steps: int | None = None
-    """Decode steps."""
+    """Decode steps (default: the model's own)."""
     full_steps: int | None = None
     """How many of them run the whole model (with --shortcut or --caching)."""
     shortcut: str | None = None
@@ -89,12 +90,16 @@ class Generate:
     """Head calls per token of a diffusion head; two numbers anneal from the first to the second."""
     sampler: Literal["ancestral", "ddim"] | None = None
     """Of a diffusion head."""
-    dtype: str | None = None
-    """float32, bfloat16 or float16."""
+    codec: Path | None = None
+    """Tokenizer of a released file: VQGAN/last.ckpt of MaskGIT, kl16.ckpt of MAR."""
+    text_encoder: str | None = None
+    """Folder or Hugging Face repo id of another CLIP text encoder, for Meissonic as released."""
+    dtype: str = "auto"
+    """float32, bfloat16 or float16; auto is the model's own."""
     matmul_precision: Literal["highest", "high"] = "highest"
     """Of float32 matmuls on a GPU: "high" computes them in TF32."""
-    device: str | None = None
-    """cpu, cuda or mps."""
+    device: str = "auto"
+    """cpu, cuda or mps; auto is cuda where there is a GPU, else cpu."""
     blocks_on_device: int | None = None
     """Of Lumina-DiMOO on a card it does not fit: blocks that stay there, while the others wait in memory."""
     out: Path = Path("pictures")
@@ -185,6 +190,8 @@ class Generate:
             self.model,
             dtype=self.dtype,
             device=self.device,
+            codec=self.codec,
+            text_encoder=self.text_encoder,
             blocks_on_device=self.blocks_on_device,
         )
         self._check_kind(pipeline)
@@ -254,7 +261,7 @@ class Generate:
             "full_steps": [step.index for step in schedule if step.full],
             "accelerator": None if pipeline.features_fn is None else pipeline.features_fn.name,
             "sampling": asdict(pipeline.sampling),
-            "dtype": self.dtype or "float32",
+            "dtype": str(pipeline.dtype).removeprefix("torch."),
             **{name: value for name, value in given.items() if value is not None},
         }
 
@@ -266,6 +273,8 @@ class Generate:
         canvas: "Canvas | None",
     ) -> "list[Result]":
         results, of_class = [], pipeline.model.spec.draws == "class"
+        if missing:
+            say_where(pipeline)
         with progress_bar() as progress:
             task = progress.add_task("picture steps", total=len(missing) * pipeline.steps)
             for start in range(0, len(missing), self.batch_size):

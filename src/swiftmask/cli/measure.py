@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    import torch
     from rich.console import Console
 
     from swiftmask.data.scenes import World
@@ -207,19 +206,12 @@ def draw_with(pipeline: "Pipeline", steps: int) -> "Draw":
 
 def fingerprint(pipeline: "Pipeline", schedule: object = None) -> str:
     """Sixteen hex digits of the weights of model and accelerator, and of the schedule."""
-    import torch
-    from torch import nn
+    from swiftmask.evaluate.fingerprints import exact_fingerprint
 
     accelerator = None if pipeline.features_fn is None else pipeline.features_fn.name
-    digest = hashlib.sha256(repr((pipeline.model.spec, accelerator, schedule)).encode())
-    for part in (pipeline.model, pipeline.features_fn):
-        if isinstance(part, nn.Module):
-            for key, value in part.state_dict().items():
-                digest.update(key.encode())
-                digest.update(
-                    value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-                )
-    return digest.hexdigest()[:16]
+    weights = exact_fingerprint(pipeline.model, pipeline.features_fn)
+    facts = repr((pipeline.model.spec, accelerator, schedule, weights))
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
 def store_of(pipeline: "Pipeline", folder: Path) -> "Store":
@@ -229,15 +221,6 @@ def store_of(pipeline: "Pipeline", folder: Path) -> "Store":
 
     base = replace(pipeline, features_fn=None, full_steps=None, _flops={})
     return Store(folder, f"{pipeline.name} {fingerprint(base)}", commit=commit(), date=_today())
-
-
-def own_device(processes: "Processes", name: str) -> "torch.device":
-    """Where this process computes. Errors: ValueError for a device that is not there."""
-    from swiftmask.api import device_named
-
-    wanted = device_named(name)
-    assert wanted is not None
-    return processes.device(wanted)
 
 
 def study(

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, cast
 
 from tyro.conf import Positional
 
+from swiftmask.cli.loading import device_text
+from swiftmask.cli.progress import note
+
 if TYPE_CHECKING:
     import torch
 
@@ -33,8 +36,8 @@ class ServeReward:
     """Address to listen on; 0.0.0.0 is every one of this machine's."""
     port: int = 8765
     """Port to listen on; 0 takes a free one."""
-    device: str = "cpu"
-    """Where to score ("cpu", "cuda")."""
+    device: str = "auto"
+    """Where to score: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu)."""
     dtype: str = "float32"
     """Of the CLIP weights."""
     max_pictures: int = 256
@@ -60,10 +63,11 @@ class ServeReward:
         from swiftmask.rewards.http_server import Limits, RewardService, make_server
 
         device = device_named(self.device)
-        assert device is not None
         limits = Limits(num_images=self.max_pictures, num_bytes=self.max_megabytes * 10**6)
         service = RewardService(reward=self._load(device), name=self.reward, device=device, limits=limits)
-        return make_server(service, host=self.host, port=self.port)
+        server = make_server(service, host=self.host, port=self.port)
+        note(f"{self.reward} on {device_text(device)}")
+        return server
 
     def _load(self, device: "torch.device") -> "Reward":
         if self.reward in _CLIP_REWARDS:

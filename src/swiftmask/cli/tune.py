@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from swiftmask.cli import measure
+from swiftmask.cli.loading import say_where, shares_of
 
 if TYPE_CHECKING:
     from swiftmask.cli.search import Finals, Search, Space
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 CHEAPER = 0.98
 """What a bound on the loss alone asks of the cost: at least this share less than the reference."""
+
+
+_STEPS = (1 / 2, 3 / 4, 1, 3 / 2)
+"""What is tried unless something else is asked for, as shares of a model's own steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +39,8 @@ class Tune:
         gflop: at most so many GFLOP a picture, token decode only.
         max_loss: the cheapest that loses at most this share against the best full model.
         objective: of what: the judge's score, or fd_scenes (which also tells variety).
-        reference_steps: decode steps of the full model that is the reference.
-        steps: step counts to try.
+        reference_steps: decode steps of the full model that is the reference (default: the model's own).
+        steps: step counts to try (default: from half of the model's own to one and a half times as many).
         shortcut: the shortcut to try ("auto" is the model's own, if it has one; "none" leaves it out).
         rivals: training-free accelerators to try (default: reuse and extrapolation-1 for models of codes).
         marval: the MARVAL student to try ("auto" and "none" as above).
@@ -51,7 +56,7 @@ class Tune:
         seeds: evaluation seeds of the finalists.
         drift_pictures: pictures that drift is measured on, for the optimised placements.
         batch: pictures at a time.
-        device: where to run ("cpu", "cuda").
+        device: where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu).
         dtype: of the weights.
         out: folder for the preset, the report, and finished parts, which are used again.
         json: print JSON instead of tables.
@@ -62,8 +67,8 @@ class Tune:
     gflop: float | None = None
     max_loss: float | None = None
     objective: Literal["score", "fd_scenes"] = "score"
-    reference_steps: int = 16
-    steps: tuple[int, ...] = (8, 12, 16, 24)
+    reference_steps: int | None = None
+    steps: tuple[int, ...] = ()
     shortcut: str = "auto"
     rivals: tuple[measure.Caching, ...] | None = None
     marval: str = "auto"
@@ -78,22 +83,33 @@ class Tune:
     seeds: int = 3
     drift_pictures: int = 48
     batch: int = 96
-    device: str = "cpu"
+    device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     out: Path = Path("report")
     json: bool = False
 
     def run(self) -> int:
         """Search, print, write `OUT/MODEL-BOUND-tuning.json` and, if the bound can be met, the preset."""
-        self._check()
         from swiftmask.api import load
+
+        self._check()
+        base = load(self.model, dtype=self.dtype, device=self.device)
+        measure.require_scenes(base)
+        return self.fitted_to(base)._tune(base)
+
+    def fitted_to(self, base: "Pipeline") -> "Tune":
+        """With what step counts that were left out mean for this model."""
+        reference = base.steps if self.reference_steps is None else self.reference_steps
+        return replace(self, reference_steps=reference, steps=self.steps or shares_of(base.steps, *_STEPS))
+
+    def _tune(self, base: "Pipeline") -> int:
+        """Search, write, print, with every step count chosen."""
         from swiftmask.evaluate.presets import write_preset
         from swiftmask.evaluate.tuning.report import write_tuning_report
 
-        base = load(self.model, dtype=self.dtype, device=self.device)
-        measure.require_scenes(base)
         with _bar() as show:
             search = self._search(base, show)
+            say_where(base)
             finals = search.run()
         name = f"{base.name.replace('/', '--')}-{self._slug()}"
         winner = None if finals is None else winner_of(finals, search.bounds)
@@ -115,8 +131,9 @@ class Tune:
         for flag in ("speedup", "gflop", "max_loss"):
             value = getattr(self, flag)
             words += [] if value is None else [_flag(flag), value]
-        words += ["--objective", self.objective, "--reference-steps", self.reference_steps]
-        words += ["--steps", *self.steps]
+        words += ["--objective", self.objective]
+        words += [] if self.reference_steps is None else ["--reference-steps", self.reference_steps]
+        words += ["--steps", *self.steps] if self.steps else []
         for flag in ("shortcut", "marval", "speed_rl"):
             words += [_flag(flag), getattr(self, flag)]
         sampling = ("guidance", "temperature", "choice_temperature", "schedule_power")
@@ -138,7 +155,8 @@ class Tune:
             raise ValueError(f"--gflop must be more than 0, got {self.gflop:g}")
         if self.max_loss is not None and not 0 <= self.max_loss < 1:
             raise ValueError(f"--max-loss is a share between 0 and 1 (0.01 is 1 %), got {self.max_loss:g}")
-        if not self.steps or min(self.steps) < 1 or self.reference_steps < 1:
+        counts = (*self.steps, *(() if self.reference_steps is None else (self.reference_steps,)))
+        if any(count < 1 for count in counts):
             raise ValueError("--steps and --reference-steps take step counts of at least 1")
         if self.drift_pictures < 1:
             raise ValueError(f"--drift-pictures must be at least 1, got {self.drift_pictures}")
@@ -151,6 +169,7 @@ class Tune:
         from swiftmask.evaluate.subjects import Classes
         from swiftmask.rewards.scenes import load_judge
 
+        assert self.reference_steps is not None
         reference = Settings(steps=self.reference_steps)
         store = measure.store_of(base, self.out / f"{base.name.replace('/', '--')}-tune.partial")
         store.read()  # another model's results are told of before anything is measured
@@ -196,7 +215,7 @@ class Tune:
         choice = () if own.choice_temperature is None else _scaled(own.choice_temperature, 0.5, 1.0)
         return Space(
             steps=self.steps,
-            reference_steps=self.reference_steps,
+            reference_steps=self.reference_steps or base.steps,
             shortcut=self._own("shortcut"),
             marval=self._own("marval") if diffusion else None,
             speed_rl=self._own("speed-rl"),
@@ -229,7 +248,8 @@ class Tune:
         return "-".join([*parts, *(["fd"] if self.objective == "fd_scenes" else [])])
 
     def _preset(self, search: "Search", finals: "Finals", winner: "Standing") -> "Preset":
-        from swiftmask.evaluate.presets import Measured, Preset, weights_fingerprint
+        from swiftmask.evaluate.fingerprints import weights_fingerprint
+        from swiftmask.evaluate.presets import Measured, Preset
         from swiftmask.evaluate.tuning.report import numbers
 
         base, origin = search.shop.base, measure.origin(self.model, self.command())

@@ -1,67 +1,50 @@
-"""Weights and settings on disk: read with clear errors, loaded strictly, written whole or not at all.
+"""Weights and settings on disk: loaded strictly, written whole or not at all.
 
-Shared by models and methods, which may not import each other; the one place of the core that needs
-safetensors. Pickles are only ever read with `weights_only=True`. Large models are several files with an
-index, in the layout of the Hugging Face hub; `weight_files`, `headers` and `fill` read them with no more than
-one tensor in memory beside the model.
+Shared by models and methods, which may not import each other. Large models are several files with an index,
+in the layout of the Hugging Face hub; `weight_files`, `headers` and `fill` read them with no more than one
+tensor in memory beside the model. How one file is read is reading.py's business.
+
+Whatever is read into a model passes `weights_like`: finite numbers of a float dtype, cast to the model's.
+A module that `load_strict` or `fill` has filled is frozen; training code says what it trains.
 """
 
 import json
 import os
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-State = Mapping[str, Tensor]
+from swiftmask.core.reading import State, first_line, opened, read_json, read_tensors, shape_of, some
 
-_WRAPPERS = ("model_state_dict", "state_dict")
-"""Keys under which training scripts keep the weights, beside optimizer state and counters."""
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 SHARD_BYTES = 5 * 10**9
 """Weights larger than this on disk are split, as the hub does."""
 
+MOST_STEPS = 10_000
+"""More decode steps than any model has tokens."""
+
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def read_tensors(path: str | Path, *, wrappers: Sequence[str] = _WRAPPERS) -> dict[str, Tensor]:
-    """The weights in a `.safetensors`, a `.pth` or a Lightning `.ckpt` file.
-
-    Args:
-        wrappers: keys under which the file may keep the weights, the wanted ones first.
-
-    Errors: FileNotFoundError; ValueError if truncated, not a checkpoint, or only readable by running its
-    pickle.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such weights file: {path} (expected a .pth, .ckpt or .safetensors file)")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    for key in wrappers:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{path} holds no weights: expected a dict of tensors, got {type(content).__name__}")
-    strange = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if strange:
-        raise ValueError(
-            f"{path} is no checkpoint of a model: expected tensors (or them under {' or '.join(wrappers)}), "
-            f"got other things under {some(strange)}"
-        )
-    return dict(content)
+def steps_of(settings: Mapping[str, object], default: int) -> int:
+    """The decode steps in a model's settings. Errors: ValueError for what is no count."""
+    steps = settings.get("steps", default)
+    if type(steps) is not int or not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"config.json: expected steps between 1 and {MOST_STEPS}, got {steps!r}")
+    return steps
 
 
 def load_strict(module: nn.Module, state: State, *, source: str) -> None:
-    """Copy `state` into `module` (or, if it is on the meta device, adopt its tensors).
+    """Copy `state` into `module` (or, if it is on the meta device, adopt its tensors) in the module's
+    precision, and freeze the module.
 
-    Errors: ValueError naming the first missing and unexpected keys and wrong shapes, with how many there are.
+    Errors: ValueError naming the first missing and unexpected keys and wrong shapes, with how many there are;
+    or a tensor that holds no weights (`weights_like`).
     """
     own = module.state_dict()
     missing = [key for key in own if key not in state]
@@ -75,7 +58,33 @@ def load_strict(module: nn.Module, state: State, *, source: str) -> None:
     complaints = [f"{len(names)} {what}: {some(names)}" for what, names in found if names]
     if complaints:
         raise ValueError(f"{source} does not fit {type(module).__name__}: {'; '.join(complaints)}")
-    module.load_state_dict(state, assign=any(value.is_meta for value in own.values()))
+    cast = {key: weights_like(own[key], state[key], source=f"{source}: {key}") for key in own}
+    module.load_state_dict(cast, assign=any(value.is_meta for value in own.values()))
+    module.requires_grad_(False)
+
+
+def weights_like(place: Tensor, value: Tensor, *, source: str) -> Tensor:
+    """`value` in the precision of `place`. Where that is no float (counters), `value` itself.
+
+    Errors: ValueError naming `source` unless `value` is a dense tensor of float16, bfloat16, float32 or
+    float64, and finite in the precision of `place`. Meta tensors have no numbers to check.
+    """
+    if not place.is_floating_point():
+        return value
+    if value.dtype not in _FLOATS or value.layout is not torch.strided:
+        kind = str(value.dtype).removeprefix("torch.")
+        layout = "" if value.layout is torch.strided else " (sparse)"
+        raise ValueError(
+            f"{source} is {kind}{layout}: expected float16, bfloat16 or float32: convert the weights first"
+        )
+    cast = value.to(place.dtype)
+    if not cast.is_meta and cast.numel() and not torch.stack(cast.aminmax()).isfinite().all():
+        precision = str(place.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{source} holds NaN or infinite numbers in {precision}: the file is damaged or its training "
+            "diverged (or load it as float32, if it is sound)"
+        )
+    return cast
 
 
 def write_folder(
@@ -116,7 +125,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
     """
     single, index = folder / _SINGLE, folder / _INDEX
     if single.is_file():
-        with _opened(single) as file:
+        with opened(single) as file:
             return dict.fromkeys(file.keys(), single)
     if not index.is_file():
         raise FileNotFoundError(f"no weights in {folder}: expected {_SINGLE}, or {_INDEX} with its shards")
@@ -131,25 +140,31 @@ def headers(files: Mapping[str, Path]) -> dict[str, Tensor]:
     """Every tensor without its numbers, on the meta device. Errors: ValueError for a damaged file."""
     found: dict[str, Tensor] = {}
     for path in sorted(set(files.values())):
-        with _opened(path) as file:
+        with opened(path) as file:
             held = set(file.keys())
             for key in (key for key, home in files.items() if home == path):
                 if key not in held:
                     raise ValueError(f"{path} lacks {key}, which the index places there: download it again")
-                found[key] = torch.empty(file.get_slice(key).get_shape(), device="meta")
+                found[key] = shape_of(file, key)
     return found
 
 
 def fill(module: nn.Module, files: Mapping[str, Path], *, prefix: str = "") -> None:
     """Read every tensor of `module` (`prefix` before its key on disk) into its place, in the precision and on
-    the device it has there. What keys and shapes there are, `headers` and `load_strict` check before.
+    the device it has there, and freeze the module. What keys and shapes there are, `headers` and
+    `load_strict` check before.
 
     A file is opened for each tensor: what was read stays mapped, and counted, until it is closed.
+
+    Errors: ValueError for a tensor that holds no weights (`weights_like`).
     """
     with torch.no_grad():
         for key, place in module.state_dict().items():
-            with _opened(files[prefix + key]) as file:
-                place.copy_(file.get_tensor(prefix + key))
+            path = files[prefix + key]
+            with opened(path) as file:
+                value = file.get_tensor(prefix + key)
+                place.copy_(weights_like(place, value, source=f"{path}: {prefix}{key}"))
+    module.requires_grad_(False)
 
 
 def state_of(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -160,14 +175,14 @@ def state_of(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def load_parts(path: Path, parts: Mapping[str, nn.Module]) -> None:
-    """Into `parts`, in float32 and eval mode, what was written of `state_of(parts)`.
+    """Into `parts`, frozen and in eval mode, what was written of `state_of(parts)`.
 
     Errors: as `read_tensors` and `load_strict`.
     """
     state = read_tensors(path)
     for name, part in parts.items():
         start = f"{name}."
-        own = {key.removeprefix(start): v.float() for key, v in state.items() if key.startswith(start)}
+        own = {key.removeprefix(start): v for key, v in state.items() if key.startswith(start)}
         load_strict(part.eval(), own, source=f"{path} ({start}*)")
 
 
@@ -181,17 +196,6 @@ def require_keys(state: State, keys: Sequence[str], source: str, what: str) -> N
 def count_modules(state: State, pattern: str) -> int:
     """How many modules of a list there are: one more than the largest number `pattern` captures in a key."""
     return 1 + max((int(match[1]) for key in state if (match := re.match(pattern, key))), default=-1)
-
-
-def some(names: list[str], limit: int = 4) -> str:
-    """The first few names and how many more there are."""
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, on one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _shards(state: State, dtype: torch.dtype, shard_bytes: int) -> list[list[str]]:
@@ -237,56 +241,7 @@ def _remove_old_weights(folder: Path, written: set[str]) -> None:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        names = json.loads(index.read_text())["weight_map"]
+        names = read_json(index, expected="expected the index of the shards")["weight_map"]
         return {str(key): str(name) for key, name in names.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is damaged ({first_line(error)}): download it again") from error
-
-
-def _opened(path: Path):
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is truncated or no safetensors file ({first_line(error)}): download it again"
-        ) from error
-
-
-def _read_safetensors(path: Path) -> object:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is truncated or no safetensors file ({first_line(error)}): download it again"
-        ) from error
-
-
-class _Inert(dict[str, object]):
-    """Stands in for the callback classes named inside a Lightning file; does nothing."""
-
-
-def _read_pickle(path: Path) -> object:
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"PK"
-    if zipped and not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path} is truncated ({path.stat().st_size} bytes, no end record): download it again"
-        )
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
-        inert: list[Any] = [
-            (_Inert, name) for name in names if name.startswith(("pytorch_lightning.", "lightning."))
-        ]
-        with torch.serialization.safe_globals(inert):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        if "global" not in str(error).lower():
-            raise ValueError(f"{path} is truncated or no PyTorch file: download it again") from error
-        raise ValueError(
-            f"{path} holds Python objects that could run code and is refused (weights_only=True): "
-            "save its state dict alone, where you trust it, and load that"
-        ) from error
-    except (EOFError, RuntimeError, OSError, ValueError, KeyError, IndexError) as error:
-        raise ValueError(
-            f"{path} is truncated or no PyTorch file ({first_line(error)}): download it again"
-        ) from error

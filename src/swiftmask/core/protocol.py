@@ -106,6 +106,11 @@ class MaskedGenerator(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def steps(self) -> int:
+        """Decode steps that the model is made for: the default of whoever draws with it."""
+        ...
+
     def encode(self, what: Sequence[str] | Sequence[int]) -> Condition:
         """Class labels or prompts to a condition with one branch. Errors: ValueError naming the bad entry."""
         ...

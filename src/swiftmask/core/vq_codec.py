@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from swiftmask.core.files import State, first_line, load_strict
+from swiftmask.core.files import load_strict
 from swiftmask.core.optional import library
+from swiftmask.core.reading import State, first_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +101,13 @@ def build_vq_codec(config: VQConfig) -> VQCodec:
 
 
 def load_vq_codec(config: VQConfig, state: State, *, source: str) -> VQCodec:
-    """A codec with the weights of diffusers' file, as float32, in eval mode.
+    """A codec with the weights of diffusers' file, frozen, as float32 and in eval mode.
 
     Errors: ValueError naming the first missing, unexpected and misshapen keys.
     """
     with torch.device("meta"):
         codec = build_vq_codec(config)
-    load_strict(codec.vq, {key: value.float() for key, value in state.items()}, source=source)
+    load_strict(codec.vq, state, source=source)
     return codec
 
 

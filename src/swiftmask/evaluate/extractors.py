@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from swiftmask.core.files import first_line, some
+from swiftmask.core.reading import first_line, some
 from swiftmask.rewards.clip_files import read_model as read_clip
 from swiftmask.rewards.clip_preprocessing import Preprocessing
 from swiftmask.rewards.scenes import WEIGHTS, NetworkReader, load_judge

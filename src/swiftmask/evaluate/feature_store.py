@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swiftmask.core.files import read_tensors
+from swiftmask.core.reading import read_tensors
 from swiftmask.evaluate.extractors import Description, Extractor, Identity
 from swiftmask.evaluate.pictures import Pictures
 from swiftmask.evaluate.statistics import FeatureStatistics, Moments

@@ -4,20 +4,16 @@ A preset belongs to the weights it was measured on and says whose they are by a 
 pipeline is `swiftmask.apply_preset`.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from torch import nn
-
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.evaluate.summary import Spread, write_text
 
-VERSION = 1
+VERSION = 2
 _KIND = "swiftmask preset"
 
 
@@ -154,27 +150,13 @@ def read_preset(path: str | Path) -> Preset:
         raise ValueError(f"{path} is no preset: expected what `swiftmask tune` writes")
     if content.get("version") != VERSION:
         raise ValueError(
-            f"{path} is a preset of version {content.get('version')}, this swiftmask reads version {VERSION}"
+            f"{path} is a preset of version {content.get('version')}, this swiftmask reads version "
+            f"{VERSION}: run `swiftmask tune` again"
         )
     try:
         return _preset_of(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is a damaged preset ({error}): tune again") from error
-
-
-def weights_fingerprint(*parts: object) -> str:
-    """Sixteen hex digits of the weights of modules, the same whether they are held in float32 or bfloat16.
-
-    Everything is hashed in bfloat16: rounding there once or twice is the same. Other than modules is skipped.
-    """
-    digest = hashlib.sha256()
-    for part in parts:
-        for key, value in part.state_dict().items() if isinstance(part, nn.Module) else ():
-            held = value.detach().cpu()
-            rounded = held.to(torch.bfloat16) if held.is_floating_point() else held
-            digest.update(f"{key} {tuple(held.shape)}".encode())
-            digest.update(rounded.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _preset_of(content: Mapping[str, Any]) -> Preset:

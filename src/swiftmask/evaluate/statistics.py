@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swiftmask.core.files import first_line, require_keys, some
+from swiftmask.core.files import require_keys
+from swiftmask.core.reading import first_line, some
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -25,7 +25,7 @@ from swiftmask.recipes import meissonic_scenes_tokenizer
 from swiftmask.recipes.captioned_scenes import CAPTION_LENGTH, WORDS, CaptionedCodes, World
 from swiftmask.recipes.meissonic_scenes_tokenizer import TokenizerRecipe
 from swiftmask.recipes.provenance import provenance
-from swiftmask.recipes.runs import OnLog, fingerprint, require_model, run_name
+from swiftmask.recipes.runs import SCENES_STEPS, OnLog, fingerprint, require_model, run_name
 from swiftmask.recipes.vq_codec_training import codebook_of
 from swiftmask.training.loop import train
 from swiftmask.training.setup import TrainingConfig, step_seed
@@ -81,6 +81,7 @@ class DiMOORecipe:
             vocabulary=self.vocabulary,
             grid=self.grid,
             sampling=self.sampling,
+            steps=SCENES_STEPS,
         )
         facts: dict[str, object] = {"pictures": self.num_pictures, "world": asdict(self.world)}
         if self.initial:
@@ -154,7 +155,7 @@ class DiMOORecipe:
         model = LuminaDiMOO.from_pretrained(folder)
         if (model.backbone.config, model.spec.grid) != (self.backbone, self.grid):
             raise ValueError(f"the model in {folder} is of other sizes than this recipe's (initial)")
-        return model.codec, model.backbone
+        return model.codec, model.backbone.requires_grad_()
 
     def batch(self, pictures: CaptionedCodes, step: int, rank: int, num_ranks: int) -> MaskedBatch:
         """The masked batch of one step, a function of the step alone."""

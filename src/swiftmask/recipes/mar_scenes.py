@@ -21,6 +21,7 @@ from swiftmask.models.mar.objective import MARTrainer, MaskedBatch, all_mask_rat
 from swiftmask.recipes import mar_scenes_codec
 from swiftmask.recipes.mar_scenes_codec import CodecRecipe
 from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.runs import SCENES_STEPS
 from swiftmask.recipes.scenes_latents import SceneLatents
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig, step_seed
@@ -70,7 +71,13 @@ class MARRecipe:
             name=self.name,
             on_log=on_log,
         )
-        model = MAR(trained.network.eval(), codec, sampling=self.sampling, class_names=CLASS_NAMES)
+        model = MAR(
+            trained.network.eval(),
+            codec,
+            sampling=self.sampling,
+            steps=SCENES_STEPS,
+            class_names=CLASS_NAMES,
+        )
         codec_training = asdict(self.codec.training)
         facts = provenance(self.name, self.training, pictures=self.num_pictures, codec=codec_training)
         model.save_pretrained(folder / "model", provenance=facts, dtype=torch.float16)

@@ -48,7 +48,7 @@ def read_teacher(folder: str | Path, *, trained_by: str) -> MAR:
     Errors: FileNotFoundError, ValueError for a damaged folder.
     """
     source = require_model(folder, setting="teacher", trained_by=trained_by)
-    return MAR.from_pretrained(source).requires_grad_(False)
+    return MAR.from_pretrained(source)
 
 
 def clean_tokens(draw: DrawTokens, training: TrainingConfig, device: torch.device) -> CleanTokens:

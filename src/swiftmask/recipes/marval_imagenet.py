@@ -82,9 +82,9 @@ class ImageStudentRecipe:
         """
         teacher = required(self.teacher, "teacher", "mar_base/checkpoint-last.pth")
         if teacher.is_dir():
-            return MAR.from_pretrained(teacher).requires_grad_(False)
+            return MAR.from_pretrained(teacher)
         codec = required(self.latents.codec, "latents.codec", "kl16.ckpt")
-        return MAR.from_released(teacher, codec).requires_grad_(False)
+        return MAR.from_released(teacher, codec)
 
 
 def draw_from(cached: CachedLatents, patch_size: int) -> DrawTokens:

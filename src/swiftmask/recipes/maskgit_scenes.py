@@ -20,6 +20,7 @@ from swiftmask.models.maskgit.objective import MaskedBatch, TransformerTrainer, 
 from swiftmask.recipes import maskgit_scenes_tokenizer
 from swiftmask.recipes.maskgit_scenes_tokenizer import TokenizerRecipe
 from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.runs import SCENES_STEPS
 from swiftmask.recipes.scenes_pictures import encoded_pictures
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig, step_seed
@@ -59,7 +60,13 @@ class MaskGITRecipe:
             name=self.name,
             on_log=on_log,
         )
-        model = MaskGIT(trained.transformer.eval(), codec, sampling=self.sampling, class_names=CLASS_NAMES)
+        model = MaskGIT(
+            trained.transformer.eval(),
+            codec,
+            sampling=self.sampling,
+            steps=SCENES_STEPS,
+            class_names=CLASS_NAMES,
+        )
         tokenizer = asdict(self.tokenizer.training)
         facts = provenance(self.name, self.training, pictures=self.num_pictures, tokenizer=tokenizer)
         model.save_pretrained(folder / "model", provenance=facts, dtype=torch.float16)

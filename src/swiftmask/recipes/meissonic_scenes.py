@@ -30,7 +30,7 @@ from swiftmask.recipes import meissonic_scenes_tokenizer
 from swiftmask.recipes.captioned_scenes import CAPTION_LENGTH, WORDS, CaptionedCodes, World
 from swiftmask.recipes.meissonic_scenes_tokenizer import TokenizerRecipe
 from swiftmask.recipes.provenance import provenance
-from swiftmask.recipes.runs import fingerprint
+from swiftmask.recipes.runs import SCENES_STEPS, fingerprint
 from swiftmask.recipes.vq_codec_training import codebook_of
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig, step_seed
@@ -79,7 +79,12 @@ class MeissonicRecipe:
             on_log=on_log,
         )
         model = Meissonic(
-            trained.transformer, trained.text_encoder, codec, size=self.size, sampling=self.sampling
+            trained.transformer,
+            trained.text_encoder,
+            codec,
+            size=self.size,
+            sampling=self.sampling,
+            steps=SCENES_STEPS,
         )
         facts = {"pictures": self.num_pictures, "world": asdict(self.world)}
         tokenizer = asdict(self.tokenizer.training)

@@ -99,7 +99,7 @@ class SceneShortcutRecipe:
     def _read_base(self) -> Any:
         """Frozen, in float32 on the CPU."""
         folder = require_model(self.base, setting="base", trained_by=self.base_name)
-        return generator_class(describe(folder).family).from_pretrained(folder).requires_grad_(False)
+        return generator_class(describe(folder).family).from_pretrained(folder)
 
     def _untrained(self, base: MaskedGenerator) -> AnyShortcut:
         """It starts as a copy of the old features."""

@@ -163,7 +163,7 @@ class SceneSpeedRLRecipe:
             dtype=torch.float16,
         )
         tuned: Any = merged(policy)
-        tuned.sampling = self.speed_rl.sampling.over(tuned.sampling)
+        tuned.sampling, tuned.steps = self.speed_rl.sampling.over(tuned.sampling), STEPS
         tuned.save_pretrained(folder / "model", provenance=made_by, dtype=torch.float16)
         return folder / "model"
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from swiftmask.core.files import State, read_tensors, require_keys, some
+from swiftmask.core.files import require_keys
+from swiftmask.core.reading import State, read_tensors, some
 from swiftmask.rewards.clip import CLIP_LARGE, ClipSimilarity, check_pictures, load_clip_score
 
 WEIGHTS_FILE = "sac+logos+ava1-l14-linearMSE.pth"

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from swiftmask.core.files import first_line, load_strict, read_tensors
+from swiftmask.core.files import load_strict
+from swiftmask.core.reading import first_line, read_tensors
 from swiftmask.rewards.clip_preprocessing import CONFIG
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from swiftmask.core.files import first_line
+from swiftmask.core.reading import first_line
 
 CONFIG = "preprocessor_config.json"
 _BICUBIC = 3

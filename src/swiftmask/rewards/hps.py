@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from swiftmask.core.files import State, count_modules, load_strict, read_tensors, require_keys
+from swiftmask.core.files import count_modules, load_strict, require_keys
+from swiftmask.core.reading import State, read_tensors
 from swiftmask.rewards.clip import ClipSimilarity, check_fit, check_pictures
 from swiftmask.rewards.clip_files import PROCESSOR_FILES, clip_classes, find_folder, read_tokenizer
 from swiftmask.rewards.clip_preprocessing import Preprocessing
@@ -112,7 +113,7 @@ def load_hps(
 
 
 def clip_of_open_clip(state: State, *, source: str, num_heads: int = _NUM_HEADS) -> CLIPModel:
-    """transformers' CLIP with the weights of an open_clip ViT with GELU, in their dtype, on the CPU.
+    """transformers' CLIP with the weights of an open_clip ViT with GELU, float32, on the CPU.
 
     Sizes come from the tensors, the number of attention heads (of both encoders) from `num_heads`.
 

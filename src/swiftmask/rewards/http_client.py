@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from swiftmask.core.files import first_line
+from swiftmask.core.reading import first_line
 from swiftmask.rewards.clip import check_pictures
 
 _PASSING = (408, 425, 429, 500, 502, 503, 504)

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from swiftmask.core.files import load_strict
+from swiftmask.core.reading import read_tensors
 from swiftmask.data.scenes import MAX_OBJECTS, SIZES, Facts, Scenes, check_kinds, class_facts, parse_captions
 from swiftmask.rewards.scenes_networks import GRID, INPUT_SIZE, ReaderConfig, ReaderNetwork, Reading
 
@@ -84,9 +85,8 @@ def load_reader(folder: str | Path, device: torch.device | str = "cpu") -> Netwo
                 "train one with `swiftmask train scenes-judge` or `scenes-reward`"
             )
     network = ReaderNetwork(ReaderConfig(**json.loads((folder / "config.json").read_text())))
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
-        state = {key: file.get_tensor(key).float() for key in file.keys()}
-    network.load_state_dict(state)
+    weights = folder / "model.safetensors"
+    load_strict(network, read_tensors(weights), source=str(weights))
     return NetworkReader(network).to(device).eval().requires_grad_(False)
 
 

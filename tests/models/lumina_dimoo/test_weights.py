@@ -7,55 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from safetensors.torch import load_file
 
 from swiftmask.api import load
 from swiftmask.core.vq_codec import VQConfig, build_vq_codec
 from swiftmask.models.lumina_dimoo import LuminaDiMOO, memory
-from swiftmask.models.lumina_dimoo.network import Backbone, BackboneConfig
 from swiftmask.models.lumina_dimoo.weights import RELEASED
+from tests.released_layouts import DIMOO_BACKBONE as TINY
+from tests.released_layouts import DIMOO_SETTINGS as SETTINGS
+from tests.released_layouts import NULL, write_dimoo
 
-TINY = BackboneConfig(width=8, depth=2, num_heads=2, mlp_width=12, vocabulary_size=134548, rope_theta=1e4)
-CODEC = VQConfig(
-    block_out_channels=(4, 4, 4, 4, 4),
-    layers_per_block=1,
-    latent_channels=2,
-    num_vq_embeddings=8192,
-    norm_num_groups=2,
-)
 PLAN = memory.Plan(config=RELEASED, grid=(64, 64), dtype=torch.bfloat16)
-SETTINGS = {
-    "model_type": "llada", "d_model": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "mlp_hidden_size": 12,
-    "rope_theta": 1e4, "rms_norm_eps": 1e-5, "vocab_size": 126464, "mask_token_id": 126336,
-    "block_type": "llama", "weight_tying": False,
-}  # fmt: skip
-NULL = (126332, 36289, 289, 3972, 4631, 297, 268, 3019, 12166, 13, 126333, 126334, 126351, 126335)
-TEXT = "<system> Generate an image according to the text prompt . </system> <user> <uncondition> </user>"
 
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint laid out as the released one: two shards in bfloat16, `vqvae/`, a tokenizer."""
-    folder = tmp_path_factory.mktemp("released")
-    torch.manual_seed(1)
-    state = {key: value.bfloat16() for key, value in Backbone(TINY).state_dict().items()}
-    names = {key: f"model-{1 + ('blocks' in key)}.safetensors" for key in state}
-    for name in set(names.values()):
-        save_file({key: state[key].clone() for key in state if names[key] == name}, folder / name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    (folder / "config.json").write_text(json.dumps(SETTINGS))
-    (folder / "vqvae").mkdir()
-    codec = build_vq_codec(CODEC)
-    save_file(codec.vq.state_dict(), folder / "vqvae" / "diffusion_pytorch_model.safetensors")
-    (folder / "vqvae" / "config.json").write_text(json.dumps(dict(codec.vq.config), default=list))
-    words = dict(zip(TEXT.split(), NULL, strict=True)) | {"<unknown>": 0}
-    core = Tokenizer(models.WordLevel(words, unk_token="<unknown>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.add_special_tokens([word for word in words if word.startswith("<")])
-    PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(folder)
-    return folder
+    """A tiny checkpoint laid out as the released one."""
+    return write_dimoo(tmp_path_factory.mktemp("released"))
 
 
 @pytest.fixture

@@ -107,14 +107,14 @@ def test_missing_files(released_files, tmp_path: Path) -> None:
 def test_code_in_a_pickle_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {"a": torch.ones(2)}, "args": Path("x")}, tmp_path / "evil.pth")
     with pytest.raises(ValueError, match=r"evil\.pth holds Python objects .* refused \(weights_only=True\)"):
-        weights.read_upstream(tmp_path / "evil.pth")
+        weights.read_tensors(tmp_path / "evil.pth")
 
 
 @pytest.mark.parametrize("content", [{"epoch": 3}, {"model": {"a": 1}}, [1, 2]])
 def test_files_that_hold_no_weights(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"a\.pth (holds no weights|is no checkpoint of a model): expected"):
-        weights.read_upstream(tmp_path / "a.pth")
+        weights.read_tensors(tmp_path / "a.pth")
 
 
 def test_the_two_files_swapped(released_files) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swiftmask.core.files import first_line
+from swiftmask.core.reading import first_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps
 
-from swiftmask.core.files import first_line
+from swiftmask.core.reading import first_line
 
 RULES = 1
 """Version of the rules: nothing that was made under another one is used again."""

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple, Self
 import numpy as np
 import torch
 
-from swiftmask.core.files import first_line
+from swiftmask.core.reading import first_line
 from swiftmask.data.images.decode import Decoding, said
 
 INDEX, MOMENTS, IMAGES = "index.json", "moments.npy", "images.npy"

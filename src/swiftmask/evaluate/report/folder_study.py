@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from swiftmask.core.files import first_line
+from swiftmask.core.reading import first_line
 from swiftmask.evaluate.extractors import Extractor
 from swiftmask.evaluate.feature_store import FeatureStore, describe
 from swiftmask.evaluate.folder_metrics import (

@@ -39,11 +39,11 @@ def record_decode(
     model: MaskedGenerator, asked: Sequence[Any], seeds: Sequence[int], schedule: Schedule
 ) -> Recording:
     """Draw one picture per label or prompt with every step full, and keep everything about it."""
-    condition = prepare_condition(model, model.encode(asked), schedule)
     noise = SeededNoise(seeds, model.spec.num_tokens, model.device)
     canvas = model.blank(len(asked))
     records: list[Record] = []
     with torch.no_grad():
+        condition = prepare_condition(model, model.encode(asked), schedule)
         decode(
             model,
             condition,

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from swiftmask.core.files import some
 from swiftmask.core.protocol import Condition, DenoisingModel, Noise, SamplingOptions, Spec, UnmaskRule
+from swiftmask.core.reading import some
 from swiftmask.core.types import Canvas, Step
 
 NOISE_RATIO = 2.5
@@ -94,6 +94,10 @@ class Student(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def steps(self) -> int:
+        return self.model.steps
 
     def encode(self, what: Sequence[str] | Sequence[int]) -> Condition:
         return self.model.encode(what)

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from swiftmask.core.files import State, first_line, read_tensors, some, write_folder
+from swiftmask.core.files import weights_like, write_folder
 from swiftmask.core.protocol import DenoisingModel, Spec
+from swiftmask.core.reading import State, first_line, read_tensors, some
 from swiftmask.methods.marval.student import Student, as_module, make_student
 
 _NUM_MARKS = 8
@@ -62,7 +63,8 @@ def read_student(folder: str | Path, teacher: DenoisingModel) -> Student:
     with torch.no_grad():
         for name, parameter in as_module(student.model).named_parameters():
             if name in state:
-                parameter.copy_(state[name])
+                place = f"{folder / 'model.safetensors'}: {name}"
+                parameter.copy_(weights_like(parameter, state[name], source=place))
     return student
 
 

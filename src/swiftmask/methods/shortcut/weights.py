@@ -15,17 +15,9 @@ from pathlib import Path
 
 import torch
 
-from swiftmask.core.files import (
-    State,
-    count_modules,
-    first_line,
-    load_strict,
-    read_tensors,
-    require_keys,
-    some,
-    write_folder,
-)
+from swiftmask.core.files import count_modules, load_strict, require_keys, write_folder
 from swiftmask.core.protocol import Spec
+from swiftmask.core.reading import State, first_line, read_tensors, some
 from swiftmask.methods.shortcut.features import AnyShortcut
 from swiftmask.methods.shortcut.network import Shortcut, ShortcutConfig
 from swiftmask.methods.shortcut.rotary import RotaryShortcut, RotaryShortcutConfig
@@ -43,7 +35,8 @@ _ROTARY_KEY = "blocks.0.cross_attn.q_proj.weight"
 
 
 def read_shortcut(path: str | Path, *, num_heads: int | None = None, base: Spec | None = None) -> AnyShortcut:
-    """A shortcut from our folder, a released `.pth` or a `.safetensors`: float32, on the CPU, in eval mode.
+    """A shortcut from our folder, a released `.pth` or a `.safetensors`: float32, on the CPU, frozen and
+    in eval mode.
 
     Args:
         num_heads: for a bare file, which does not tell (default: the released one's); a folder does.
@@ -63,7 +56,7 @@ def read_shortcut(path: str | Path, *, num_heads: int | None = None, base: Spec 
         _check_base(path, {"width": config.width} | made_for, base)
     with torch.device("meta"):
         shortcut = build(config).eval()
-    load_strict(shortcut, {key: value.float() for key, value in state.items()}, source=str(source))
+    load_strict(shortcut, state, source=str(source))
     return shortcut
 
 

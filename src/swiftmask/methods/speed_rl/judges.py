@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swiftmask.core.files import some
+from swiftmask.core.reading import some
 
 What = Sequence[str] | Sequence[int]
 """Prompts or class labels."""

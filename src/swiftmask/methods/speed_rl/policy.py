@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from swiftmask.core.files import some
 from swiftmask.core.protocol import MaskedGenerator, ScoringModel, Spec
+from swiftmask.core.reading import some
 from swiftmask.methods.speed_rl.adapters import add_adapters
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from swiftmask.core.files import first_line, read_tensors, some, write_folder
+from swiftmask.core.files import weights_like, write_folder
 from swiftmask.core.protocol import MaskedGenerator, SamplingOptions, Spec
+from swiftmask.core.reading import first_line, read_tensors, some
 from swiftmask.methods.speed_rl.adapters import fold_adapters, name_on_disk
 from swiftmask.methods.speed_rl.policy import (
     TuningConfig,
@@ -76,7 +77,8 @@ def read_policy(folder: str | Path, base: MaskedGenerator) -> MaskedGenerator:
         raise ValueError(f"{folder} was tuned from another model than this {base.spec.name}: {some(misfits)}")
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(state[name])
+            place = f"{folder / 'model.safetensors'}: {name}"
+            parameter.copy_(weights_like(parameter, state[name], source=place))
     as_module(policy).requires_grad_(False)
     return policy
 

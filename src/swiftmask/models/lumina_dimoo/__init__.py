@@ -1,8 +1,9 @@
 """Lumina-DiMOO (arXiv 2510.06308): text-to-image, an 8B LLaDA backbone over text and picture codes."""
 
 from swiftmask.models.lumina_dimoo.generator import LuminaDiMOO
+from swiftmask.models.lumina_dimoo.released import FAMILY, WEIGHTS_FILES
 
 Generator = LuminaDiMOO
 """The name under which every model folder exports its class."""
 
-__all__ = ["Generator", "LuminaDiMOO"]
+__all__ = ["FAMILY", "WEIGHTS_FILES", "Generator", "LuminaDiMOO"]

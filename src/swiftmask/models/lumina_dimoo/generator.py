@@ -19,8 +19,10 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
+from swiftmask.core.files import steps_of
 from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, TokenDistribution, UnmaskRule
+from swiftmask.core.reading import read_json
 from swiftmask.core.schedule import dimoo_schedule
 from swiftmask.core.tokens import CategoricalTokens, gather_rows, guided_rows
 from swiftmask.core.types import Canvas, Step
@@ -38,6 +40,7 @@ _SAMPLERS: dict[str, UnmaskRule] = {"exact": by_plain_confidence, "bf16_compat":
 RELEASED_SAMPLING = SamplingOptions(guidance=5.0, temperature=1.0, choice_temperature=1.0)
 """Upstream's defaults: `cfg_scale = 4` (guidance = 1 + s), and one temperature for tokens and choice."""
 
+RELEASED_STEPS = 64
 RELEASED_SIZE = (1024, 1024)
 
 
@@ -47,6 +50,7 @@ class LuminaDiMOO(nn.Module):
     Args:
         grid: rows and columns of codes of the pictures drawn; `sized` gives the same model for other sizes.
         sampling: defaults of the schedule.
+        steps: default number of decode steps.
         sampler: "exact", or "bf16_compat" for upstream's truncated noise (truncation.py says why not).
 
     Errors: ValueError if vocabulary, backbone and codec do not belong together.
@@ -61,6 +65,7 @@ class LuminaDiMOO(nn.Module):
         vocabulary: Vocabulary,
         grid: tuple[int, int],
         sampling: SamplingOptions = RELEASED_SAMPLING,
+        steps: int = RELEASED_STEPS,
         sampler: Sampler = "exact",
     ) -> None:
         super().__init__()
@@ -72,6 +77,7 @@ class LuminaDiMOO(nn.Module):
         self.prompts = prompts
         self.layout = Layout(vocabulary, grid)
         self.sampling = sampling
+        self.steps = steps
         self.sampler: Sampler = sampler
         self.eval()
 
@@ -80,11 +86,14 @@ class LuminaDiMOO(nn.Module):
         cls,
         folder: str | Path,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         blocks_on_device: int | None = None,
     ) -> Self:
-        """From a model folder of ours. Arguments and errors as for `from_released`."""
+        """From a model folder of ours. Arguments and errors as for `from_released`; dtype None is the one
+        that the model was written from.
+        """
+        dtype = dtype or _written_from(Path(folder))
         placement = Placement(dtype=dtype, device=torch.device(device), blocks_on_device=blocks_on_device)
         parts = read_model(folder, placement)
         sampling = parts.settings.get("sampling")
@@ -129,6 +138,7 @@ class LuminaDiMOO(nn.Module):
             vocabulary=parts.vocabulary,
             grid=parts.grid,
             sampling=sampling,
+            steps=steps_of(parts.settings, RELEASED_STEPS),
             sampler=sampler,
         )
 
@@ -138,7 +148,9 @@ class LuminaDiMOO(nn.Module):
         """Write the folder `from_pretrained` reads, each file whole or not at all."""
         settings = {
             "sampling": asdict(self.sampling),
+            "steps": self.steps,
             "sampler": self.sampler,
+            "dtype": str(next(self.backbone.parameters()).dtype).removeprefix("torch."),
             "grid": list(self.layout.grid),
             "vocabulary": asdict(self.layout.vocabulary),
             "prompts": self.prompts.settings(),
@@ -310,8 +322,19 @@ class LuminaDiMOO(nn.Module):
             vocabulary=self.layout.vocabulary,
             grid=grid or self.layout.grid,
             sampling=self.sampling,
+            steps=self.steps,
             sampler=sampler or self.sampler,
         )
+
+
+def _written_from(folder: Path) -> torch.dtype:
+    """The precision a model had when it was written, which may be finer than that on disk."""
+    path = folder / "config.json"
+    name = read_json(path, expected="expected a model folder").get("dtype", "float32")
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in dtypes:
+        raise ValueError(f"{path}: expected dtype {', '.join(dtypes)}, got {name!r}")
+    return dtypes[name]
 
 
 def _check_parts(backbone: Backbone, codec: VQCodec, vocabulary: Vocabulary) -> None:

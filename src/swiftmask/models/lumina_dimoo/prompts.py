@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from swiftmask.core.files import first_line
 from swiftmask.core.optional import library
+from swiftmask.core.reading import first_line
 
 _SYSTEM = "<system>Generate an image according to the text prompt.</system>"
 _TEMPLATE = _SYSTEM + "<user>{}</user>"

@@ -17,18 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from swiftmask.core.files import (
-    State,
     count_modules,
     fill,
-    first_line,
     headers,
     load_strict,
-    read_tensors,
     require_keys,
     state_of,
     weight_files,
     write_folder,
 )
+from swiftmask.core.reading import State, first_line, read_tensors
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec, load_vq_codec
 from swiftmask.models.lumina_dimoo.layout import Vocabulary, grid_of
 from swiftmask.models.lumina_dimoo.memory import CodecNeed, Plan, check_fits

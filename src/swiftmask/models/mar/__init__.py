@@ -1,8 +1,9 @@
 """MAR (arXiv 2406.11838): class-conditional, continuous tokens in random order, from a diffusion head."""
 
 from swiftmask.models.mar.generator import MAR
+from swiftmask.models.mar.released import FAMILY, WEIGHTS_FILES
 
 Generator = MAR
 """The name under which every model folder exports its class."""
 
-__all__ = ["MAR", "Generator"]
+__all__ = ["FAMILY", "MAR", "WEIGHTS_FILES", "Generator"]

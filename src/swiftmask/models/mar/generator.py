@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftmask.core.classes import class_number
+from swiftmask.core.files import steps_of
 from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
 from swiftmask.core.schedule import constant_guidance, mar_schedule, rising_guidance, with_denoising
@@ -33,6 +34,11 @@ _CURVES = {"linear": rising_guidance, "constant": constant_guidance}
 _RELEASED_GUIDANCE = {"mar-b": 2.9, "mar-l": 3.0, "mar-h": 3.2}
 RELEASED_SAMPLING = SamplingOptions(guidance=2.9, temperature=1.0, denoising_steps=100, sampler="ancestral")
 """Defaults of the released models; their guidance differs by size."""
+
+RELEASED_STEPS = 64
+"""Decode steps of upstream's sampling script. Its published FID is of 256; of 64, third parties measured the
+same within 0.04 (MAR-B 2.32 against 2.31).
+"""
 
 KEPT_CLASSES = 64
 """Classes whose first features are kept; one takes 256 x 768 numbers in MAR-B."""
@@ -59,6 +65,7 @@ class MAR(nn.Module):
 
     Args:
         sampling: defaults of the schedule.
+        steps: default number of decode steps.
         guidance_schedule: how guidance grows over a decode: with the share of decided tokens, or not at all.
         class_names: one name per class; labels may then be given by name.
 
@@ -71,6 +78,7 @@ class MAR(nn.Module):
         codec: KLCodec,
         *,
         sampling: SamplingOptions = RELEASED_SAMPLING,
+        steps: int = RELEASED_STEPS,
         guidance_schedule: GuidanceSchedule = "linear",
         class_names: Sequence[str] = (),
     ) -> None:
@@ -81,6 +89,7 @@ class MAR(nn.Module):
         self.network = network
         self.codec = codec
         self.sampling = sampling.over(RELEASED_SAMPLING)
+        self.steps = steps
         self.guidance_schedule: GuidanceSchedule = guidance_schedule
         self.class_names = tuple(class_names)
         self._first_features = WeightsCache(KEPT_CLASSES + 1)
@@ -95,6 +104,7 @@ class MAR(nn.Module):
             network,
             codec,
             sampling=_sampling_of(settings.get("sampling")),
+            steps=steps_of(settings, RELEASED_STEPS),
             guidance_schedule=settings.get("guidance_schedule", "linear"),  # type: ignore[arg-type]
             class_names=names if isinstance(names, list) else (),
         )
@@ -119,6 +129,7 @@ class MAR(nn.Module):
         """Write the folder `from_pretrained` reads, each file whole or not at all."""
         settings = {
             "sampling": asdict(self.sampling),
+            "steps": self.steps,
             "guidance_schedule": self.guidance_schedule,
             "class_names": list(self.class_names),
         }

@@ -7,26 +7,15 @@ upstream's code are not the released ones. What no tensor tells (the number of h
 argument.
 """
 
-import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from swiftmask.core.files import (
-    State,
-    count_modules,
-    first_line,
-    load_parts,
-    load_strict,
-    read_tensors,
-    require_keys,
-    state_of,
-    write_folder,
-)
+from swiftmask.core.files import count_modules, load_parts, load_strict, require_keys, state_of, write_folder
+from swiftmask.core.reading import State, first_line, read_tensors
 from swiftmask.models.mar.codec import RELEASED_SCALE, KLCodec, KLConfig
 from swiftmask.models.mar.network import Network, NetworkConfig
 
@@ -61,9 +50,6 @@ RELEASED_KL = KLConfig(
     z_channels=16,
 )
 _HEADS = {config.encoder_width: config.encoder_heads for config in RELEASED.values()}
-_WRAPPERS = ("model_ema", "model", "state_dict")
-"""Keys under which the files keep the weights, the ones to sample with first."""
-
 _KL_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 
 
@@ -74,15 +60,6 @@ def random_network(name: str, *, seed: int = 0) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Network(RELEASED[name]).eval()
-
-
-def read_upstream(path: str | Path) -> dict[str, Tensor]:
-    """The weights in a released file: averaged ones if it has both.
-
-    Errors: FileNotFoundError; ValueError if truncated, no checkpoint, or only readable by running its pickle.
-    """
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return read_tensors(path, wrappers=_WRAPPERS)
 
 
 def infer_network_config(
@@ -165,7 +142,7 @@ def read_released(
     network_path: str | Path, codec_path: str | Path, *, num_heads: int | None = None
 ) -> tuple[Network, KLCodec]:
     """Both networks from the two released files, every key and shape checked."""
-    state, source = read_upstream(network_path), str(network_path)
+    state, source = read_tensors(network_path), str(network_path)
     config = infer_network_config(state, num_heads=num_heads, source=source)
     with torch.device("meta"):
         network = Network(config)
@@ -175,7 +152,7 @@ def read_released(
 
 def read_released_codec(path: str | Path, *, grid: int = 16) -> KLCodec:
     """The codec from its released file, whose training leftovers (`loss.*`) are dropped."""
-    state = {key: value for key, value in read_upstream(path).items() if key.startswith(_KL_PARTS)}
+    state = {key: value for key, value in read_tensors(path).items() if key.startswith(_KL_PARTS)}
     num_levels = count_modules(state, r"encoder\.down\.(\d+)\.")
     config = infer_kl_config(state, resolution=grid * 2 ** max(0, num_levels - 1), source=str(path))
     with torch.device("meta"):

@@ -2,5 +2,6 @@
 
 from swiftmask.models.maskgit.generator import MaskGIT
 from swiftmask.models.maskgit.generator import MaskGIT as Generator
+from swiftmask.models.maskgit.released import FAMILY, WEIGHTS_FILES
 
-__all__ = ["Generator", "MaskGIT"]
+__all__ = ["FAMILY", "WEIGHTS_FILES", "Generator", "MaskGIT"]

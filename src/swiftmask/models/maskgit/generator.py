@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftmask.core.classes import class_number
+from swiftmask.core.files import steps_of
 from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
 from swiftmask.core.schedule import valeo_schedule
@@ -29,6 +30,9 @@ RELEASED_SAMPLING = SamplingOptions(guidance=3.8, temperature=1.0, choice_temper
 
 RELEASED_SAMPLING_256 = SamplingOptions(guidance=4.0, temperature=1.0, choice_temperature=4.5)
 """Defaults of the released 256 px model (16x16 tokens): `w = 3`, `sm_temp = 1`, `r_temp = 4.5`."""
+
+RELEASED_STEPS, RELEASED_STEPS_256 = 15, 8
+"""Decode steps of the two, as released."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class MaskGIT(nn.Module):
 
     Args:
         sampling: defaults of the schedule.
+        steps: default number of decode steps.
         class_names: one name per class; labels may then be given by name.
     """
 
@@ -60,12 +65,14 @@ class MaskGIT(nn.Module):
         codec: VQGAN,
         *,
         sampling: SamplingOptions = RELEASED_SAMPLING,
+        steps: int = RELEASED_STEPS,
         class_names: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.transformer = transformer
         self.codec = codec
         self.sampling = sampling
+        self.steps = steps
         self.class_names = tuple(class_names)
         self.eval()
 
@@ -79,6 +86,7 @@ class MaskGIT(nn.Module):
             transformer,
             codec,
             sampling=SamplingOptions(**sampling) if isinstance(sampling, dict) else RELEASED_SAMPLING,
+            steps=steps_of(settings, RELEASED_STEPS),
             class_names=names if isinstance(names, list) else (),
         )
 
@@ -95,7 +103,7 @@ class MaskGIT(nn.Module):
         """From valeoai's `MaskGIT_ImageNet_*.pth` and the VQGAN's `last.ckpt`.
 
         Sizes are inferred from the tensors but for the ones given here, which leave no trace there. The grid
-        says which released model it is, and with that the sampling defaults.
+        says which released model it is, and with that the steps and the sampling defaults.
         """
         transformer, codec = read_released(
             transformer_path,
@@ -104,14 +112,19 @@ class MaskGIT(nn.Module):
             codebook_size=codebook_size,
             resolution=resolution,
         )
-        sampling = RELEASED_SAMPLING_256 if transformer.config.grid == 16 else RELEASED_SAMPLING
-        return cls(transformer, codec, sampling=sampling)
+        if transformer.config.grid == 16:
+            return cls(transformer, codec, sampling=RELEASED_SAMPLING_256, steps=RELEASED_STEPS_256)
+        return cls(transformer, codec)
 
     def save_pretrained(
         self, folder: str | Path, *, provenance: Mapping[str, object], dtype: torch.dtype = torch.float32
     ) -> None:
         """Write the folder `from_pretrained` reads, each file whole or not at all."""
-        settings = {"sampling": asdict(self.sampling), "class_names": list(self.class_names)}
+        settings = {
+            "sampling": asdict(self.sampling),
+            "steps": self.steps,
+            "class_names": list(self.class_names),
+        }
         write_model(
             folder, self.transformer, self.codec, settings=settings, provenance=provenance, dtype=dtype
         )

@@ -15,17 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from swiftmask.core.files import (
-    State,
-    count_modules,
-    first_line,
-    load_parts,
-    load_strict,
-    read_tensors,
-    require_keys,
-    state_of,
-    write_folder,
-)
+from swiftmask.core.files import count_modules, load_parts, load_strict, require_keys, state_of, write_folder
+from swiftmask.core.reading import State, first_line, read_tensors
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
 
@@ -179,9 +170,14 @@ def _read_config(path: Path) -> tuple[TransformerConfig, VQGANConfig, dict[str, 
         raise ValueError(f"{path} is no config of a maskgit model ({first_line(error)})") from error
 
 
-def _refuse_other_family(state: State, source: str) -> None:
+def is_newer_family(state: State) -> bool:
+    """Whether a transformer is of valeoai's newer family, which has other layers."""
     adaptive = any(re.fullmatch(r"transformer\.layers\.\d+\.mlp\.1\.weight", key) for key in state)
-    if adaptive or any(key.startswith(("cls_emb", "reg_tokens")) for key in state):
+    return adaptive or any(key.startswith(("cls_emb", "reg_tokens")) for key in state)
+
+
+def _refuse_other_family(state: State, source: str) -> None:
+    if is_newer_family(state):
         raise ValueError(
             f"{source} is of valeoai's newer family (Halton-MaskGIT, adaLN, 16384 codes), another "
             "architecture: expected the v1.0 files, MaskGIT_ImageNet_256.pth or _512.pth"

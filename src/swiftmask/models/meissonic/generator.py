@@ -14,6 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from swiftmask.core.files import steps_of
 from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
 from swiftmask.core.schedule import meissonic_schedule
@@ -30,8 +31,8 @@ from swiftmask.models.meissonic.weights import Parts, read_model, read_released,
 RELEASED_SAMPLING = SamplingOptions(guidance=9.0, temperature=1.0, choice_temperature=2.0)
 """Defaults of the released models."""
 
-RELEASED_STEPS = 48
-"""Steps of the released pipeline: how far along a canvas is taken to be where no schedule was told."""
+RELEASED_STEPS, RELEASED_STEPS_1024 = 48, 64
+"""Decode steps of the released scripts: of Monetico (512 pixels), and of the model of 1024 pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ class Meissonic(nn.Module):
         size: height and width of the pictures in pixels. A model draws one size; `sized` gives the same
             networks at another.
         sampling: defaults of the schedule.
+        steps: default number of decode steps. Also how far along a canvas is taken to be where no schedule
+            was told.
 
     Errors: ValueError if the networks do not fit each other, or the size does not fit them.
     """
@@ -84,6 +87,7 @@ class Meissonic(nn.Module):
         *,
         size: tuple[int, int],
         sampling: SamplingOptions = RELEASED_SAMPLING,
+        steps: int = RELEASED_STEPS,
     ) -> None:
         super().__init__()
         _check_fit(transformer, text_encoder, codec)
@@ -93,6 +97,7 @@ class Meissonic(nn.Module):
         self.codec = codec
         self.size = size
         self.sampling = sampling
+        self.steps = steps
         self.eval()
 
     @classmethod
@@ -103,7 +108,8 @@ class Meissonic(nn.Module):
         if not isinstance(size, list) or len(size) != 2:
             raise ValueError(f"{Path(folder) / 'config.json'}: expected size as [height, width], got {size}")
         options = SamplingOptions(**sampling) if isinstance(sampling, dict) else RELEASED_SAMPLING
-        return cls(*parts, size=(int(size[0]), int(size[1])), sampling=options)
+        steps = steps_of(settings, RELEASED_STEPS)
+        return cls(*parts, size=(int(size[0]), int(size[1])), sampling=options, steps=steps)
 
     @classmethod
     def from_released(cls, folder: str | Path, *, text_encoder: str | Path | None = None) -> Self:
@@ -115,13 +121,14 @@ class Meissonic(nn.Module):
         """
         parts = read_released(folder, text_encoder=text_encoder)
         side = 32 * parts.transformer.config.stride * parts.codec.config.downscale
-        return cls(*parts, size=(side, side))
+        steps = RELEASED_STEPS_1024 if parts.transformer.config.downsample else RELEASED_STEPS
+        return cls(*parts, size=(side, side), steps=steps)
 
     def save_pretrained(
         self, folder: str | Path, *, provenance: Mapping[str, object], dtype: torch.dtype = torch.float32
     ) -> None:
         """Write the folder `from_pretrained` reads, each file whole or not at all."""
-        settings = {"size": list(self.size), "sampling": asdict(self.sampling)}
+        settings = {"size": list(self.size), "sampling": asdict(self.sampling), "steps": self.steps}
         parts = Parts(self.transformer, self.text_encoder, self.codec)
         write_model(folder, parts, settings=settings, provenance=provenance, dtype=dtype)
 
@@ -131,7 +138,12 @@ class Meissonic(nn.Module):
         Errors: ValueError naming the nearest sizes there are.
         """
         return type(self)(
-            self.transformer, self.text_encoder, self.codec, size=(height, width), sampling=self.sampling
+            self.transformer,
+            self.text_encoder,
+            self.codec,
+            size=(height, width),
+            sampling=self.sampling,
+            steps=self.steps,
         )
 
     @property
@@ -187,7 +199,7 @@ class Meissonic(nn.Module):
         sizes, spec = self.transformer.config, self.spec
         grid = (spec.grid[0] // sizes.stride, spec.grid[1] // sizes.stride)
         places_T3 = places_of(grid, text.states_XTC.shape[1])
-        plan = meissonic_schedule(spec.num_tokens, min(RELEASED_STEPS, spec.num_tokens))
+        plan = meissonic_schedule(spec.num_tokens, min(self.steps, spec.num_tokens))
         return PromptCondition(
             rows=self.transformer.condition(*text, micro_B5),
             null=self.transformer.condition(*negative, micro_B5),

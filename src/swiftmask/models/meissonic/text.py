@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from swiftmask.core.files import first_line
 from swiftmask.core.optional import library
+from swiftmask.core.reading import first_line
 
 _START, _END, _UNKNOWN = "<start>", "<end>", "<unknown>"
 _ENCODER, _TOKENIZER = "the text encoder of Meissonic", "the tokenizer of Meissonic"

@@ -18,17 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from swiftmask.core.files import (
-    State,
-    count_modules,
-    first_line,
-    load_strict,
-    read_tensors,
-    require_keys,
-    state_of,
-    write_folder,
-)
+from swiftmask.core.files import count_modules, load_strict, require_keys, state_of, write_folder
 from swiftmask.core.optional import library
+from swiftmask.core.reading import State, first_line, read_tensors
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec, load_vq_codec
 from swiftmask.models.meissonic.network import Transformer, TransformerConfig
 from swiftmask.models.meissonic.text import (
@@ -49,8 +41,6 @@ _WEIGHTS = (
     "diffusion_pytorch_model.bin",
 )
 _TEXT_WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin")
-_TRAINING_PREFIXES = ("module.", "_orig_mod.")
-"""What wrapping for several processes and compiling leave in front of names."""
 
 
 class Parts(NamedTuple):
@@ -144,7 +134,7 @@ def read_released_transformer(path: str | Path) -> Transformer:
             "of Meissonic or Monetico"
         )
     file = path if path.is_file() else _first_file(path, _WEIGHTS)
-    state = {_bare(key): value.float() for key, value in read_tensors(file).items()}
+    state = read_tensors(file)
     axes = content.get("axes_dims_rope")
     config = infer_transformer_config(state, rotary_axes=axes, source=str(file))
     with torch.device("meta"):
@@ -182,7 +172,7 @@ def read_model(folder: str | Path) -> tuple[Parts, dict[str, object]]:
     parts = _empty(*configs, tokenizer)
     for name, network in _networks(parts).items():
         prefix = f"{name}."
-        part = {key.removeprefix(prefix): v.float() for key, v in state.items() if key.startswith(prefix)}
+        part = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
         load_strict(network, part, source=f"{folder / 'model.safetensors'} ({prefix}*)")
     return parts, settings
 
@@ -212,7 +202,7 @@ def _empty_text_encoder(config: TextConfig, tokenizer: Tokenizer) -> TextEncoder
 def _read_text_encoder(folder: Path, tokenizer_folder: Path) -> TextEncoder:
     file = _first_file(folder, _TEXT_WEIGHTS)
     state = {
-        key: value.float()
+        key: value
         for key, value in read_tensors(file).items()
         if key.startswith(("text_model.", "text_projection.")) and not key.endswith(".position_ids")
     }
@@ -293,10 +283,3 @@ def _first_file(folder: Path, names: Sequence[str]) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(f"no weights in {folder}: expected {' or '.join(names)}")
-
-
-def _bare(key: str) -> str:
-    """The name without what training wrapped around it, in any order."""
-    for prefix in _TRAINING_PREFIXES * len(_TRAINING_PREFIXES):
-        key = key.removeprefix(prefix)
-    return key

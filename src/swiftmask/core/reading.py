@@ -1,0 +1,206 @@
+"""One file at a time: weights as they are published, and JSON, read with clear errors.
+
+Pickles are only ever read with `weights_only=True`. What becomes of the tensors is files.py's business.
+"""
+
+import argparse
+import json
+import logging
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+State = Mapping[str, Tensor]
+
+_log = logging.getLogger(__name__)
+
+_WRAPPERS = ("model_ema", "model_state_dict", "state_dict", "model")
+"""Keys under which training scripts keep the weights, beside optimizer state and counters; averaged weights,
+which sampling wants, come first.
+"""
+
+_TRAINING_PREFIXES = ("module.", "_orig_mod.")
+"""What wrapping for several processes and compiling put in front of every key."""
+
+_HEADER_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Dtypes in the header of a `.safetensors` file."""
+
+_POINTER = b"version https://git-lfs"
+"""How the text file starts that git leaves in place of a large file."""
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a `.safetensors`, a `.pth` or a Lightning `.ckpt` file.
+
+    Averaged weights (`model_ema`) are taken before the plain ones beside them. What wrapping a model for
+    training puts in front of every key is dropped, and logged.
+
+    Errors: FileNotFoundError; ValueError if truncated, not a checkpoint, a Git-LFS pointer, or only readable
+    by running its pickle.
+    """
+    path = Path(path)
+    content = _content(path)
+    bare = without_training_prefixes(content)
+    if bare.keys() != content.keys():
+        _log.warning("%s: dropped what training put in front of the keys (%s)", path, next(iter(content)))
+    return bare
+
+
+def read_shapes(path: str | Path) -> dict[str, Tensor]:
+    """The keys, shapes and dtypes of a weights file, as tensors on the meta device, keys as `read_tensors`
+    gives them. Errors: as `read_tensors`.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        with opened(path) as file:
+            found = {key: shape_of(file, key) for key in file.keys()}
+    else:
+        found = {key: torch.empty_like(value, device="meta") for key, value in _content(path).items()}
+    return without_training_prefixes(found)
+
+
+def without_training_prefixes(state: State) -> dict[str, Tensor]:
+    """The weights without what training wrapped around them, in any order, in front of every key."""
+    bare = dict(state)
+    while prefix := next((p for p in _TRAINING_PREFIXES if all(key.startswith(p) for key in bare)), None):
+        bare = {key.removeprefix(prefix): value for key, value in bare.items()}
+    return bare
+
+
+def read_json(path: Path, *, expected: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Args:
+        expected: what to say if there is no such file, as in "expected the folder of a shortcut".
+
+    Errors: FileNotFoundError; ValueError if it is damaged or something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: {expected}")
+    _refuse_pointer(path)
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({first_line(error)}): download it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def some(names: list[str], limit: int = 4) -> str:
+    """The first few names and how many more there are."""
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _content(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file under the keys they have there. Errors: as `read_tensors`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no such weights file: {path} (expected a .pth, .ckpt or .safetensors file)")
+    _refuse_pointer(path)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path} holds no weights: expected a dict of tensors, got {type(content).__name__}")
+    strange = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise ValueError(
+            f"{path} is no checkpoint of a model: expected tensors (or them under {' or '.join(_WRAPPERS)}), "
+            f"got other things under {some(strange)}"
+        )
+    return {str(key): value for key, value in content.items()}
+
+
+def shape_of(file: Any, key: str) -> Tensor:
+    """A tensor of an opened `.safetensors` file without its numbers."""
+    part = file.get_slice(key)
+    dtype = _HEADER_DTYPES.get(part.get_dtype(), torch.uint8)  # the others are of no float either
+    return torch.empty(part.get_shape(), dtype=dtype, device="meta")
+
+
+def _refuse_pointer(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ValueError(
+                f"{path} is a Git-LFS pointer, not the file itself: run `git lfs pull` in its repository"
+            )
+
+
+def opened(path: Path) -> Any:
+    """A `.safetensors` file, as a context. Errors: ValueError if it is damaged or a Git-LFS pointer."""
+    _refuse_pointer(path)
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or no safetensors file ({first_line(error)}): download it again"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> object:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or no safetensors file ({first_line(error)}): download it again"
+        ) from error
+
+
+class _Inert(dict[str, object]):
+    """Stands in for the callback classes named inside a Lightning file; does nothing."""
+
+
+def _read_pickle(path: Path) -> object:
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    if zipped and not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is truncated ({path.stat().st_size} bytes, no end record): download it again"
+        )
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
+        inert: list[Any] = [
+            (_Inert, name) for name in names if name.startswith(("pytorch_lightning.", "lightning."))
+        ]
+        inert.append(argparse.Namespace)  # MAR's trainer keeps its options
+        with torch.serialization.safe_globals(inert):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        if "global" not in str(error).lower():
+            raise ValueError(f"{path} is truncated or no PyTorch file: download it again") from error
+        raise ValueError(
+            f"{path} holds Python objects that could run code and is refused (weights_only=True): "
+            "save its state dict alone, where you trust it, and load that"
+        ) from error
+    except (EOFError, RuntimeError, OSError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"{path} is truncated or no PyTorch file ({first_line(error)}): download it again"
+        ) from error
