@@ -22,7 +22,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from swiftmask.core.decode import FullFeatures, check_finite, decode, prepare_condition
-from swiftmask.core.protocol import Condition, FeatureFn, MaskedGenerator, Noise, SamplingOptions, Spec
+from swiftmask.core.protocol import (
+    Condition,
+    FeatureFn,
+    MaskedGenerator,
+    Noise,
+    SamplingOptions,
+    Spec,
+    WeighedGenerator,
+)
 from swiftmask.core.rng import NUM_SEEDS, SeededNoise, ShapesOfNoise
 from swiftmask.core.schedule import uniform_full_steps, with_full_steps
 from swiftmask.core.types import Canvas, Record, Schedule, Step, Trajectory
@@ -122,14 +130,18 @@ class Pipeline:
                 see `start_canvas`). Every image must have the same number of masked tokens.
             on_step: called after every step with its record.
 
-        Errors: ValueError for an unknown class, a prompt given to a class model, or impossible steps;
-        FloatingPointError if the weights, or their dtype, gave numbers that are not finite.
+        Errors: ValueError for an unknown class, a prompt given to a class model, impossible steps, or more
+        pictures than a large model finds memory for; FloatingPointError if the weights, or their dtype, gave
+        numbers that are not finite.
         """
         with torch.no_grad():  # not inference_mode: models keep what they computed, and may be trained later
             condition = self._encode(labels, prompts)
         seeds = _seeds(seeds, len(condition))
         canvas = self.model.blank(len(condition)) if canvas is None else canvas
         schedule = self.schedule(steps, num_masked=_num_masked(canvas))
+        if isinstance(self.model, WeighedGenerator):
+            method = "backbone" if self.features_fn is None else self.features_fn.name
+            self.model.check_room(condition, branches=self.calls(schedule)["branches"], method=method)
         noise = SeededNoise(seeds, self.model.spec.num_tokens, self.model.device)
         _synchronise(self.model.device)
         started = time.perf_counter()

@@ -163,6 +163,17 @@ class ScoringModel(MaskedGenerator, Protocol):
         ...
 
 
+@runtime_checkable
+class WeighedGenerator(Protocol):
+    """A model so large that a decode is weighed before it starts (Lumina-DiMOO)."""
+
+    def check_room(self, condition: Any, *, branches: int, method: str) -> None:
+        """Whether a decode fits, `method` being the name of its feature function. Errors: ValueError saying
+        what would.
+        """
+        ...
+
+
 class DenoisingModel(MaskedGenerator, Protocol):
     """A base model whose head denoises one token at a time (MAR): what distilling that head needs.
 

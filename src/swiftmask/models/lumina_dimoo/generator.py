@@ -28,6 +28,7 @@ from swiftmask.core.tokens import CategoricalTokens, gather_rows, guided_rows
 from swiftmask.core.types import Canvas, Step
 from swiftmask.core.vq_codec import VQCodec
 from swiftmask.models.lumina_dimoo.layout import FreshTokens, Layout, PromptCondition, Vocabulary, grid_of
+from swiftmask.models.lumina_dimoo.memory import CodecNeed, Draw, Plan, check_room
 from swiftmask.models.lumina_dimoo.network import Backbone, LayerCache
 from swiftmask.models.lumina_dimoo.prompts import Prompts
 from swiftmask.models.lumina_dimoo.truncation import TruncatedTokens, by_truncated_confidence, guided_logits
@@ -275,6 +276,22 @@ class LuminaDiMOO(nn.Module):
             places_XT,
             padding,
         )
+
+    def check_room(self, condition: PromptCondition, *, branches: int, method: str) -> None:
+        """Whether a decode fits beside the weights; `method` is the name of its feature function.
+
+        Errors: ValueError saying what would.
+        """
+        draw = Draw(
+            batch=len(condition),
+            branches=branches,
+            num_prompt=max(*condition.lengths, len(condition.null_ids)),
+            cached=method == "ml-cache",
+        )
+        dtype = self.backbone.model.transformer.wte.weight.dtype
+        codec = CodecNeed.of(self.codec)
+        plan = Plan(config=self.backbone.config, grid=self.layout.grid, dtype=dtype, codec=codec, draw=draw)
+        check_room(plan, self.device)
 
     def features_and_cache(self, canvas: Canvas, condition: PromptCondition) -> tuple[Tensor, LayerCache]:
         """`features`, and the keys and values of every block."""

@@ -1,4 +1,6 @@
-"""Whether the model fits, asked before anything is read: eight billion weights take minutes to load."""
+"""Whether the model fits, asked before anything is read (eight billion weights take minutes to load), and
+whether a decode does, asked before it starts.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -6,6 +8,7 @@ from typing import Self
 
 import torch
 
+from swiftmask.core.portions import pictures_together
 from swiftmask.core.vq_codec import VQCodec
 from swiftmask.models.lumina_dimoo.network import BackboneConfig
 from swiftmask.models.lumina_dimoo.offload import NUM_PLACES
@@ -21,27 +24,53 @@ class CodecNeed:
     Attributes:
         weights: bytes of them.
         downscale: pixels along a code's side.
-        per_pixel: bytes while it decodes: three maps of its first width, at full resolution.
+        per_pixel: bytes at full resolution while it decodes: in its last level the input of a residual block,
+            normalised and through the activation, or four maps of the first width, whichever is more.
+        num_codes: of the codebook, over which the head's logits go.
     """
 
     weights: int = 146_244_675 * 4
     downscale: int = 16
-    per_pixel: int = 3 * 128 * 4
+    per_pixel: int = 3 * 256 * 4
+    num_codes: int = 8192
 
     @classmethod
     def of(cls, codec: VQCodec) -> Self:
         """Of a codec, which may be on the meta device."""
         weights = sum(p.numel() for p in codec.parameters()) * 4
-        return cls(weights, codec.config.downscale, 3 * codec.config.block_out_channels[0] * 4)
+        first, before = codec.config.block_out_channels[:2]
+        per_pixel = max(4 * first, 3 * before) * 4
+        return cls(weights, codec.config.downscale, per_pixel, codec.config.num_vq_embeddings)
 
 
 RELEASED_CODEC = CodecNeed()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """What is decoded at once. A shortcut's step takes less than a full one, so it adds nothing.
+
+    Attributes:
+        batch: pictures.
+        branches: 2 under guidance, else 1.
+        num_prompt: tokens of the longest prompt.
+        cached: whether ML-Cache keeps the keys and values of every block.
+    """
+
+    batch: int = 1
+    branches: int = 2
+    num_prompt: int = 128
+    cached: bool = False
+
+    def __str__(self) -> str:
+        guided = " with guidance" if self.branches == 2 else ""
+        return f"{self.batch} image{'s' * (self.batch > 1)}{guided}{' and ml-cache' * self.cached}"
+
+
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes on the device, for weights and beside them for drawing one picture, and bytes of host memory for
-    the blocks that wait there.
+    """Bytes on the device, for weights and beside them for a decode, and bytes of host memory for the blocks
+    that wait there.
     """
 
     weights: int
@@ -61,6 +90,7 @@ class Plan:
     Attributes:
         grid: rows and columns of codes of a picture.
         blocks_on_device: the others wait in host memory (offload.py); None keeps all on the device.
+        draw: what is to be decoded.
     """
 
     config: BackboneConfig
@@ -68,6 +98,7 @@ class Plan:
     dtype: torch.dtype
     codec: CodecNeed = RELEASED_CODEC
     blocks_on_device: int | None = None
+    draw: Draw = Draw()
 
     @property
     def num_waiting(self) -> int:
@@ -81,19 +112,35 @@ class Plan:
 
 
 def estimate(plan: Plan) -> Need:
-    """For both guidance branches of one picture, with the codec but without an accelerator."""
+    """Of weights, codec and one decode; the weights of a shortcut are not in it."""
     config, itemsize = plan.config, plan.dtype.itemsize
     matrices = [3 * config.width**2, config.width**2] + [
         config.width * config.mlp_width * count for count in (2, 1)
     ]
     num_blocks = config.depth - plan.num_waiting + min(NUM_PLACES, plan.num_waiting)
     weights = num_blocks * sum(matrices) + 2 * config.vocabulary_size * config.width
-    rows = 2 * (plan.grid[0] * (plan.grid[1] + 1) + 128)
-    working = rows * (2 * config.mlp_width + 6 * config.width) * itemsize
-    decoder = plan.grid[0] * plan.grid[1] * plan.codec.downscale**2 * plan.codec.per_pixel
     # PyTorch pins host memory in powers of two.
     host = plan.num_waiting * sum(1 << (count * itemsize - 1).bit_length() for count in matrices)
-    return Need(weights * itemsize + plan.codec.weights, max(working, decoder), host)
+    return Need(weights * itemsize + plan.codec.weights, working_bytes(plan), host)
+
+
+def working_bytes(plan: Plan) -> int:
+    """At the peak of a decode, beside the weights: in a block, in the head, or in the codec."""
+    config, draw, itemsize = plan.config, plan.draw, plan.dtype.itemsize
+    num_tokens = plan.grid[0] * plan.grid[1]
+    rows = draw.batch * draw.branches * (plan.grid[0] * (plan.grid[1] + 1) + 4 + draw.num_prompt)
+    features = rows * config.width * itemsize
+    cache = 2 * config.depth * features * draw.cached
+    mlp = rows * (4 * config.mlp_width + 8 * config.width) * itemsize
+    attention = rows * (5 * (itemsize + 4) * config.width + 8 * config.head_width)  # float32 rotations
+    head = 16 * draw.batch * num_tokens * plan.codec.num_codes  # float32 logits, their softmax and sums
+    # Features and cache of the step before live until those of this step are complete.
+    backbone = 2 * (features + cache) + max(mlp, attention, head)
+    num_pixels = num_tokens * plan.codec.downscale**2
+    together = min(draw.batch, pictures_together(num_pixels))
+    maps = together * plan.codec.per_pixel * 21 // 20  # a twentieth for maps of earlier levels
+    decoder = num_pixels * (maps + draw.batch * 2 * 3 * 4)
+    return max(backbone, decoder)
 
 
 def check_fits(plan: Plan, device: torch.device) -> None:
@@ -113,10 +160,40 @@ def check_fits(plan: Plan, device: torch.device) -> None:
             raise ValueError(_complaint(plan, need, device, place, free))
 
 
+def check_room(plan: Plan, device: torch.device) -> None:
+    """Errors: ValueError saying what fits, if the decode of a loaded model needs more than is free."""
+    wanted, free = working_bytes(plan), free_bytes(device)
+    if free is not None and wanted > free:
+        raise ValueError(
+            f"decoding {plan.draw} at {plan.size} needs about {_gb(wanted)} on {device} beside the weights, "
+            f"but {_gb(free)} are free: {_smaller(plan, free)}"
+        )
+
+
+def _smaller(plan: Plan, free: int) -> str:
+    """The largest decode that fits: fewer pictures, then no cache, then no guidance."""
+    one = replace(plan.draw, batch=1)
+    ways = {"": one, " without ml-cache": replace(one, cached=False)}
+    ways[" without ml-cache and guidance"] = replace(one, cached=False, branches=1)
+    for how, draw in ways.items():
+        most = max(
+            (n for n in range(1, plan.draw.batch + 1) if _working(plan, replace(draw, batch=n)) <= free),
+            default=0,
+        )
+        if most:
+            return f"take {most} at a time{how}"
+    return "take a smaller size, or free some memory"
+
+
+def _working(plan: Plan, draw: Draw) -> int:
+    return working_bytes(replace(plan, draw=draw))
+
+
 def free_bytes(device: torch.device) -> int | None:
     """What is free on a CUDA device, or of this machine's memory; None where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda" and torch.cuda.is_available():
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     if device.type != "cpu" or not _MEMINFO.exists():
         return None
     lines = (line.split() for line in _MEMINFO.read_text().splitlines())
