@@ -1,5 +1,7 @@
 """The recipes image-latents and marval-imagenet at toy size, on a folder of tiny pictures."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +13,14 @@ from safetensors.torch import load_file
 
 import swiftmask
 from swiftmask.data.images import CachedLatents
+from swiftmask.methods.marval import network_parameters
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar.codec import KLCodec, KLConfig
-from swiftmask.models.mar.weights import RELEASED
+from swiftmask.models.mar.network import Network
+from swiftmask.models.mar.weights import RELEASED, RELEASED_KL
 from swiftmask.recipes import image_latents, marval_imagenet
 from swiftmask.recipes.image_latents import LatentsRecipe
-from swiftmask.recipes.marval_imagenet import ImageStudentRecipe, draw_from, released_name
+from swiftmask.recipes.marval_imagenet import ImageStudentRecipe, draw_from, released_name, training_bytes
 from swiftmask.training.loop import Progress
 from swiftmask.training.setup import TrainingConfig
 
@@ -68,6 +72,31 @@ def test_a_toy_run_caches_and_distils(student_recipe: ImageStudentRecipe, tmp_pa
     resumed = load_file(student_recipe.run(tmp_path / "run", again.append) / "model.safetensors")
     assert [progress.step for progress in again] == [10], "images were encoded or updates made again"
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("size", "alone", "sharded"), [("mar-b", 9.4, 5.5), ("mar-l", 21.3, 12.2), ("mar-h", 41.7, 23.8)]
+)
+def test_memory_of_released_sizes(size: str, alone: float, sharded: float) -> None:
+    with torch.device("meta"):
+        teacher = MAR(Network(RELEASED[size]), KLCodec(RELEASED_KL))
+    counts = {name: parameter.numel() for name, parameter in teacher.named_parameters()}
+    trained = sum(counts[name] for name in network_parameters(teacher))
+    for processes, gigabytes in ((1, alone), (8, sharded)):
+        found = training_bytes(sum(counts.values()), trained, sharded_over=processes)
+        assert found / 1e9 == pytest.approx(gigabytes, abs=0.05)
+
+
+def test_two_processes_with_accumulation_leave_a_student(
+    tmp_path: Path, images: Path, golden_mar: MAR, in_processes: Callable[..., None]
+) -> None:
+    golden_mar.save_pretrained(tmp_path / "teacher", provenance={})
+    script = Path(__file__).with_name("marval_imagenet_process.py")
+    in_processes(script, tmp_path / "teacher", images, tmp_path / "run", count=2)
+    fast = swiftmask.accelerate(swiftmask.load(tmp_path / "teacher"), marval=tmp_path / "run" / "model")
+    assert fast.generate([4], steps=2).cost.calls["head"] == 2
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2]
 
 
 def test_draws_are_tokens_with_the_labels_of_their_folders(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swiftmask.training.checkpoint import save_checkpoint
-from swiftmask.training.loop import NonFiniteLossError, Progress, train
+from swiftmask.training.checkpoint import Reached, save_checkpoint
+from swiftmask.training.loop import NonFiniteError, Progress, train
 from swiftmask.training.setup import TrainingConfig, learning_rate_factor, step_seed
 
 
@@ -95,14 +95,14 @@ def test_a_non_finite_loss_stops_and_keeps_the_batch(tmp_path):
         loss, metrics = model(batch)
         return loss * float("nan"), metrics
 
-    with pytest.raises(NonFiniteLossError, match="step 1"):
+    with pytest.raises(NonFiniteError, match="step 1"):
         train(fresh(), batches, broken, config(3), tmp_path, name="toy")
     assert torch.equal(torch.load(tmp_path / "bad_batch.pt", weights_only=True), batches(0, 0, 1))
 
 
 def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.safetensors"
-    save_checkpoint(path, {"model": fresh()}, [], 1, "toy")
+    save_checkpoint(path, {"model": fresh()}, [], Reached(1, {}), "toy")
     before = path.read_bytes()
 
     def full_disk(*args, **kwargs):
@@ -110,7 +110,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr("swiftmask.training.checkpoint.save_file", full_disk)
     with pytest.raises(OSError, match="space"):
-        save_checkpoint(path, {"model": fresh()}, [], 2, "toy")
+        save_checkpoint(path, {"model": fresh()}, [], Reached(2, {}), "toy")
     assert path.read_bytes() == before
 
 
@@ -127,3 +127,45 @@ def test_step_seeds_differ_between_steps_ranks_and_runs():
     seeds = {step_seed(seed, step, rank) for seed in range(5) for step in range(50) for rank in range(4)}
     assert len(seeds) == 5 * 50 * 4
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path):
+    with pytest.raises(NonFiniteError, match="weights are NaN or infinite after step 1"):
+        train(
+            fresh(),
+            batches,
+            train_step,
+            config(1, learning_rate=1e37, warmup_steps=0, weight_decay=34.0),
+            tmp_path,
+            name="toy",
+        )
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
+    settings = config(8, save_every=3, log_every=2)
+    train(fresh(), batches, train_step, settings, tmp_path, name="toy")
+    whole = losses(tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    content = {"truncated": path.read_bytes()[:-9], "empty": b"", "text": b"not a checkpoint at all"}[damage]
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="is damaged .*: continuing from checkpoint.previous"):
+        train(fresh(), batches, train_step, settings, tmp_path, name="toy")
+    assert losses(tmp_path) == whole
+    for each in tmp_path.glob("checkpoint*"):
+        each.write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint.safetensors is damaged .* delete it"):
+        train(fresh(), batches, train_step, settings, tmp_path, name="toy")
+
+
+@pytest.mark.parametrize("muon", [None, 0.02])
+def test_a_run_that_accumulates_resumes_bit_for_bit(tmp_path, muon):
+    settings = config(6, muon_learning_rate=muon, accumulate=2, save_every=2, log_every=4)
+    whole = train(fresh(), batches, train_step, settings, tmp_path, name="toy")
+    before = losses(tmp_path)
+    (tmp_path / "checkpoint.safetensors").unlink()
+    resumed = train(fresh(), batches, train_step, settings, tmp_path, name="toy")
+    assert losses(tmp_path) == before
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key

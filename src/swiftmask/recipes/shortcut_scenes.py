@@ -60,7 +60,13 @@ class SceneShortcutRecipe:
         shortcut = self._untrained(teacher)
         precision = torch.float32 if self.training.precision == "no" else torch.bfloat16
         teacher.to(device=training_device(), dtype=precision)
-        rounds = TeacherRounds(teacher, self.rounds, self._labels_of(teacher), shortcut)
+        rounds = TeacherRounds(
+            teacher,
+            self.rounds,
+            self._labels_of(teacher),
+            shortcut,
+            accumulate=self.training.accumulate,
+        )
         trained = train(
             ShortcutTrainer(shortcut, teacher, self.rounds),
             rounds.batch,

@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from swiftmask.training.sharding import local
+
 
 class Average(nn.Module):
     """Exponential moving average of what a module trains, as `module`.
@@ -35,4 +37,4 @@ class Average(nn.Module):
 
 
 def _trained(module: nn.Module) -> list[Tensor]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [local(parameter) for parameter in module.parameters() if parameter.requires_grad]

@@ -1,64 +1,149 @@
 """Training checkpoints: one safetensors file, replaced atomically, that resumes bit for bit (on a CPU).
 
-Holds model, averaged model, optimizer state and the step. There is no data-loader or random state to save:
-a batch and its randomness are a function of the step number (loop.py).
+Holds model, averaged model, optimizer state, the step, and the metrics that no line of the log has yet.
+There is no data-loader or random state to save: a batch and its randomness are a function of the step number
+(loop.py). The checkpoint before stays beside it, and is used if the last one cannot be read.
 """
 
 import json
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from swiftmask.training.metrics import Totals
+from swiftmask.training.sharding import split_like, whole
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """Where a run stands: finished steps, and the metrics since the last line of the log."""
+
+    step: int
+    totals: Totals
+
 
 def save_checkpoint(
-    path: Path, modules: dict[str, nn.Module], optimizers: Sequence[Optimizer], step: int, fingerprint: str
+    path: Path,
+    modules: dict[str, nn.Module],
+    optimizers: Sequence[Optimizer],
+    reached: Reached,
+    fingerprint: str,
+    *,
+    writes: bool = True,
 ) -> None:
-    """Write everything needed to continue after `step` finished steps.
+    """Write everything needed to continue. Tensors are copied to the host one by one.
 
     Args:
         modules: named modules whose whole state dicts are kept.
-        fingerprint: text that must be equal on resume (recipe and its settings).
+        fingerprint: text that must be equal on resume: what the result depends on.
+        writes: False in all processes but one, which take part where tensors are split.
     """
-    tensors = {
-        f"{name}/{key}": value.contiguous()
-        for name, module in modules.items()
-        for key, value in module.state_dict().items()
-    }
-    for index, optimizer in enumerate(optimizers):
-        tensors |= {f"optimizer.{index}/{key}": value for key, value in _flat_state(optimizer).items()}
-    cloned = {key: value.detach().clone() for key, value in tensors.items()}
+    tensors = {}
+    for key, value in _state(modules, optimizers):
+        complete = whole(value.detach())
+        if writes:
+            tensors[key] = complete.to("cpu", copy=True).contiguous()
+    if not writes:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file(cloned, partial, metadata={"step": json.dumps(step), "fingerprint": fingerprint})
+    metadata = {
+        "step": json.dumps(reached.step),
+        "totals": json.dumps(reached.totals),
+        "fingerprint": fingerprint,
+    }
+    save_file(tensors, partial, metadata=metadata)
+    if path.exists():
+        os.replace(path, previous(path))
     os.replace(partial, path)
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the last one is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def load_checkpoint(
     path: Path, modules: dict[str, nn.Module], optimizers: Sequence[Optimizer], fingerprint: str
-) -> int:
-    """Restore in place and return the number of finished steps.
+) -> Reached | None:
+    """Restore in place; None if there is no checkpoint.
 
-    Errors: ValueError if the file was written by another recipe or with other settings.
+    Errors: ValueError if it was written by another recipe or with other settings, or if neither it nor the
+    one before can be read.
     """
+    there = [each for each in (path, previous(path)) if each.exists()]
+    damages = []
+    for each in there:
+        try:
+            tensors, metadata = _read(each)
+            reached = Reached(int(json.loads(metadata["step"])), json.loads(metadata["totals"]))
+            _check_fingerprint(each, metadata["fingerprint"], fingerprint)
+            _restore(tensors, modules, optimizers)
+        except _DAMAGES as error:
+            damages.append(f"{each} is damaged ({str(error).splitlines()[0]})")
+            continue
+        if damages:
+            warnings.warn(f"{damages[0]}: continuing from {each.name}", stacklevel=2)
+        return reached
+    if damages:
+        raise ValueError(f"{'; '.join(damages)}: delete it to train from the start, or take another folder")
+    return None
+
+
+class _DamageError(Exception):
+    """Tensors are missing, or of other shapes."""
+
+
+_DAMAGES = (SafetensorError, OSError, KeyError, IndexError, TypeError, json.JSONDecodeError, _DamageError)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        if metadata["fingerprint"] != fingerprint:
-            raise ValueError(
-                f"{path} was written with other settings ({metadata['fingerprint']}) than this run "
-                f"({fingerprint}): use the same settings, or another output folder"
-            )
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
+
+
+def _check_fingerprint(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise ValueError(
+            f"{path} was written with other settings ({found}) than this run ({expected}): "
+            "use the same settings, or another output folder"
+        )
+
+
+def _state(modules: dict[str, nn.Module], optimizers: Sequence[Optimizer]) -> Iterator[tuple[str, Tensor]]:
     for name, module in modules.items():
-        module.load_state_dict(_below(tensors, f"{name}/"))
-    for index, optimizer in enumerate(optimizers):
-        _restore_state(optimizer, _below(tensors, f"optimizer.{index}/"))
-    return json.loads(metadata["step"])
+        for key, value in module.state_dict().items():
+            yield f"{name}/{key}", value
+    for number, optimizer in enumerate(optimizers):
+        for index, parameter in enumerate(_parameters(optimizer)):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                yield f"optimizer.{number}/{index}.{key}", torch.as_tensor(value)
+
+
+def _restore(
+    tensors: dict[str, Tensor], modules: dict[str, nn.Module], optimizers: Sequence[Optimizer]
+) -> None:
+    """Everything is checked before anything is changed."""
+    states = {}
+    for name, module in modules.items():
+        found, current = _below(tensors, f"{name}/"), module.state_dict()
+        differ = [k for k in found.keys() | current if k not in found or k not in current
+                  or found[k].shape != current[k].shape]  # fmt: skip
+        if differ:
+            raise _DamageError(f"{len(differ)} tensors of the {name} do not fit, first {min(differ)}")
+        states[name] = {key: split_like(value, current[key]) for key, value in found.items()}
+    for name, module in modules.items():
+        module.load_state_dict(states[name])
+    for number, optimizer in enumerate(optimizers):
+        _restore_optimizer(optimizer, _below(tensors, f"optimizer.{number}/"))
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -69,17 +154,9 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _flat_state(optimizer: Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{index}.{key}": torch.as_tensor(value)
-        for index, parameter in enumerate(_parameters(optimizer))
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _restore_state(optimizer: Optimizer, flat: dict[str, Tensor]) -> None:
+def _restore_optimizer(optimizer: Optimizer, flat: dict[str, Tensor]) -> None:
     parameters = _parameters(optimizer)
     for name, value in flat.items():
         index, key = name.split(".", 1)
         parameter = parameters[int(index)]
-        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+        optimizer.state[parameter][key] = value if key == "step" else split_like(value, parameter)

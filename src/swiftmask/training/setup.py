@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
@@ -14,8 +14,11 @@ TrainStep = Callable[..., tuple[Tensor, Metrics]]
 """
 
 Batches = Callable[[int, int, int], object]
-"""`batches(step, rank, num_ranks) -> batch`: data is a function of the step, which makes resuming exact. The
-loop moves tensors to its device, in dataclasses, tuples, lists and dicts, too."""
+"""`batches(step, rank, num_ranks) -> batch`: data is a function of the step, which makes resuming exact.
+
+With gradient accumulation a process asks for several ranks of a step, one after the other. The loop moves
+tensors to its device, in dataclasses, tuples, lists and dicts, too.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +27,11 @@ class TrainingConfig:
 
     Attributes:
         num_steps: optimizer steps of the whole run.
-        batch_size: pictures (or pairs) per step over all processes.
+        batch_size: images (or pairs) per step over all processes and shares.
+        accumulate: shares of a process's part of a step, computed one after the other (gradients add up); a
+            method that counts images per update counts them per share.
+        sharded: several processes split gradients, optimizer state and averaged weights (FSDP2); otherwise
+            each has them whole.
         learning_rate: peak of the schedule (linear warm-up, then cosine to zero).
         muon_learning_rate: if set, hidden matrices use Muon (Jordan et al., 2024) with this rate, the rest
             AdamW.
@@ -36,6 +43,8 @@ class TrainingConfig:
 
     num_steps: int
     batch_size: int
+    accumulate: int = 1
+    sharded: bool = False
     learning_rate: float = 1e-3
     muon_learning_rate: float | None = None
     betas: tuple[float, float] = (0.9, 0.96)
@@ -48,6 +57,62 @@ class TrainingConfig:
     save_every: int = 500
     log_every: int = 50
     report_to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key, (expected, is_right) in _RANGES.items():
+            if (value := getattr(self, key)) is not None and not is_right(value):
+                raise ValueError(f"training.{key} must be {expected}, got {value}")
+        if self.sharded and (self.precision == "bf16-weights" or self.muon_learning_rate is not None):
+            raise ValueError(
+                "training.sharded splits every matrix: it needs precision 'no' or 'bf16' and AdamW alone, "
+                f"got {self.precision!r} and muon_learning_rate {self.muon_learning_rate}"
+            )
+
+    def check_shares(self, num_processes: int) -> None:
+        """Errors: ValueError for a batch that cannot be shared evenly."""
+        if self.batch_size % (num_processes * self.accumulate):
+            raise ValueError(
+                f"training.batch_size must be a multiple of processes * accumulate "
+                f"({num_processes} * {self.accumulate}), got {self.batch_size}"
+            )
+
+    def fingerprint(self, num_processes: int) -> str:
+        """What a checkpoint is refused for: the settings that change the result, and no others."""
+        settings = {key: value for key, value in asdict(self).items() if key not in _WITHOUT_EFFECT}
+        return ", ".join(f"{key}={value}" for key, value in (settings | {"processes": num_processes}).items())
+
+
+_WITHOUT_EFFECT = ("save_every", "log_every", "report_to", "sharded")
+"""Settings that change when and where something is written, or how weights lie in memory."""
+
+
+def _finite(lowest: float, highest: float = math.inf) -> Callable[[float], bool]:
+    """Both ends included, infinity excluded."""
+    return lambda value: math.isfinite(value) and lowest <= value <= highest
+
+
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+_AT_LEAST_1 = ("at least 1", _finite(1))
+_POSITIVE = ("above 0 and finite", _positive)
+_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "num_steps": _AT_LEAST_1,
+    "batch_size": _AT_LEAST_1,
+    "accumulate": _AT_LEAST_1,
+    "save_every": _AT_LEAST_1,
+    "log_every": _AT_LEAST_1,
+    "learning_rate": _POSITIVE,
+    "muon_learning_rate": _POSITIVE,
+    "max_grad_norm": _POSITIVE,
+    "weight_decay": ("at least 0 and finite", _finite(0)),
+    "warmup_steps": ("at least 0", _finite(0)),
+    "seed": ("an integer of at least 0", _finite(0)),
+    "ema_decay": ("at least 0 and below 1", lambda value: 0 <= value < 1),
+    "betas": ("two numbers of at least 0 and below 1", lambda pair: all(0 <= beta < 1 for beta in pair)),
+    "precision": ("no, bf16 or bf16-weights", lambda value: value in ("no", "bf16", "bf16-weights")),
+}
 
 
 _NOT_HIDDEN = ("emb", "bias", "wte", "transformer.ff_out")

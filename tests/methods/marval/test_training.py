@@ -19,7 +19,7 @@ from swiftmask.methods.marval.training import (
     turn_of,
 )
 from swiftmask.training.average import Average
-from swiftmask.training.checkpoint import save_checkpoint
+from swiftmask.training.checkpoint import Reached, save_checkpoint
 from swiftmask.training.frozen import Outside
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig, step_seed
@@ -246,9 +246,9 @@ def losses(folder: Path) -> list[str]:
 
 def test_checkpoints_leave_the_frozen_parts_out(teacher, own, tmp_path):
     trainer = make_trainer(teacher, own, CONFIG)
-    save_checkpoint(tmp_path / "small.safetensors", {"model": trainer}, [], 0, "toy")
+    save_checkpoint(tmp_path / "small.safetensors", {"model": trainer}, [], Reached(0, {}), "toy")
     everything = make_trainer(teacher, [name for name, _ in teacher.named_parameters()], CONFIG)
-    save_checkpoint(tmp_path / "large.safetensors", {"model": everything}, [], 0, "toy")
+    save_checkpoint(tmp_path / "large.safetensors", {"model": everything}, [], Reached(0, {}), "toy")
     small, large = ((tmp_path / f"{name}.safetensors").stat().st_size for name in ("small", "large"))
     assert small < large
 

@@ -129,6 +129,7 @@ class TeacherRounds:
     Args:
         labels: `labels(round, count)` says what is drawn (classes or prompts).
         shortcut: that is trained: it says what it reads of a decision, and draws on-policy rounds.
+        accumulate: of the training; the shares of a process learn from one round.
     """
 
     def __init__(
@@ -137,17 +138,20 @@ class TeacherRounds:
         config: RoundsConfig,
         labels: Callable[[int, int], Sequence[int] | Sequence[str]],
         shortcut: AnyShortcut,
+        *,
+        accumulate: int = 1,
     ) -> None:
         self._model = model
         self._config = config
         self._labels = labels
         self._shortcut = shortcut
+        self._accumulate = accumulate
         self._round: _Round | None = None
 
     def batch(self, step: int, rank: int, num_ranks: int) -> RolloutBatch:
         """The batch of an update; the first of a round makes it decode."""
         config = self._config
-        number = (step // config.updates_per_round) * num_ranks + rank
+        number = (step // config.updates_per_round * num_ranks + rank) // self._accumulate
         if self._round is None or number != self._round.number:
             self._round = None  # two rounds at once would be twice the memory
             self._round = self._decode(number)

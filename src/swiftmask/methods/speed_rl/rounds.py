@@ -80,8 +80,9 @@ class Rounds:
         number, update = divmod(step, config.updates_per_round)
         metrics = self._clock.start()
         metrics["lr"] = _scalar(self._training.learning_rate * learning_rate_factor(step, self._training))
-        if update == 0:
-            metrics |= self._draw(number, rank, num_ranks)
+        shares = self._training.accumulate
+        if update == 0 and rank % shares == 0:  # once per process
+            metrics |= self._draw(number, rank // shares, num_ranks // shares)
         lessons = self._lessons(number, update % config.steps_per_generation, rank, num_ranks)
         return SpeedRLBatch(lessons, metrics | self._clock.stop())
 

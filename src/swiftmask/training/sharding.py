@@ -1,0 +1,75 @@
+"""Sharded training: gradients, optimizer state and averaged weights are split over the processes (FSDP2).
+
+The weights are gathered for the length of a step, because methods read them outside a forward pass, too: to
+draw the images they learn from. Accelerate's own FSDP2 is this call of `fully_shard`, but it wraps nothing
+on CPUs and differently inside each network.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def shard(module: nn.Module, accelerator: Accelerator) -> None:
+    """Split what `module` trains over all processes; frozen parameters stay whole, and shared."""
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    frozen = {parameter for parameter in module.parameters() if not parameter.requires_grad}
+    fully_shard(module, mesh=mesh, ignored_params=frozen)
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """The weights whole inside, split again at the end; nothing for a module that is not sharded."""
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()
+
+
+@contextmanager
+def summed_later(accelerator: Accelerator, model: nn.Module, later: bool) -> Iterator[None]:
+    """Within, gradients are kept to be summed over processes by a later pass of the same step."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(not later)
+        model.set_reshard_after_backward(False)
+    if not later or isinstance(model, FSDPModule):
+        yield
+        return
+    with accelerator.no_sync(model):
+        yield
+
+
+def unsharded(module: nn.Module) -> nn.Module:
+    """The module with whole weights, for good."""
+    if isinstance(module, FSDPModule):
+        module.unshard()
+    return module
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor; all of one that is not split."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor. Every process must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def split_like(tensor: Tensor, example: Tensor) -> Tensor:
+    """A whole tensor, the same in every process, on the device of `example` and split as that is."""
+    placed = tensor.to(example.device)
+    if not isinstance(example, DTensor):
+        return placed
+    with torch.no_grad():
+        return distribute_tensor(placed, example.device_mesh, example.placements)
