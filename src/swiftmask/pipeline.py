@@ -136,7 +136,7 @@ class Pipeline:
         """
         with torch.no_grad():  # not inference_mode: models keep what they computed, and may be trained later
             condition = self._encode(labels, prompts)
-        seeds = _seeds(seeds, len(condition))
+        seeds = chosen_seeds(seeds, len(condition))
         canvas = self.model.blank(len(condition)) if canvas is None else canvas
         schedule = self.schedule(steps, num_masked=_num_masked(canvas))
         if isinstance(self.model, WeighedGenerator):
@@ -334,7 +334,8 @@ def _with_chains(schedule: Schedule, length: int) -> list[Step]:
     ]
 
 
-def _seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
+def chosen_seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
+    """One seed for each of `count` images. Errors: ValueError for another number, or one out of range."""
     chosen = list(range(count)) if seeds is None else [int(seed) for seed in seeds]
     if len(chosen) != count:
         raise ValueError(f"one seed per picture: got {len(chosen)} seeds for {count} pictures")

@@ -29,12 +29,12 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2
     return said
 
 
-def failed_last(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def failed_last(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) -> str:
     """The last line of a command that fails after it told what it is about to do."""
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])
     said = capsys.readouterr().err
-    assert stop.value.code == 2, said
+    assert stop.value.code == code, said
     assert "Traceback" not in said
     return said.strip().splitlines()[-1]
 
@@ -270,7 +270,7 @@ def test_disk_full(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr("PIL.Image.Image.save", full)
-    said = failed(capsys, "generate", tiny_folder, "0", "--steps", "2", "--out", tmp_path / "out")
+    said = failed_last(capsys, "generate", tiny_folder, "0", "--steps", "2", "--out", tmp_path / "out")
     assert "no space left on device" in said
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -296,7 +296,7 @@ def test_interruption_leaves_whole_files_only(
 
     original = command._save
     monkeypatch.setattr(command, "_save", interrupted)
-    said = failed(capsys, "generate", tiny_folder, "0", "1", "--steps", "2", "--out", tmp_path, code=130)
+    said = failed_last(capsys, "generate", tiny_folder, "0", "1", "--steps", "2", "--out", tmp_path, code=130)
     assert "interrupted" in said
     assert [path.name for path in tmp_path.iterdir()] == ["0-0.png"]
 

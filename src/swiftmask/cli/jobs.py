@@ -100,8 +100,10 @@ def check_jobs(pipeline: "Pipeline", jobs: Sequence[Job]) -> None:
     """
     from swiftmask.data.prompts import name_all
     from swiftmask.models.meissonic import Meissonic
+    from swiftmask.pipeline import chosen_seeds
 
     model = pipeline.model
+    chosen_seeds([job.seed for job in jobs], len(jobs))
     if any(job.negative for job in jobs) and not isinstance(model, Meissonic):
         raise ValueError(f"{pipeline.name} takes no negative prompt: leave it out, or use a meissonic model")
     check: Any = model.check_prompts if isinstance(model, Meissonic) else model.encode
