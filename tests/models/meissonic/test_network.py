@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from swiftmask.core.tokens import guide
 from swiftmask.models.meissonic import Meissonic
+from swiftmask.models.meissonic.blocks import _linear_of_both
 from swiftmask.models.meissonic.network import Conditioning, Transformer
 from swiftmask.models.meissonic.rotary import places_of, rotary_at
 
@@ -82,3 +83,11 @@ def test_sizes_that_cannot_be(transformer: Transformer) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             replace(transformer.config, **changes)
+
+
+def test_a_linear_layer_of_two_inputs_is_that_of_both_side_by_side() -> None:
+    layer, left_XTD, right_XTE = nn.Linear(10, 3), torch.randn(2, 5, 4), torch.randn(2, 5, 6)
+    joined_XTD = layer(torch.cat([left_XTD, right_XTE], dim=-1))
+    torch.testing.assert_close(_linear_of_both(layer, left_XTD, right_XTE), joined_XTD)
+    wrapped = nn.Sequential(layer)
+    assert torch.equal(_linear_of_both(wrapped, left_XTD, right_XTE), joined_XTD)

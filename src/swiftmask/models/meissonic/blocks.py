@@ -32,7 +32,7 @@ class _Expand(nn.Module):
         self.proj = nn.Linear(width, _MLP_RATIO * width)
 
     def forward(self, x_XTD: Tensor) -> Tensor:
-        return F.gelu(self.proj(x_XTD), approximate="tanh")
+        return _gelu(self.proj(x_XTD))
 
 
 class _FeedForward(nn.Module):
@@ -131,9 +131,8 @@ class SingleBlock(nn.Module):
     def forward(self, x_XTD: Tensor, active_XD: Tensor, rotary: Rotary) -> Tensor:
         shift, scale, gate = self.norm(active_XD)
         normed_XTD = _modulated(x_XTD, shift, scale)
-        expanded = F.gelu(self.proj_mlp(normed_XTD), approximate="tanh")
-        both = torch.cat([self.attn(normed_XTD, rotary), expanded], dim=-1)
-        return _within_half(x_XTD + gate * self.proj_out(both))
+        attended, expanded = self.attn(normed_XTD, rotary), _gelu(self.proj_mlp(normed_XTD))
+        return _within_half(x_XTD + gate * _linear_of_both(self.proj_out, attended, expanded))
 
 
 def _modulated(x_XTD: Tensor, shift_X1D: Tensor, scale_X1D: Tensor) -> Tensor:
@@ -143,6 +142,26 @@ def _modulated(x_XTD: Tensor, shift_X1D: Tensor, scale_X1D: Tensor) -> Tensor:
 def _fed_forward(x_XTD: Tensor, mlp: _FeedForward, modulation: list[Tensor]) -> Tensor:
     shift_X1D, scale_X1D, gate_X1D = modulation
     return x_XTD + gate_X1D * mlp(_modulated(x_XTD, shift_X1D, scale_X1D))
+
+
+def _gelu(x_XTE: Tensor) -> Tensor:
+    """In place where nothing is differentiated: GELU into fresh memory costs page faults on a CPU."""
+    if x_XTE.requires_grad:
+        return F.gelu(x_XTE, approximate="tanh")
+    return torch.ops.aten.gelu_(x_XTE, approximate="tanh")
+
+
+def _linear_of_both(layer: nn.Module, left_XTD: Tensor, right_XTE: Tensor) -> Tensor:
+    """A linear layer of two inputs side by side, as two matmuls that add up: joining them is a copy of all.
+
+    A layer with adapters around it (peft) gets them joined.
+    """
+    if type(layer) is not nn.Linear:
+        return layer(torch.cat([left_XTD, right_XTE], dim=-1))
+    first, rest = layer.weight.tensor_split([left_XTD.shape[-1]], dim=1)
+    partial_XTD = F.linear(left_XTD, first, layer.bias)
+    summed = torch.addmm(partial_XTD.flatten(0, 1), right_XTE.flatten(0, 1), rest.t())
+    return summed.unflatten(0, partial_XTD.shape[:2])
 
 
 def _heads(x_XTD: Tensor, num_heads: int) -> Tensor:
