@@ -1,6 +1,7 @@
 """The estimate of a decode against the storage of one at its peak, and what is said if it is too much."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -191,3 +192,15 @@ def test_a_decode_is_weighed_before_it_starts(monkeypatch: pytest.MonkeyPatch) -
         pipeline.generate(prompts=["circle"] * 2, steps=2)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10**9)
     assert len(pipeline.generate(prompts=["circle"] * 2, steps=2).seeds) == 2
+
+
+def test_files_that_a_container_only_caches_count_as_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemAvailable: 1000 kB\n")
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("4000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 2500\nactive_file 500\n")
+    assert memory.free_bytes(torch.device("cpu")) == 3500

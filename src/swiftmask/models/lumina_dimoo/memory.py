@@ -203,10 +203,13 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def _left_in_container() -> int | None:
-    limit, used = (_CGROUP / name for name in ("memory.max", "memory.current"))
+    """What a container's limit leaves. Cached files that the kernel would drop do not count as used."""
+    limit, used, parts = (_CGROUP / name for name in ("memory.max", "memory.current", "memory.stat"))
     if not limit.exists() or not used.exists() or not limit.read_text().strip().isdecimal():
         return None
-    return max(0, int(limit.read_text()) - int(used.read_text()))
+    lines = [line.split() for line in parts.read_text().splitlines()] if parts.exists() else []
+    droppable = next((int(words[1]) for words in lines if words[0] == "inactive_file"), 0)
+    return max(0, int(limit.read_text()) - int(used.read_text()) + droppable)
 
 
 def _complaint(plan: Plan, need: Need, device: torch.device, place: torch.device, free: int) -> str:
