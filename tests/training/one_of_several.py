@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ CONFIG = TrainingConfig(
     save_every=3,
     log_every=2,
 )
-CHANGES = {
+CHANGES: dict[str, dict[str, Any]] = {
     "whole": {},
     "accumulated": {"accumulate": 2},
     "sharded": {"sharded": True, "accumulate": 2},

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,10 @@ from safetensors.torch import load_file
 from swiftmask.training.setup import TrainingConfig
 
 SCRIPT = Path(__file__).with_name("one_of_several.py")
+
+
+def made(**changes: Any) -> TrainingConfig:
+    return TrainingConfig(**({"num_steps": 4, "batch_size": 8} | changes))
 
 
 def log_of(folder: Path) -> list[dict[str, float]]:
@@ -64,14 +69,14 @@ def test_a_loss_that_is_nan_in_one_process_stops_all(tmp_path, in_processes):
 
 
 def test_a_checkpoint_is_refused_for_what_changes_the_result_alone():
-    config = TrainingConfig(num_steps=4, batch_size=8)
+    config = made()
     same = [
-        TrainingConfig(num_steps=4, batch_size=8, **changes).fingerprint(2)
+        made(**changes).fingerprint(2)
         for changes in ({"save_every": 3}, {"log_every": 7}, {"report_to": ("wandb",)}, {"sharded": True})
     ]
     assert set(same) == {config.fingerprint(2)}
     others = [
-        TrainingConfig(**({"num_steps": 4, "batch_size": 8} | changes)).fingerprint(2)
+        made(**changes).fingerprint(2)
         for changes in (
             {"batch_size": 4},
             {"num_steps": 5},
@@ -103,4 +108,4 @@ def test_a_batch_that_cannot_be_shared_is_refused():
 def test_settings_out_of_range_are_refused(changes):
     (key,) = changes
     with pytest.raises(ValueError, match=f"training.{key} must be"):
-        TrainingConfig(**({"num_steps": 1, "batch_size": 1} | changes))
+        made(**changes)

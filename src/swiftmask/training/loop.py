@@ -165,6 +165,7 @@ def _one_step(run: Run, batches: Batches, train_step: TrainStep, config: Trainin
     norm = whole(torch.as_tensor(accelerator.clip_grad_norm_(run.model.parameters(), config.max_grad_norm)))
     loss = torch.stack([share.loss for share in shares]).mean()
     everywhere = accelerator.reduce(loss.clone(), "mean")
+    assert isinstance(everywhere, Tensor)
     if not torch.isfinite(everywhere + norm):
         _stop(run, shares, float(everywhere), float(norm))
     factor = learning_rate_factor(run.step, config)
