@@ -21,6 +21,7 @@ from torch import Tensor
 
 from swiftmask.cli import measure
 from swiftmask.cli.overrides import override
+from swiftmask.cli.progress import counting
 from swiftmask.evaluate.summary import write_text
 from swiftmask.methods.speed_rl import Rounds, SpeedRLTrainer
 from swiftmask.methods.speed_rl.policy import trained_parameters
@@ -54,7 +55,7 @@ def gradients(recipe: SceneSpeedRLRecipe, num_rounds: int) -> tuple[Tensor, list
     judges = recipe.readers.judges(SCORINGS[base.spec.draws])
     rounds = Rounds(trainer, recipe.prompts(base.spec.draws), judges, recipe.training)
     found = []
-    with measure.progress("rounds", num_rounds) as advance:
+    with counting("rounds", num_rounds, unit="rounds") as advance:
         for number in range(num_rounds):
             lessons = rounds.batch(number, 0, 1).lessons
             found.append(torch.stack([_gradient(trainer, lessons, step) for step in range(STEPS)]))

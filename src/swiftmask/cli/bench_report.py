@@ -11,7 +11,7 @@ import tyro
 from swiftmask.cli import measure
 from swiftmask.cli.bench import BenchQuality, Way, check_denoising, check_unguided, parse_budget
 from swiftmask.cli.loading import budgets_of, own_device, say_where, shares_of
-from swiftmask.cli.progress import note
+from swiftmask.cli.progress import counting, note
 from swiftmask.cli.real_pictures import DIGITS, check_real_pictures, describe_reference
 from swiftmask.cli.report_pictures import draw_shown, draw_timeline, gallery_of
 from swiftmask.cli.report_requests import Requests, class_requests, prompt_requests, scenes_requests
@@ -150,7 +150,7 @@ class BenchReport:
             report = self._compared(base, [way.row for way in ways], requests, sample, processes)
         if report is None or processes.rank != 0:
             return 0
-        with measure.progress("drawing what is shown", len(ways)) as advance:
+        with counting("generating what is shown", len(ways), unit="rows") as advance:
             rows = [way.row for way in ways]
             drawn = draw_shown(rows, requests, self.shown, lambda name: advance(1, name))
             timelines = self._timelines(base, ways, report, requests)
@@ -299,7 +299,7 @@ class BenchReport:
         gflop = {row.name: row.flops / 1e9 for row in rows}
         total = sum(gflop.values()) * sample.num_pictures * sample.num_seeds
         own = total / processes.count
-        with measure.progress("drawing and describing", own, shown=processes.rank == 0) as advance:
+        with counting("generating and describing", own, unit="GFLOP", shown=processes.rank == 0) as advance:
             return run_folder_study(
                 rows,
                 sample,

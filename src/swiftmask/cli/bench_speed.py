@@ -9,7 +9,7 @@ import tyro
 
 from swiftmask.cli import measure
 from swiftmask.cli.loading import device_text
-from swiftmask.cli.progress import note
+from swiftmask.cli.progress import counting, note
 
 if TYPE_CHECKING:
     from swiftmask.evaluate.speed import SpeedReport, StepKind
@@ -63,7 +63,7 @@ class BenchSpeed:
         self._check()
         kinds = self.kinds()
         note(f"{self.model} on {device_text(kinds[0].model.device)} in {self.dtype}")
-        with measure.progress("timing", num_rounds(self.repeats)) as advance:
+        with counting("timing", num_rounds(self.repeats), unit="rounds") as advance:
             report = self._measure(kinds, lambda: advance(1, "rounds"))
         if self.out is not None:
             write_text(self.out, _as_json(report))

@@ -199,7 +199,7 @@ class Compare:
 
         if isinstance(reference, Moments):
             self._check_extractor(reference, extractor.identity)
-        with progress_bar() if processes.rank == 0 else Progress(disable=True) as bar:
+        with progress_bar(shown=processes.rank == 0) as bar:
             ours = store(generated, self.pictures, "pictures", bar)
             if isinstance(reference, Moments):
                 return ours, reference
@@ -264,7 +264,7 @@ def shown(bar: Progress, what: str) -> Callable[[int, int], None]:
 
     def on_progress(done: int, total: int) -> None:
         if not tasks:
-            tasks.append(bar.add_task(what, total=total, completed=done))
+            tasks.append(bar.add_task(what, total=total, completed=done, unit="images"))
         bar.update(tasks[0], completed=done)
 
     return on_progress

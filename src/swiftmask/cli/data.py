@@ -31,7 +31,7 @@ class DataEmoji:
         if self.source is not None and not self.source.is_dir():
             raise FileNotFoundError(f"no such folder: {self.source}")
         with progress_bar() as progress:
-            task = progress.add_task("images", total=None)
+            task = progress.add_task("writing", total=None, unit="images")
             built = build_emoji(
                 self.out,
                 source=self.source,

@@ -276,7 +276,7 @@ class Generate:
         if missing:
             say_where(pipeline)
         with progress_bar() as progress:
-            task = progress.add_task("picture steps", total=len(missing) * pipeline.steps)
+            task = progress.add_task("generating", total=len(missing) * pipeline.steps, unit="image steps")
             for start in range(0, len(missing), self.batch_size):
                 batch = missing[start : start + self.batch_size]
 

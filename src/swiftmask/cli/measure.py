@@ -4,12 +4,13 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from swiftmask.cli.progress import counting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -251,7 +252,7 @@ def study(
     gflop = {row.name: row.flops / 1e9 for row in rows}
     total = sum(gflop.values()) * sample.num_pictures * sample.num_seeds
     processes = processes or Processes()
-    with progress("drawing and judging", total, shown=processes.rank == 0) as advance:
+    with counting("generating and judging", total, unit="GFLOP", shown=processes.rank == 0) as advance:
         found = run_study(
             rows,
             sample,
@@ -272,28 +273,6 @@ def origin(model: str, command: str) -> "Origin":
 
 def _today() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d")
-
-
-@contextmanager
-def progress(title: str, total: float, *, shown: bool = True) -> Iterator[Callable[[float, str], None]]:
-    """A bar with the time left on stderr; yields `advance(amount, what)`."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
-    ) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda amount, what: bar.update(task, advance=amount, description=f"{title}: {what}")
 
 
 def print_json(content: object) -> None:

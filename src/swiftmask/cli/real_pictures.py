@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swiftmask.cli import measure
-from swiftmask.cli.progress import note
+from swiftmask.cli.progress import counting, note
 from swiftmask.cli.report_requests import Requests
 
 if TYPE_CHECKING:
@@ -57,8 +56,8 @@ def describe_reference(
     for line in real.said if processes.rank == 0 else ():
         note(line)
     own = folder / f"real-{path.resolve().name}-{real.fingerprint[:DIGITS]}"
-    with measure.progress(
-        "describing real pictures", real.count / processes.count, shown=processes.rank == 0
+    with counting(
+        "describing real images", real.count / processes.count, unit="images", shown=processes.rank == 0
     ) as advance:
         last = [0]
 

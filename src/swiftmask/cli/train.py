@@ -1,7 +1,6 @@
 """`swiftmask train`: run a recipe, or continue it."""
 
 import json as json_module
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +48,7 @@ class Train:
         if speaks:
             note(f"training {self.recipe} in {folder}; an interrupted run continues at its last checkpoint")
         try:
-            with sole_writer(folder), progress_bar() as bar:
+            with sole_writer(folder), progress_bar(shown=speaks) as bar:
                 finished = config.run(folder, Display(bar))
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the same command continues from the last checkpoint") from None
@@ -62,30 +61,20 @@ class Train:
 
 
 class Display:
-    """A recipe's `on_log`: a bar, or lines where there is no terminal. A recipe may train parts in turn."""
+    """A recipe's `on_log`: a task of the bar for each part that it trains, described by the last metrics."""
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
         self._task = None
         self._last = (0, 0)  # step and number of steps: another part has others
-        self._started: tuple[int, float] | None = None
 
     def __call__(self, progress: "Progress") -> None:
         if self._task is None or progress.step < self._last[0] or progress.num_steps != self._last[1]:
-            self._task = self._bar.add_task("training", total=progress.num_steps, completed=progress.step)
-            self._started = (progress.step, time.monotonic())
+            self._task = self._bar.add_task(
+                "training", total=progress.num_steps, completed=progress.step, unit="steps"
+            )
         self._last = (progress.step, progress.num_steps)
         metrics = " ".join(f"{name} {value:.4g}" for name, value in progress.metrics.items())
-        self._bar.update(self._task, completed=progress.step, total=progress.num_steps, description=metrics)
-        if self._bar.disable:
-            note(f"step {progress.step}/{progress.num_steps} {metrics}{self._left(progress)}")
-
-    def _left(self, progress: "Progress") -> str:
-        assert self._started is not None
-        first_step, began = self._started
-        if progress.step == first_step:
-            return ""
-        seconds = (
-            (time.monotonic() - began) / (progress.step - first_step) * (progress.num_steps - progress.step)
+        self._bar.update(
+            self._task, completed=progress.step, total=progress.num_steps, description=f"training ({metrics})"
         )
-        return f", {seconds / 60:.1f} minutes left"

@@ -344,7 +344,7 @@ def _bar() -> Iterator[Callable[[float, float, str], None]]:
     from swiftmask.cli.progress import progress_bar
 
     with progress_bar() as progress:
-        task = progress.add_task("tuning", total=None)
+        task = progress.add_task("tuning", total=None, unit="GFLOP")
         yield lambda done, total, what: progress.update(
             task, completed=done / 1e9, total=total / 1e9, description=what
         )

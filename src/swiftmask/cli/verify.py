@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from swiftmask.cli.progress import progress_bar
+
 if TYPE_CHECKING:
     from swiftmask.verify import Report
 
@@ -25,7 +27,13 @@ class Verify:
     def run(self) -> int:
         from swiftmask.verify import verify_folder
 
-        reports = verify_folder(self.folder, only=self.only)
+        with progress_bar() as progress:
+            task = progress.add_task("verifying", total=None, unit="cases")
+            reports = verify_folder(
+                self.folder,
+                only=self.only,
+                on_case=lambda done, total: progress.update(task, completed=done, total=total),
+            )
         failed = [report.name for report in reports if report.status == "failed"]
         if self.json:
             cases = [asdict(report) for report in reports]

@@ -8,6 +8,18 @@ from types import ModuleType
 
 from swiftmask.core.reading import first_line
 
+EXTRAS = {
+    "diffusers": "text",
+    "transformers": "text",
+    "tokenizers": "text",
+    "peft": "rl",
+    "resvg_py": "emoji",
+    "tensorboard": "track",
+    "trackio": "track",
+    "wandb": "track",
+}
+"""Extra of pyproject.toml that installs a library, by the name it is imported by. The rest come along."""
+
 
 def library(name: str, purpose: str) -> ModuleType:
     """A library by name.
@@ -20,6 +32,7 @@ def library(name: str, purpose: str) -> ModuleType:
     try:
         return import_module(name)
     except (ImportError, RuntimeError) as error:
+        package = f"'swiftmask[{EXTRAS[name]}]'" if name in EXTRAS else name
         raise ValueError(
-            f"{purpose} needs {name}, which does not import here ({first_line(error)}): pip install {name}"
+            f"{purpose} needs {name}, which does not import here ({first_line(error)}): pip install {package}"
         ) from error

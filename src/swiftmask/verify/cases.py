@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -67,7 +67,12 @@ class Report:
     message: str = ""
 
 
-def verify_folder(folder: str | Path, *, only: str | None = None) -> list[Report]:
+def verify_folder(
+    folder: str | Path,
+    *,
+    only: str | None = None,
+    on_case: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Report]:
     """Every case of the folder, or those whose names begin with `only` (with or without "manifests/").
 
     A case that cannot be read or run fails with a message; the others still run.
@@ -87,7 +92,11 @@ def verify_folder(folder: str | Path, *, only: str | None = None) -> list[Report
     ]
     if not chosen:
         raise ValueError(f"no case begins with {only!r}: there is {', '.join(names)}")
-    return [_report(folder, name) for name in chosen]
+    reports = []
+    for name in chosen:
+        reports.append(_report(folder, name))
+        on_case(len(reports), len(chosen))
+    return reports
 
 
 def case_names(folder: Path) -> list[str]:
