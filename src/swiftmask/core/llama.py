@@ -52,13 +52,16 @@ class Rotary:
         half = first.shape[-1]
         cos, sin = self.cos_XTH[:, None, :, :half], self.sin_XTH[:, None, :, :half]
         if x_XNTH.requires_grad or torch.compiler.is_compiling():
-            halves = first * cos - second * sin, second * cos + first * sin
+            halves = (
+                torch.addcmul(first * cos, second, sin, value=-1),
+                torch.addcmul(second * cos, first, sin),
+            )
             return torch.cat(halves, dim=-1).to(x_XNTH.dtype)
         # Both halves go straight to their place: fresh memory costs page faults on a CPU.
         turned_XNTH = torch.empty_like(x_XNTH)
         left, right = turned_XNTH.chunk(2, dim=-1)
-        torch.sub(first * cos, second * sin, out=left)
-        torch.add(second * cos, first * sin, out=right)
+        torch.addcmul(first * cos, second, sin, value=-1, out=left)
+        torch.addcmul(second * cos, first, sin, out=right)
         return turned_XNTH
 
 
