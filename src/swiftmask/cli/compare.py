@@ -83,14 +83,13 @@ class Compare:
                 note(line)
         device = own_device(processes, self.device)
         extractor = load_extractor(self.extractor, device)
-        if processes.rank == 0:
-            note(f"features on {device_text(device)}")
         try:
             ours, real = self._described(generated, reference, extractor, processes)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the same command continues where it was") from None
         processes.wait()
         if processes.rank == 0:
+            note(f"features on {device_text(device)}")  # not before: what is wrong with a picture is one line
             self._save_statistics(real)
             self._say_changes(ours, real)
             self._print(self._compared(ours, real), _changes_of(ours), _changes_of(real))

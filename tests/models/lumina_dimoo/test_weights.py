@@ -228,5 +228,8 @@ def test_load_reads_both_kinds_of_folder_in_the_wanted_precision(
 
 
 def test_other_models_have_no_blocks_to_keep_elsewhere(tiny_folder: Path) -> None:
-    with pytest.raises(ValueError, match="blocks_on_device is for Lumina-DiMOO, tiny is small: leave it out"):
+    with pytest.raises(
+        ValueError,
+        match="blocks_on_device is for a released lumina_dimoo, not for a converted maskgit: leave it out",
+    ):
         load(tiny_folder, blocks_on_device=1)
