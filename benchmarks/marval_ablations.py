@@ -19,8 +19,9 @@ from swiftmask.api import load
 from swiftmask.cli import measure
 from swiftmask.cli.evaluate import Evaluate
 from swiftmask.cli.overrides import override
+from swiftmask.core.writing import write_text
 from swiftmask.evaluate.quality import Sample
-from swiftmask.evaluate.summary import QualityReport, Spread, write_text
+from swiftmask.evaluate.summary import QualityReport, Spread
 from swiftmask.recipes import mar_scenes_marval
 
 START = ("marval.first_timestep=20", "marval.mask.std=0.5", "marval.mask.lowest=0.05")

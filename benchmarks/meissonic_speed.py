@@ -28,9 +28,9 @@ from swiftmask.cli.random_models import meissonic_around
 from swiftmask.core.decode import prepare_condition
 from swiftmask.core.rng import SeededNoise
 from swiftmask.core.types import Canvas, Schedule, Trajectory
+from swiftmask.core.writing import write_text
 from swiftmask.evaluate.memory import peak_memory_bytes, reset_peak_memory
 from swiftmask.evaluate.speed import matmul_task, time_in_turn
-from swiftmask.evaluate.summary import write_text
 from swiftmask.methods.speed_rl import SpeedRLConfig, SpeedRLTrainer, TuningConfig
 from swiftmask.methods.speed_rl.policy import trained_parameters
 from swiftmask.methods.speed_rl.rollouts import Replay

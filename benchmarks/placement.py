@@ -20,10 +20,11 @@ from swiftmask.cli import measure
 from swiftmask.cli.bench import parse_budget
 from swiftmask.cli.candidates import DISTANCES, Workshop
 from swiftmask.core.schedule import uniform_full_steps
+from swiftmask.core.writing import write_text
 from swiftmask.evaluate.presets import Settings
 from swiftmask.evaluate.quality import Row, Sample
 from swiftmask.evaluate.subjects import Classes
-from swiftmask.evaluate.summary import QualityReport, write_text
+from swiftmask.evaluate.summary import QualityReport
 from swiftmask.evaluate.tuning.placement import placement_drift
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from swiftmask.cli import measure
 from swiftmask.cli.overrides import override
-from swiftmask.evaluate.summary import write_text
+from swiftmask.core.writing import write_text
 from swiftmask.recipes.speed_rl_scenes import STEPS, SceneSpeedRLRecipe, few_steps
 from swiftmask.registry import recipe_module
 

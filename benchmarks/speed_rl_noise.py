@@ -22,7 +22,7 @@ from torch import Tensor
 from swiftmask.cli import measure
 from swiftmask.cli.overrides import override
 from swiftmask.cli.progress import counting
-from swiftmask.evaluate.summary import write_text
+from swiftmask.core.writing import write_text
 from swiftmask.methods.speed_rl import Rounds, SpeedRLTrainer
 from swiftmask.methods.speed_rl.policy import trained_parameters
 from swiftmask.methods.speed_rl.training import Lesson

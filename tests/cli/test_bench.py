@@ -1,6 +1,7 @@
 """`swiftmask bench` and `swiftmask evaluate` on a tiny model."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -78,11 +79,12 @@ def test_a_full_disk_is_one_clear_line_and_what_was_measured_stays(
     tiny_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = replace(_bench(tiny_scenes, tmp_path), steps=(2,), shortcut_budgets=())
-    full = tmp_path / "tiny-quality.json.partial"
+    full = tmp_path / f".tiny-quality.json.{os.getpid()}.partial"
     full.symlink_to("/dev/full")
     assert run_safely(command.run, debug=False) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "swiftmask: no space left on device"
-    full.unlink()
+    said = f"swiftmask: no space left on device: {tmp_path / 'tiny-quality.json'}"
+    assert capsys.readouterr().err.splitlines()[-1] == said
+    assert not full.is_symlink()
     monkeypatch.setattr("swiftmask.pipeline.Pipeline.generate", None)  # nothing is drawn a second time
     assert command.run() == 0
     assert json.loads(capsys.readouterr().out)["N"] == 12

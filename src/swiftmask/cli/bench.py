@@ -232,9 +232,10 @@ class BenchQuality:
             yield from self._drawn_otherwise(tuned, base)
 
     def _publish(self, report: "QualityReport", name: str) -> None:
+        from swiftmask.core.writing import write_text
         from swiftmask.evaluate.frontier import save_frontier
         from swiftmask.evaluate.quality_table import markdown
-        from swiftmask.evaluate.summary import write_report, write_text
+        from swiftmask.evaluate.summary import write_report
 
         write_report(report, self.out / f"{name}-quality.json")
         write_text(self.out / f"{name}-quality.md", markdown(report))

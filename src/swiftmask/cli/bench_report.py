@@ -337,8 +337,8 @@ class BenchReport:
     def _publish(
         self, report: "QualityReport | FolderReport", gallery: "Gallery", timelines: "Sequence[Timeline]"
     ) -> None:
+        from swiftmask.core.writing import write_text
         from swiftmask.evaluate.report import comparison_of, findings, html_report, model_card
-        from swiftmask.evaluate.summary import write_text
 
         comparison = comparison_of(report)
         found = findings(comparison)

@@ -57,8 +57,8 @@ class BenchSpeed:
 
     def run(self) -> int:
         """Measure and print."""
+        from swiftmask.core.writing import write_text
         from swiftmask.evaluate.speed import num_rounds
-        from swiftmask.evaluate.summary import write_text
 
         self._check()
         kinds = self.kinds()

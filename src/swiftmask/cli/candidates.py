@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal
 from swiftmask.cli import measure
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.schedule import uniform_full_steps
+from swiftmask.core.writing import write_text
 from swiftmask.evaluate.presets import Settings
 from swiftmask.evaluate.subjects import Subjects, picture_seeds
-from swiftmask.evaluate.summary import write_text
 from swiftmask.evaluate.tuning.feature_drift import (
     Distance,
     Recording,

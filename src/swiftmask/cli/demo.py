@@ -1,6 +1,5 @@
 """`swiftmask demo`: the full model and the accelerated one on the same seeds, with a report."""
 
-import os
 from bisect import bisect_left
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from swiftmask.cli.evaluate import Evaluate
 from swiftmask.cli.loading import say_where
 from swiftmask.cli.report_pictures import draw_first, draw_shown, draw_timeline, gallery_of
 from swiftmask.cli.report_requests import Requests, scenes_requests
+from swiftmask.core.writing import write_bytes, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,8 +97,8 @@ class Demo:
         requests = scenes_requests(rows[0], self.pictures)
         drawn = draw_shown(rows, requests, self.shown)
         write_report(report, self.out / "demo.json")
-        _write_bytes(self.out / "grid.png", side_by_side(list(drawn.values())))
-        _write_bytes(self.out / "timeline.png", filmstrip(pipelines[1], rows[1].steps, requests))
+        write_bytes(self.out / "grid.png", side_by_side(list(drawn.values())))
+        write_bytes(self.out / "timeline.png", filmstrip(pipelines[1], rows[1].steps, requests))
         self._write_page(report, rows, pipelines, drawn)
         if self.json:
             measure.print_json(asdict(report))
@@ -182,7 +182,6 @@ class Demo:
         drawn: "dict[str, Tensor]",
     ) -> None:
         from swiftmask.evaluate.report import html_report
-        from swiftmask.evaluate.summary import write_text
 
         requests = scenes_requests(rows[0], self.pictures)
         page = html_report(
@@ -212,16 +211,8 @@ class Demo:
             caption=f"From {path}: N = {benchmark.N}, {benchmark.seeds} evaluation seeds, {benchmark.date}, "
             f"commit {benchmark.commit}. {benchmark.command}",
         )
-        _write_bytes(self.out / "frontier.png", picture.png)
+        write_bytes(self.out / "frontier.png", picture.png)
         return [picture]
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def _require_bundled(model: str) -> None:

@@ -1,9 +1,8 @@
 """`swiftmask generate`: pictures to a folder, resumable."""
 
 import json as json_module
-import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +13,7 @@ from swiftmask.cli import jobs, measure
 from swiftmask.cli.jobs import Job
 from swiftmask.cli.loading import say_where
 from swiftmask.cli.progress import note, progress_bar
+from swiftmask.core.writing import write_text, written_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -130,7 +130,8 @@ class Generate:
             note(f"{replaced} pictures in {self.out} were drawn with other settings and are overwritten")
         results = self._draw(pipeline, missing, stamps, canvas)
         files = [self.out / job.file_name for job in wanted]
-        _write(self.out / OVERVIEW, lambda path: _grid(files).save(path, format="PNG"))
+        with written_whole(self.out / OVERVIEW) as partial:
+            _grid(files).save(partial, format="PNG")
         summary = {
             "settings": settings,
             "drawn": len(missing),
@@ -139,7 +140,7 @@ class Generate:
             "pictures": [{"file": file.name, **job.facts()} for file, job in zip(files, wanted, strict=True)],
         }
         text = json_module.dumps(summary, indent=2)
-        _write(self.out / "generate.json", lambda path: path.write_text(text + "\n"))
+        write_text(self.out / "generate.json", text + "\n")
         print(text if self.json else _sentence(summary, self.out))
         return 0
 
@@ -320,17 +321,8 @@ def _save(image: "Image.Image", path: Path, stamp: str) -> None:
 
     info = PngInfo()
     info.add_text(_STAMP, stamp)
-    _write(path, lambda partial: image.save(partial, format="PNG", pnginfo=info))
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as partial:
+        image.save(partial, format="PNG", pnginfo=info)
 
 
 def _check_writable(folder: Path) -> None:

@@ -8,8 +8,6 @@ Whatever is read into a model passes `weights_like`: finite numbers of a float d
 A module that `load_strict` or `fill` has filled is frozen; training code says what it trains.
 """
 
-import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from swiftmask.core.reading import State, first_line, opened, read_json, read_tensors, shape_of, some
+from swiftmask.core.writing import write_json, written_whole
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -112,10 +111,10 @@ def write_folder(
         _write_tensors(folder / name, {key: state[key].to(dtype).contiguous() for key in keys})
     if len(shards) > 1:
         homes = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
-        _write_json(folder / _INDEX, {"weight_map": homes})
+        write_json(folder / _INDEX, {"weight_map": homes})
     _remove_old_weights(folder, {*names, *([_INDEX] if len(shards) > 1 else [])})
-    _write_json(folder / "provenance.json", provenance)
-    _write_json(folder / "config.json", config)
+    write_json(folder / "provenance.json", provenance)
+    write_json(folder / "config.json", config)
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
@@ -213,23 +212,8 @@ def _shards(state: State, dtype: torch.dtype, shard_bytes: int) -> list[list[str
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    partial = _partial(path)
-    try:
+    with written_whole(path) as partial:
         save_file(tensors, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    partial = _partial(path)
-    partial.write_text(json.dumps(dict(content), indent=2) + "\n")
-    os.replace(partial, path)
-
-
-def _partial(path: Path) -> Path:
-    """Where a file is written before it is there; each of several processes has its own."""
-    return path.with_name(f"{path.name}.{os.getpid()}.partial")
 
 
 def _remove_old_weights(folder: Path, written: set[str]) -> None:

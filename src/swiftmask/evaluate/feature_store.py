@@ -5,7 +5,6 @@ that are missing, and processes that divide them find the same numbers as one pr
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from swiftmask.core.reading import read_tensors
+from swiftmask.core.writing import write_text, written_whole
 from swiftmask.evaluate.extractors import Description, Extractor, Identity
 from swiftmask.evaluate.pictures import Pictures
 from swiftmask.evaluate.statistics import FeatureStatistics, Moments
@@ -52,7 +52,7 @@ class FeatureStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         path, wanted = self.folder / "features.json", self._settings()
         if not path.exists():
-            _write_whole(path, lambda partial: partial.write_text(wanted))
+            write_text(path, wanted)
         elif path.read_text() != wanted:
             raise ValueError(
                 f"{self.folder} holds features of other pictures, or of another extractor than "
@@ -65,7 +65,8 @@ class FeatureStore:
         if description.log_probabilities_BV is not None:
             tensors["log_probabilities"] = description.log_probabilities_BV.contiguous()
         metadata = {"changes": json.dumps(changes)}
-        _write_whole(self._path(chunk), lambda partial: save_file(tensors, partial, metadata))
+        with written_whole(self._path(chunk)) as partial:
+            save_file(tensors, partial, metadata)
 
     def changes(self) -> dict[str, int]:
         """Of how many pictures something was converted, by what it was (data/images/decode.py)."""
@@ -185,13 +186,3 @@ def _require_numbers(found: Description, indices: range) -> None:
     if spoilt_B.any():
         first = indices[int(spoilt_B.long().argmax())]
         raise ValueError(f"the features of picture {first} are NaN or infinite: check it and the extractor")
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Whole or not at all, also when two processes write the same file."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

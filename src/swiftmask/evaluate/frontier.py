@@ -1,6 +1,5 @@
 """The frontier plot: quality against cost, judge score above and fd_scenes below it."""
 
-import os
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from swiftmask.core.writing import write_bytes
 from swiftmask.evaluate.summary import QualityReport, RowSummary
 
 # Okabe and Ito's palette, with a marker each: told apart without colour, too.
@@ -66,10 +66,7 @@ def legend_columns(labels: Sequence[str]) -> int:
 
 def save_frontier(report: QualityReport, path: Path) -> None:
     """`frontier_png` in a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(frontier_png(report))
-    os.replace(partial, path)
+    write_bytes(path, frontier_png(report))
 
 
 def _draw_panel(axes: Any, report: QualityReport, value: str) -> None:

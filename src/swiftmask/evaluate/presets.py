@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from swiftmask.core.protocol import SamplingOptions
-from swiftmask.evaluate.summary import Spread, write_text
+from swiftmask.core.writing import write_text
+from swiftmask.evaluate.summary import Spread
 
 VERSION = 2
 _KIND = "swiftmask preset"

@@ -6,7 +6,6 @@ Reference statistics of others (`adm_in256_stats.npz` of Dhariwal and Nichol, ar
 covariance only.
 """
 
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from swiftmask.core.files import require_keys
 from swiftmask.core.reading import first_line, some
+from swiftmask.core.writing import written_whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,19 +88,13 @@ class FeatureStatistics:
             extractor: SHA-256 of the weights that made the features.
             decoding: how the pictures were read (`Decoding.identity`), for whoever looks into the file.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
             "mean": self.mean_D.contiguous(),
             "scatter": self.scatter_DD.contiguous(),
             "count": torch.tensor(self.count),
         }
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
+        with written_whole(Path(path)) as partial:
             save_file(tensors, partial, metadata={"extractor": extractor, "decoding": decoding})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def read_statistics(path: str | Path) -> tuple[FeatureStatistics, str]:

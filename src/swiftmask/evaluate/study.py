@@ -7,7 +7,6 @@ results of another base model are refused.
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from swiftmask.core.writing import write_text, written_whole
 from swiftmask.evaluate.processes import ALONE, Processes
 from swiftmask.evaluate.quality import Measurement, RealPictures, Row, Sample, measure
 
@@ -66,9 +66,7 @@ class Store:
             others = {_key(other): other for other in self.read()}
             found = [*(others | {_key(measurement): measurement}).values()]
             lines = [{"model": self.model}, *map(_line, found)]
-            partial = self.path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            os.replace(partial, self.path)
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
         return found
 
     def read_tokens(self, row: Row, seed: int, count: int) -> np.ndarray | None:
@@ -76,12 +74,9 @@ class Store:
         return np.load(path) if path.exists() else None
 
     def write_tokens(self, row: Row, seed: int, tokens_XL: np.ndarray) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._tokens_path(row, seed, len(tokens_XL))
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            np.save(file, tokens_XL)
-        os.replace(partial, path)
+        with written_whole(self._tokens_path(row, seed, len(tokens_XL))) as partial:
+            with partial.open("wb") as file:
+                np.save(file, tokens_XL)
 
     def _tokens_path(self, row: Row, seed: int, count: int) -> Path:
         return self.folder / f"tokens-{row.fingerprint}-{seed}-{count}.npy"

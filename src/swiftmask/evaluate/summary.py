@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import TypeVar
 
+from swiftmask.core.writing import write_text
 from swiftmask.evaluate.quality import Measurement, Row, Sample
 
 Point = TypeVar("Point")
@@ -220,11 +220,3 @@ def _row_of(content: dict[str, object]) -> RowSummary:
     kinds = content.get("by_kind")
     by_kind = {k: Spread(**v) for k, v in kinds.items()} if isinstance(kinds, dict) else None
     return RowSummary(**(content | spreads | {"by_kind": by_kind}))  # type: ignore[arg-type]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

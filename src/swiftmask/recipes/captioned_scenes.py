@@ -2,7 +2,6 @@
 a codec, and a cache of what a codec made of them.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from swiftmask.core.writing import written_whole
 from swiftmask.data.scenes import (
     COLOURS,
     PATTERNS,
@@ -109,6 +109,5 @@ def _encoded(scenes: Scenes, resolution: int, encode: Callable[[Tensor], Tensor]
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    partial = path.with_suffix(".partial")
-    save_file({name: value.to(torch.int16) for name, value in tensors.items()}, partial)
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        save_file({name: value.to(torch.int16) for name, value in tensors.items()}, partial)

@@ -2,7 +2,6 @@
 them.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from swiftmask.core.writing import written_whole
 from swiftmask.data.scenes import NUM_CLASSES, class_scenes, render
 from swiftmask.training.processes import processes
 from swiftmask.training.setup import TrainingConfig, step_seed
@@ -80,6 +80,5 @@ def _write_shard(
                 labels_X.split(_ENCODED_TOGETHER), seeds_X.split(_ENCODED_TOGETHER), strict=True
             )
         ]
-    partial = path.with_suffix(".partial")
-    save_file({"encoded": torch.cat(encoded), "labels": labels_X}, partial)
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        save_file({"encoded": torch.cat(encoded), "labels": labels_X}, partial)

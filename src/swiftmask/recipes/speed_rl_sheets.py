@@ -4,7 +4,6 @@ A sheet goes to the run's folder as a PNG and to its trackers. The training loop
 knows nothing of pictures, so a run that shows pictures opens its trackers itself, through accelerate as well.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import nn
 
 from swiftmask.core.optional import library
 from swiftmask.core.protocol import MaskedGenerator, SamplingOptions
+from swiftmask.core.writing import write_bytes
 from swiftmask.evaluate.sheets import side_by_side
 from swiftmask.methods.speed_rl import Prompts, SpeedRLTrainer
 from swiftmask.methods.speed_rl.rollouts import as_planned
@@ -142,10 +142,7 @@ class Sheets:
         """Write and show one sheet."""
         png = side_by_side([self._line(model, count) for count in self._config.steps])
         path = self._path(step)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(png)
-        os.replace(partial, path)
+        write_bytes(path, png)
         self._trackers.show(np.array(Image.open(BytesIO(png))), step)
 
     def _line(self, model: MaskedGenerator, num_steps: int) -> torch.Tensor:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from swiftmask.core.writing import written_whole
 from swiftmask.training.metrics import Totals
 from swiftmask.training.sharding import split_like, whole
 
@@ -53,17 +54,15 @@ def save_checkpoint(
             tensors[key] = complete.to("cpu", copy=True).contiguous()
     if not writes:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     metadata = {
         "step": json.dumps(reached.step),
         "totals": json.dumps(reached.totals),
         "fingerprint": fingerprint,
     }
-    save_file(tensors, partial, metadata=metadata)
-    if path.exists():
-        os.replace(path, previous(path))
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
+        if path.exists():
+            os.replace(path, previous(path))
 
 
 def previous(path: Path) -> Path:

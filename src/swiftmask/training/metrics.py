@@ -1,7 +1,6 @@
 """Metrics between two lines of the log, over steps and processes, and the log itself."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
+
+from swiftmask.core.writing import write_text
 
 LOG_NAME = "log.jsonl"
 
@@ -56,9 +57,7 @@ def cut_log(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + os.linesep for line in kept))
-    os.replace(partial, path)
+    write_text(path, "".join(line + "\n" for line in kept))
 
 
 def _step_of(line: str) -> float:

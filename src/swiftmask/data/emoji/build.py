@@ -7,7 +7,6 @@ images are there without npm and without a renderer.
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from swiftmask.core.optional import library
+from swiftmask.core.writing import write_text, written_whole
 from swiftmask.data.emoji.packages import ICONS, WORDS, Concept, fetch_packages, read_concepts
 from swiftmask.data.emoji.records import STYLES, EmojiRecord, free_prompts
 
@@ -169,10 +169,8 @@ def _keep_or_write(path: Path, render: Callable[[], Image.Image], size: int) -> 
         with Image.open(path) as image:
             if image.size == (size, size):
                 return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    render().save(partial, format="PNG")
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        render().save(partial, format="PNG")
     return True
 
 
@@ -194,9 +192,7 @@ def _write_texts(out: Path, records: list[EmojiRecord], *, size: int, sha256: st
         _FACTS: json.dumps(facts, indent=2) + "\n",
     }
     for name, text in texts.items():
-        partial = out / f"{name}.{os.getpid()}.partial"
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(partial, out / name)
+        write_text(out / name, text)
 
 
 def _jsonl(lines: Iterable[dict[str, object]]) -> str:

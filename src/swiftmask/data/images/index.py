@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from swiftmask.core.reading import first_line
+from swiftmask.core.writing import written_whole
 from swiftmask.data.images.decode import Decoding, said
 
 INDEX, MOMENTS, IMAGES = "index.json", "moments.npy", "images.npy"
@@ -89,11 +90,9 @@ class CacheIndex:
 
     def write(self, folder: Path) -> None:
         """Replace `index.json`, whole or not at all."""
-        partial = folder / f"{INDEX}.partial"
-        with partial.open("w") as file:
+        with written_whole(folder / INDEX) as partial, partial.open("w") as file:
             file.write(json.dumps(asdict(self), indent=1) + "\n")
             _to_disk(file)
-        os.replace(partial, folder / INDEX)
 
     def said(self, decoding: Decoding) -> list[str]:
         """What was converted, and left out, as sentences."""

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from swiftmask.core.reading import first_line
+from swiftmask.core.writing import write_text
 from swiftmask.evaluate.extractors import Extractor
 from swiftmask.evaluate.feature_store import FeatureStore, describe
 from swiftmask.evaluate.folder_metrics import (
@@ -30,7 +31,7 @@ from swiftmask.evaluate.processes import ALONE, Processes
 from swiftmask.evaluate.quality import Row, Sample, picture_seeds
 from swiftmask.evaluate.report.folder_table import FolderReport, FolderRow
 from swiftmask.evaluate.statistics import Moments
-from swiftmask.evaluate.summary import Origin, Spread, at_cost, rival_of, write_text
+from swiftmask.evaluate.summary import Origin, Spread, at_cost, rival_of
 
 OnProgress = Callable[[str, int], None]
 """`on_progress(row name, pictures)`, as in study.py."""

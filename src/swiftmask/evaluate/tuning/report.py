@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from swiftmask.core.writing import write_text
 from swiftmask.evaluate.presets import Numbers, Settings
-from swiftmask.evaluate.summary import Spread, write_text
+from swiftmask.evaluate.summary import Spread
 from swiftmask.evaluate.tuning.halving import Objective, Standing
 
 

@@ -1,0 +1,61 @@
+"""Files written whole or not at all."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from swiftmask.core.writing import remove_partials, write_json, write_text, written_whole
+
+
+def test_a_file_is_there_when_it_is_whole_and_no_partial_one_is(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.json"
+    with written_whole(path) as partial:
+        assert partial.parent == path.parent, "a rename across disks would not be atomic"
+        assert str(os.getpid()) in partial.name, "two processes may write one file"
+        partial.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert os.listdir(path.parent) == ["a.json"]
+
+
+def test_an_error_leaves_the_old_file_and_no_partial_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), written_whole(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_line_ends_stay_as_they_are(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "ä\n\r\n")
+    assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa4\n\r\n"
+    write_json(tmp_path / "a.json", {"one": 1})
+    assert (tmp_path / "a.json").read_text() == '{\n  "one": 1\n}\n'
+
+
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_names_the_file(complaint: Exception, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, written_whole(tmp_path / "model.bin"):
+        raise complaint
+    assert caught.value.filename == str(tmp_path / "model.bin")
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    left = [".a.json.77.partial", ".tmpAb12xZ"]
+    kept = ["a.json", "results.partial", ".lock", ".tmp", "x.tmpAb12xZ"]
+    for name in left + kept:
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".folder.partial").mkdir()
+    remove_partials(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, ".folder.partial"])
