@@ -8,8 +8,9 @@ demo: .venv/installed ## pictures, tables and reports: full models against accel
 	$(BIN)/swiftmask demo --out demo
 	$(BIN)/swiftmask demo --model mar-scenes --out demo/mar-scenes
 
-test: .venv/installed ## the test-suite, CPU only
+test: .venv/installed ## the test-suite, CPU only, and the rehearsal of a GPU in a process of its own
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/rehearsal
 
 check: .venv/installed ## formatting, lint and types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright --project .

@@ -33,6 +33,13 @@ from swiftmask.models.meissonic.network import Transformer as MeissonicTransform
 from swiftmask.models.meissonic.text import TextConfig, build_text_encoder, word_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
+REHEARSAL = Path(__file__).parent / "rehearsal"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The rehearsal gives PyTorch a device for as long as its process lives, so it runs in one of its own."""
+    named = any(REHEARSAL.name in argument for argument in config.args)
+    return True if collection_path == REHEARSAL and not named else None
 
 
 @pytest.fixture
