@@ -107,5 +107,5 @@ def test_a_batch_that_cannot_be_shared_is_refused():
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(changes):
     (key,) = changes
-    with pytest.raises(ValueError, match=f"training.{key} must be"):
+    with pytest.raises(ValueError, match=f"{key} must be"):
         made(**changes)

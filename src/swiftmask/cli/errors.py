@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from swiftmask.core.ranges import check_fields
+
 USER_MISTAKES = (ValueError, OSError, FloatingPointError)
 """What our own functions raise for a wrong name, number or file, a full disk, or weights or a dtype that give
 NaN.
@@ -52,19 +54,29 @@ def one_line(error: Exception) -> str:
 
 
 def parse(command_class: type[CommandClass], args: Sequence[str], *, prog: str) -> CommandClass:
-    """Options to the command's dataclass. A mistake is one line on stderr, with a suggestion; exit code 2."""
+    """Options to the command's dataclass. A mistake is one line on stderr, with a suggestion; exit code 2.
+
+    Errors: ValueError for a number out of range (core/ranges.py).
+    """
     import tyro
 
     complaint = io.StringIO()
     options: tuple[Any, ...] = (tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff)
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(command_class, args=with_own(args), prog=prog, config=options)
+            command = tyro.cli(command_class, args=with_own(args), prog=prog, config=options)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         sys.stderr.write(f"{prog}: {flatten(complaint.getvalue())}; see {prog} --help\n")
         raise SystemExit(2) from None
+    check_fields(command, option)
+    return command
+
+
+def option(field: str) -> str:
+    """What a command's field is called on the command line."""
+    return f"--{field.replace('_', '-')}"
 
 
 def with_own(args: Sequence[str]) -> list[str]:

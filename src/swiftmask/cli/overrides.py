@@ -1,7 +1,7 @@
 """`key=value` on top of a recipe's frozen dataclass, typed by its annotations."""
 
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -12,16 +12,20 @@ Config = TypeVar("Config")
 
 
 def override(config: Config, assignments: Sequence[str]) -> Config:
-    """The config with `a.b=value` applied. Errors: ValueError for an unknown key or a bad value."""
+    """The config with every `a.b=value` applied at once, so that their order does not matter.
+
+    Errors: ValueError for an unknown key, a bad value, or settings that do not go together.
+    """
+    known = [name for name, _ in leaves(config)]
+    changes: dict[str, str] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ValueError(f"expected key=value, got {assignment!r}")
-        known = [name for name, _ in leaves(config)]
         if key not in known:
             raise ValueError(f"unknown setting {key!r}{suggestion(key, known)}")
-        config = _replaced(config, key.split("."), text, key)
-    return config
+        changes[key] = text
+    return _changed(config, changes)
 
 
 def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -34,17 +38,30 @@ def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield f"{prefix}{field.name}", value
 
 
-def _replaced(config: Any, path: list[str], text: str, key: str) -> Any:
-    name, rest = path[0], path[1:]
-    if rest:
-        return replace(config, **{name: _replaced(getattr(config, name), rest, text, key)})
-    annotation = get_type_hints(type(config))[name]
+def _changed(config: Any, changes: Mapping[str, str], prefix: str = "") -> Any:
+    """Each dataclass of the tree is made anew once, with all its changes."""
+    hints = get_type_hints(type(config))
+    values: dict[str, object] = {}
+    for name in dict.fromkeys(key.partition(".")[0] for key in changes):
+        if name in changes:
+            values[name] = _value(changes[name], hints[name], f"{prefix}{name}")
+        else:
+            below = {
+                key.removeprefix(f"{name}."): v for key, v in changes.items() if key.startswith(f"{name}.")
+            }
+            values[name] = _changed(getattr(config, name), below, f"{prefix}{name}.")
     try:
-        value = _parsed(text, annotation)
+        return replace(config, **values)
+    except ValueError as error:
+        raise ValueError(f"{prefix.rstrip('.')}: {error}" if prefix else str(error)) from error
+
+
+def _value(text: str, annotation: Any, key: str) -> object:
+    try:
+        return _parsed(text, annotation)
     except ValueError as error:
         expected = annotation.__name__ if isinstance(annotation, type) else str(annotation)
         raise ValueError(f"{key} expects {expected}, got {text!r}") from error
-    return replace(config, **{name: value})
 
 
 def _parsed(text: str, annotation: Any) -> object:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, Self, TypedDict, runtime_checkable
 import torch
 from torch import Tensor
 
+from swiftmask.core.ranges import CODE_TEMPERATURE, check, check_fields
 from swiftmask.core.types import Canvas, Decision, Features, Record, Schedule, Step
 
 
@@ -211,6 +212,8 @@ class SamplingOptions:
         sampler: of a diffusion head.
         noisiest_timestep: where its chain starts; lower for heads whose error at the last timesteps is too
             large for what a cosine schedule multiplies it by.
+
+    Errors: ValueError for a value out of range (ranges.py).
     """
 
     guidance: float | None = None
@@ -221,15 +224,24 @@ class SamplingOptions:
     sampler: Literal["ancestral", "ddim"] | None = None
     noisiest_timestep: int | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.denoising_steps, list):  # JSON has no tuples
+            object.__setattr__(self, "denoising_steps", tuple(self.denoising_steps))
+        check_fields(self)
+
     def over(self, defaults: Self) -> Self:
         """These options, with `defaults` where they say nothing."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return replace(defaults, **given)
 
     def of_codes(self) -> CodeSampling:
-        """What a schedule of codes asks for. Errors: ValueError if something of it is left open."""
+        """What a schedule of codes asks for.
+
+        Errors: ValueError if something of it is left open, or for a temperature of 0.
+        """
         if self.guidance is None or self.temperature is None or self.choice_temperature is None:
             raise ValueError(f"guidance, temperature and choice_temperature must be chosen, got {self}")
+        check("temperature", self.temperature, CODE_TEMPERATURE)
         return CodeSampling(
             guidance=self.guidance,
             temperature=self.temperature,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from swiftmask.core.protocol import SamplingOptions
+from swiftmask.core.ranges import check_fields
 from swiftmask.core.vq_codec import VQCodec
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
 from swiftmask.models.lumina_dimoo.initialisation import initialise
@@ -55,6 +56,9 @@ class DiMOORecipe:
     codec_run: str = ""
     initial: str = ""
     name: str = "dimoo-scenes"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
         """Train everything, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from swiftmask.core.ranges import check_fields
 from swiftmask.data.images import CachedLatents, Decoding, ImageFolder, cache_latents
 from swiftmask.models.mar.codec import KLCodec
 from swiftmask.models.mar.weights import read_released_codec
@@ -38,6 +39,9 @@ class LatentsRecipe:
     batch_size: int = 32
     max_unreadable: int = 0
     decoding: Decoding = Decoding()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
         """Encode, or continue, in `folder`; returns it."""

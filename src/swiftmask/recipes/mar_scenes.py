@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from swiftmask.core.protocol import SamplingOptions
+from swiftmask.core.ranges import check_fields
 from swiftmask.data.scenes import CLASS_NAMES, NUM_CLASSES, class_attributes
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar.initialisation import initialise
@@ -50,6 +51,9 @@ class MARRecipe:
     guess_weight: float = 1.0
     num_pictures: int = 60_000
     name: str = "mar-scenes"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> Path:
         """Train everything, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from swiftmask.core.ranges import check_fields
 from swiftmask.models.mar.codec import KLCodec, KLConfig
 from swiftmask.models.mar.codec_training import CodecTrainer, measure_scale, train_step
 from swiftmask.recipes.runs import training_device
@@ -30,6 +31,9 @@ class CodecRecipe:
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(num_steps=2000, batch_size=24, save_every=100)
     )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> KLCodec:
         """Train, or continue, in `folder`; returns the averaged codec in evaluation mode, its scale set."""

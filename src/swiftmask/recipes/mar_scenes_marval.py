@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from swiftmask.core.ranges import check_fields
 from swiftmask.methods.marval import write_student
 from swiftmask.methods.marval.training import MarvalConfig
 from swiftmask.models.mar import MAR
@@ -48,6 +49,9 @@ class SceneStudentRecipe:
     num_pictures: int = 60_000
     latents: Path | None = None
     name: str = "mar-scenes-marval"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
         """Train, or continue, in `folder`; returns `folder/model`, ready for `accelerate(marval=...)`."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from swiftmask.core.ranges import check_fields
 from swiftmask.data.scenes import NUM_CLASSES
 from swiftmask.methods.marval import Student, read_student, write_student
 from swiftmask.methods.marval.masking import MaskLaw
@@ -62,6 +63,9 @@ class RewardRecipe:
     num_pictures: int = 60_000
     latents: Path | None = None
     name: str = "mar-scenes-marval-rl"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
         """Train, or continue, in `folder`; returns `folder/model`, ready for `accelerate(marval=...)`."""

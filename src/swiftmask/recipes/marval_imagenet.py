@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from swiftmask.core.ranges import check_fields
 from swiftmask.data.images import CachedLatents
 from swiftmask.methods.marval import write_student
 from swiftmask.methods.marval.training import MarvalConfig
@@ -49,6 +50,9 @@ class ImageStudentRecipe:
     part: Part = "network"
     weight: Weight = "flat"
     name: str = "marval-imagenet"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
         """Cache and train, or continue, in `folder`; returns `folder/model` for `accelerate(marval=...)`."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from swiftmask.core.protocol import SamplingOptions
+from swiftmask.core.ranges import check_fields
 from swiftmask.data.scenes import CLASS_NAMES, NUM_CLASSES, class_attributes
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.maskgit.codec import VQGAN
@@ -41,6 +42,9 @@ class MaskGITRecipe:
     sampling: SamplingOptions
     num_pictures: int = 60_000
     name: str = field(default="maskgit-scenes")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> Path:
         """Train everything, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from swiftmask.core.ranges import check_fields
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.tokenizer_training import TokenizerTrainer, prune_codebook, train_step
 from swiftmask.recipes.scenes_pictures import codec_pictures
@@ -28,6 +29,9 @@ class TokenizerRecipe:
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(num_steps=2000, batch_size=24, save_every=100)
     )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> VQGAN:
         """Train, or continue, in `folder`; returns the averaged codec in evaluation mode."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from swiftmask.core.protocol import SamplingOptions
+from swiftmask.core.ranges import check_fields
 from swiftmask.core.vq_codec import VQCodec
 from swiftmask.models.meissonic import Meissonic, Prompt
 from swiftmask.models.meissonic.initialisation import ignore_micro_conditions, initialise
@@ -59,6 +60,9 @@ class MeissonicRecipe:
     max_steps: int = 32
     num_pictures: int = 60_000
     name: str = "meissonic-scenes"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> Path:
         """Train everything, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`.

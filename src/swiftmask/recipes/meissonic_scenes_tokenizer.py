@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from swiftmask.core.ranges import check_fields
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec
 from swiftmask.recipes.captioned_scenes import World, codec_pictures
 from swiftmask.recipes.vq_codec_training import CodecTrainer, pruned, train_step
@@ -36,6 +37,7 @@ class TokenizerRecipe:
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.resolution % self.codec.downscale:
             raise ValueError(
                 f"resolution must be a multiple of {self.codec.downscale}, got {self.resolution}"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swiftmask.core.files import write_folder
+from swiftmask.core.ranges import check_fields
 from swiftmask.data.scenes import (
     COLOURS,
     NUM_CLASSES,
@@ -110,6 +111,9 @@ class ReaderRecipe:
     name: str
     network: ReaderConfig
     training: TrainingConfig
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> Path:
         """Train, or continue, in `folder`, and measure; returns `folder/model`."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from swiftmask.core.protocol import MaskedGenerator
+from swiftmask.core.ranges import check_fields
 from swiftmask.data.scenes import NUM_CLASSES
 from swiftmask.methods.shortcut import (
     RotaryShortcut,
@@ -48,12 +49,20 @@ class SceneShortcutRecipe:
     world: World = World()
     full_steps: int = 6
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        self.rounds.check(self.training)
+        if self.full_steps > max(self.rounds.step_counts):
+            raise ValueError(
+                f"full_steps must be at most the longest of rounds.step_counts "
+                f"({max(self.rounds.step_counts)}), got {self.full_steps}"
+            )
+
     def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
         """Train, or continue, in `folder`; returns `folder/model`, ready for `accelerate(shortcut=...)`.
 
         Errors: FileNotFoundError if there is no base. ValueError for settings that do not go together.
         """
-        self.rounds.check(self.training)
         teacher = self._read_base()
         name = run_name(self.name, teacher, self.shortcut, self.rounds, self.world)
         torch.manual_seed(self.training.seed)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swiftmask.core.ranges import check_fields
 from swiftmask.data.prompts import read_prompts
 from swiftmask.data.scenes import NUM_CLASSES, parse_captions
 from swiftmask.methods.speed_rl import (
@@ -137,11 +138,8 @@ class SceneSpeedRLRecipe:
     scored: int = 4
 
     def __post_init__(self) -> None:
-        if not 0 < self.hardest <= 1 or self.scored < 1:
-            raise ValueError(
-                "expected hardest above 0 and at most 1, and scored of at least 1, "
-                f"got {self.hardest} and {self.scored}"
-            )
+        check_fields(self)
+        self.sheets.check(self.training)
 
     def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
         """Train, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`. Beside it lies
@@ -202,7 +200,6 @@ class SceneSpeedRLRecipe:
 
     def _tune(self, base: Any, folder: Path, on_log: OnLog | None) -> Any:
         """The averaged policy. Sample sheets go to `folder/samples`."""
-        self.sheets.check(self.training)
         trainer = SpeedRLTrainer(base, self.speed_rl)
         judges = self.readers.judges(SCORINGS[base.spec.draws])
         prompts = self._hardest(base, self.prompts(base.spec.draws), judges, folder)

@@ -19,6 +19,7 @@ from torch import nn
 
 from swiftmask.core.optional import library
 from swiftmask.core.protocol import MaskedGenerator, SamplingOptions
+from swiftmask.core.ranges import check_fields
 from swiftmask.core.writing import write_bytes
 from swiftmask.evaluate.sheets import side_by_side
 from swiftmask.methods.speed_rl import Prompts, SpeedRLTrainer
@@ -48,11 +49,9 @@ class SheetConfig:
     num_prompts: int = 8
 
     def __post_init__(self) -> None:
-        if self.every < 0 or self.num_prompts < 1 or not self.steps or min(self.steps) < 1:
-            raise ValueError(
-                "expected sheets.every of at least 0, sheets.num_prompts and sheets.steps of at least 1, got "
-                f"{self.every}, {self.num_prompts} and {self.steps}"
-            )
+        check_fields(self)
+        if not self.steps:
+            raise ValueError("sheets.steps must hold at least one number of steps, got none")
 
     def check(self, training: TrainingConfig) -> None:
         """Errors: ValueError for sheets that no checkpoint would come to."""

@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from swiftmask.core.ranges import check_fields
 from swiftmask.core.reading import first_line
 from swiftmask.rewards.clip import check_pictures
 
@@ -55,11 +56,7 @@ class HttpReward:
     def __post_init__(self) -> None:
         if not _is_address(self.url):
             raise ValueError(f"expected a reward server such as http://127.0.0.1:8765, got {self.url!r}")
-        if self.batch_size < 1 or self.num_attempts < 1 or self.timeout_s <= 0 or self.first_wait_s < 0:
-            raise ValueError(
-                "expected batch_size and num_attempts of at least 1, timeout_s above 0 and first_wait_s not "
-                f"below 0, got {self}"
-            )
+        check_fields(self)
 
     def __call__(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
         """`scores_B`, float32, on the device of the pictures, without gradient; NaN where it does not apply.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from swiftmask.core.ranges import check_fields
 from swiftmask.data.scenes import COLOURS, MAX_OBJECTS, PATTERNS, SHAPES, SIZES
 
 GRID = 16
@@ -29,6 +30,9 @@ class ReaderConfig:
     network: str
     width: int = 64
     num_features: int = 128
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
+
+from swiftmask.core.ranges import check_fields
 
 Metrics = dict[str, Tensor]
 TrainStep = Callable[..., tuple[Tensor, Metrics]]
@@ -39,6 +41,8 @@ class TrainingConfig:
         precision: "no" (float32), "bf16" (autocast), or "bf16-weights", which casts the float32 weights once
             per step and computes wholly in bfloat16 (on a CPU a third faster than autocast).
         report_to: accelerate trackers by name ("tensorboard", "wandb", "trackio").
+
+    Errors: ValueError for a setting out of range (core/ranges.py).
     """
 
     num_steps: int
@@ -59,12 +63,10 @@ class TrainingConfig:
     report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for key, (expected, is_right) in _RANGES.items():
-            if (value := getattr(self, key)) is not None and not is_right(value):
-                raise ValueError(f"training.{key} must be {expected}, got {value}")
+        check_fields(self)
         if self.sharded and (self.precision == "bf16-weights" or self.muon_learning_rate is not None):
             raise ValueError(
-                "training.sharded splits every matrix: it needs precision 'no' or 'bf16' and AdamW alone, "
+                "sharded splits every matrix: it needs precision 'no' or 'bf16' and AdamW alone, "
                 f"got {self.precision!r} and muon_learning_rate {self.muon_learning_rate}"
             )
 
@@ -84,35 +86,6 @@ class TrainingConfig:
 
 _WITHOUT_EFFECT = ("save_every", "log_every", "report_to", "sharded")
 """Settings that change when and where something is written, or how weights lie in memory."""
-
-
-def _finite(lowest: float, highest: float = math.inf) -> Callable[[float], bool]:
-    """Both ends included, infinity excluded."""
-    return lambda value: math.isfinite(value) and lowest <= value <= highest
-
-
-def _positive(value: float) -> bool:
-    return math.isfinite(value) and value > 0
-
-
-_AT_LEAST_1 = ("at least 1", _finite(1))
-_POSITIVE = ("above 0 and finite", _positive)
-_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "num_steps": _AT_LEAST_1,
-    "batch_size": _AT_LEAST_1,
-    "accumulate": _AT_LEAST_1,
-    "save_every": _AT_LEAST_1,
-    "log_every": _AT_LEAST_1,
-    "learning_rate": _POSITIVE,
-    "muon_learning_rate": _POSITIVE,
-    "max_grad_norm": _POSITIVE,
-    "weight_decay": ("at least 0 and finite", _finite(0)),
-    "warmup_steps": ("at least 0", _finite(0)),
-    "seed": ("an integer of at least 0", _finite(0)),
-    "ema_decay": ("at least 0 and below 1", lambda value: 0 <= value < 1),
-    "betas": ("two numbers of at least 0 and below 1", lambda pair: all(0 <= beta < 1 for beta in pair)),
-    "precision": ("no, bf16 or bf16-weights", lambda value: value in ("no", "bf16", "bf16-weights")),
-}
 
 
 _NOT_HIDDEN = ("emb", "bias", "wte", "transformer.ff_out")

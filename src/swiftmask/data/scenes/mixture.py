@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from swiftmask.core.ranges import check_fields
 from swiftmask.data.scenes.captions import captions
 from swiftmask.data.scenes.world import (
     NUM_CLASSES,
@@ -34,9 +35,7 @@ class World:
     single_percent: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("simple_percent", "single_percent"):
-            if not 0 <= getattr(self, name) <= 100:
-                raise ValueError(f"{name} must lie in 0..100, got {getattr(self, name)}")
+        check_fields(self)
 
     @property
     def name(self) -> str:

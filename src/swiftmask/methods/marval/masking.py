@@ -7,6 +7,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from swiftmask.core.ranges import check_fields
 from swiftmask.core.types import Canvas
 
 
@@ -24,7 +25,8 @@ class MaskLaw:
     highest: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.lowest < self.highest <= 1 or self.std <= 0:
+        check_fields(self)
+        if self.lowest >= self.highest:
             raise ValueError(f"a mask law needs 0 <= lowest < highest <= 1 and a positive std, got {self}")
 
     def num_masked(self, num_tokens: int, uniform: float) -> int:

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from swiftmask.core.decode import FullFeatures, decode
 from swiftmask.core.protocol import Condition, MaskedGenerator, SamplingOptions
+from swiftmask.core.ranges import check_fields
 from swiftmask.core.rng import SeededNoise
 from swiftmask.core.types import Canvas, Features, Record, Step
 from swiftmask.methods.marval.student import Student
@@ -62,7 +63,8 @@ class RewardConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.grad_iterations is not None and not 1 <= self.grad_iterations <= self.num_steps:
+        check_fields(self)
+        if self.grad_iterations is not None and self.grad_iterations > self.num_steps:
             raise ValueError(
                 f"grad_iterations must be between 1 and num_steps ({self.num_steps}), "
                 f"got {self.grad_iterations}: leave it out for all"

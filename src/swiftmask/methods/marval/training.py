@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from swiftmask.core.protocol import DenoisingModel
+from swiftmask.core.ranges import check_fields
 from swiftmask.core.tokens import guide
 from swiftmask.core.types import Canvas
 from swiftmask.methods.marval.masking import MaskLaw, mask_tokens
@@ -67,15 +68,11 @@ class MarvalConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.first_timestep <= self.last_timestep:
+        check_fields(self)
+        if self.first_timestep > self.last_timestep:
             raise ValueError(
-                "expected 0 <= first_timestep <= last_timestep, "
+                "first_timestep must be at most last_timestep, "
                 f"got {self.first_timestep} and {self.last_timestep}"
-            )
-        if self.noisings_per_token < 1 or self.auxiliary_updates < 1:
-            raise ValueError(
-                "noisings_per_token and auxiliary_updates must be at least 1, "
-                f"got {self.noisings_per_token} and {self.auxiliary_updates}"
             )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from swiftmask.core.attention import attend
 from swiftmask.core.protocol import Condition, MaskedGenerator
+from swiftmask.core.ranges import check_fields
 from swiftmask.core.types import Decision
 
 _EDGE_EPS = 1e-12
@@ -44,8 +45,7 @@ class ShortcutConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.num_blocks < 1:
-            raise ValueError(f"a shortcut needs at least 1 block, got {self.num_blocks}")
+        check_fields(self)
         if self.bottleneck_width % self.num_heads:
             raise ValueError(
                 f"bottleneck_width must be a multiple of num_heads, got width {self.bottleneck_width} "

@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self, cast
 from torch import Tensor, nn
 
 from swiftmask.core.llama import LlamaBlock, RMSNorm, Rotary
+from swiftmask.core.ranges import check_fields
 from swiftmask.core.types import Decision
 from swiftmask.methods.shortcut.network import TimeEmbedder
 
@@ -39,8 +40,7 @@ class RotaryShortcutConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        if self.num_blocks < 1:
-            raise ValueError(f"a shortcut needs at least 1 block, got {self.num_blocks}")
+        check_fields(self)
         if self.bottleneck_width % self.num_heads or self.head_width % 2:
             raise ValueError(
                 "bottleneck_width must be num_heads times an even number, got width "

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from swiftmask.core.decode import FullFeatures, decode, prepare_condition
 from swiftmask.core.protocol import Condition, MaskedGenerator, SamplingOptions
+from swiftmask.core.ranges import check_fields
 from swiftmask.core.rng import SeededNoise
 from swiftmask.core.schedule import with_full_steps
 from swiftmask.core.tokens import feature_rows
@@ -48,6 +49,11 @@ class RoundsConfig:
     on_policy: bool = False
     seed: int = 0
     sampling: SamplingOptions = SamplingOptions()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.step_counts:
+            raise ValueError("step_counts must hold at least one number of steps, got none")
 
     def check(self, training: TrainingConfig) -> None:
         """Errors: ValueError if a checkpoint could not continue: it lacks the weights that drew its round."""

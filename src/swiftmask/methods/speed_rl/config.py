@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from swiftmask.core.protocol import SamplingOptions
+from swiftmask.core.ranges import CODE_TEMPERATURE, check, check_fields
 from swiftmask.methods.speed_rl.advantages import BASELINES, SCALES
 from swiftmask.methods.speed_rl.filtering import FilterConfig
 from swiftmask.methods.speed_rl.likelihood import ACTIVATIONS, KL_DISTRIBUTIONS, POLICY_DISTRIBUTIONS
@@ -16,7 +17,7 @@ from swiftmask.methods.speed_rl.objective import (
     KLEstimator,
 )
 from swiftmask.methods.speed_rl.policy import TuningConfig
-from swiftmask.methods.speed_rl.rewards import AGGREGATIONS, SpeedConfig
+from swiftmask.methods.speed_rl.rewards import AGGREGATIONS, SpeedConfig, speed_reward
 from swiftmask.methods.speed_rl.step_policies import parse_step_policy
 
 
@@ -84,20 +85,16 @@ class SpeedRLConfig:
         for key, table in _TABLES.items():
             if (name := getattr(self, key)) not in table:
                 raise ValueError(f"{key} must be one of {', '.join(table)}, got {name!r}")
+        check_fields(self)
+        if self.sampling.temperature is not None:
+            check("sampling.temperature", self.sampling.temperature, CODE_TEMPERATURE)
         self._check_sizes()
         self._check_combinations()
         self._check_step_policy()
 
     def _check_sizes(self) -> None:
-        if self.num_generations < 2:
-            raise ValueError(f"num_generations must be at least 2 to compare, got {self.num_generations}")
-        if min(self.steps_per_generation, self.num_iterations, self.images_per_forward) < 1:
-            raise ValueError(
-                "steps_per_generation, num_iterations and images_per_forward must be at least 1, got "
-                f"{self.steps_per_generation}, {self.num_iterations} and {self.images_per_forward}"
-            )
         for key in ("num_generations", "steps_per_generation"):
-            if self.generation_batch_size % getattr(self, key) or self.generation_batch_size < 1:
+            if self.generation_batch_size % getattr(self, key):
                 raise ValueError(
                     f"generation_batch_size must be a multiple of {key} ({getattr(self, key)}), "
                     f"got {self.generation_batch_size}"
@@ -116,9 +113,23 @@ class SpeedRLConfig:
             )
 
     def _check_step_policy(self) -> None:
-        """That it can be read, and fills a group."""
+        """That it can be read, fills a group, and that the speed reward tells its step counts apart."""
         policy = parse_step_policy(self.step_policy)
-        policy.counts(0, 1, self.num_generations, torch.Generator().manual_seed(0))
+        numbers = (0, _LATE)  # of rounds: a curriculum moves
+        counts = {
+            count
+            for number in numbers
+            for (group,) in [policy.counts(number, 1, self.num_generations, torch.Generator().manual_seed(0))]
+            for count in group
+        }
+        if self.speed.weight == 0 or self.speed.form == "multiplicative" or len(counts) == 1:
+            return
+        if speed_reward(torch.tensor(sorted(counts)), self.speed).unique().numel() == 1:
+            raise ValueError(
+                f"the speed reward is the same for all step counts of {self.step_policy!r}: "
+                f"speed.fastest {self.speed.fastest} and speed.slowest {self.speed.slowest} must lie around "
+                "them (or speed.weight=0)"
+            )
 
     @property
     def kl(self) -> KLEstimator | None:
@@ -134,6 +145,9 @@ class SpeedRLConfig:
         """Of a round."""
         return self.generation_batch_size // self.num_generations
 
+
+_LATE = 10**6
+"""A round by which every curriculum has arrived."""
 
 _TABLES: dict[str, Mapping[str, object]] = {
     "importance_sampling_level": IMPORTANCE_SAMPLING_LEVELS,

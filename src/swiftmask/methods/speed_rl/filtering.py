@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from swiftmask.core.ranges import check_fields
+
 Statistic = Callable[[Tensor], Tensor]
 """`statistic(quality_PK) -> values_PK`; pictures with a low value are left out."""
 
@@ -58,11 +60,10 @@ class FilterConfig:
     def __post_init__(self) -> None:
         if self.by not in FILTERS:
             raise ValueError(f"filter.by must be one of {', '.join(FILTERS)}, got {self.by!r}")
-        if not 0 <= self.percentile < 100:
-            raise ValueError(f"filter.percentile must be at least 0 and below 100, got {self.percentile}")
-        if not 1 <= self.active_after <= self.window:
+        check_fields(self)
+        if self.active_after > self.window:
             raise ValueError(
-                "expected 1 <= filter.active_after <= filter.window, "
+                "filter.active_after must be at most filter.window, "
                 f"got {self.active_after} and {self.window}"
             )
 

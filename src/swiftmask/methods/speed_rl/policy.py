@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from swiftmask.core.protocol import MaskedGenerator, ScoringModel, Spec
+from swiftmask.core.ranges import check_fields
 from swiftmask.core.reading import some
 from swiftmask.methods.speed_rl.adapters import add_adapters
 
@@ -38,8 +39,7 @@ class TuningConfig:
     def __post_init__(self) -> None:
         if self.method not in TUNINGS:
             raise ValueError(f"tuning.method must be one of {', '.join(TUNINGS)}, got {self.method!r}")
-        if self.lora_r < 1:
-            raise ValueError(f"tuning.lora_r must be at least 1, got {self.lora_r}")
+        check_fields(self)
 
 
 def make_policy(base: MaskedGenerator, tuning: TuningConfig) -> ScoringModel:

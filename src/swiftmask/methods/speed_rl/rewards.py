@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from swiftmask.core.ranges import check_fields
 from swiftmask.methods.speed_rl.advantages import STD_OFFSET
 
 Aggregation = Callable[[Tensor, Tensor], Tensor]
@@ -66,9 +67,10 @@ class SpeedConfig:
         for key, table in (("form", SPEED_FORMS), ("shape", SPEED_SHAPES)):
             if (name := getattr(self, key)) not in table:
                 raise ValueError(f"speed.{key} must be one of {', '.join(table)}, got {name!r}")
-        if not 1 <= self.fastest <= self.reference < self.slowest:
+        check_fields(self)
+        if not self.fastest <= self.reference < self.slowest:
             raise ValueError(
-                "expected 1 <= speed.fastest <= speed.reference < speed.slowest, "
+                "expected speed.fastest <= speed.reference < speed.slowest, "
                 f"got {self.fastest}, {self.reference} and {self.slowest}"
             )
 

@@ -1,0 +1,298 @@
+"""The range of every number: one table for options, arguments, presets, `config.json` and recipes.
+
+A name has one range wherever it is a field. Where it means two things, the class comes before it
+("Generate.seeds"). `check_fields` checks the types and numbers of a dataclass; what depends on two fields, or
+on a model, is checked beside it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Finite numbers from `low` to `high`.
+
+    Attributes:
+        above: whether `low` itself is outside.
+        below: whether `high` itself is outside.
+        hint: ends the message about a number that is outside.
+    """
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+    hint: str = ""
+
+    def holds(self, value: float) -> bool:
+        """Whether a number lies inside. NaN and infinities do not."""
+        if not self.low <= value <= self.high:
+            return False
+        return not (self.above and value == self.low) and not (self.below and value == self.high)
+
+    def __str__(self) -> str:
+        if not self.above and not self.below:
+            return f"between {_shown(self.low)} and {_shown(self.high)}"
+        low = f"above {_shown(self.low)}" if self.above else f"at least {_shown(self.low)}"
+        high = f"below {_shown(self.high)}" if self.below else f"at most {_shown(self.high)}"
+        return f"{low} and {high}"
+
+
+SEED = Range(low=0, high=2**64 - 1)
+"""Philox's key has two 32-bit words (rng.py)."""
+
+GUIDANCE = Range(
+    low=1,
+    high=100,
+    hint="1 is off; a scale that is off at 0 (valeoai's w, Lumina-DiMOO's cfg) is guidance - 1",
+)
+"""Below 1 the null branch would get a part of the image, which no upstream sampler asks for: such a number is
+a scale that is off at 0.
+"""
+
+CODE_TEMPERATURE = Range(low=1e-3, high=100, hint="logits of codes are divided by it")
+"""Continuous tokens multiply their noise by a temperature, which may then be 0."""
+
+_COUNT = Range(low=1, high=10**9)
+_COUNT_FROM_0 = Range(low=0, high=10**9)
+_SIZE = Range(low=1, high=2**20)
+_STEPS = Range(low=1, high=2**16)
+_BATCH = Range(low=1, high=2**20)
+_PIXELS = Range(low=1, high=2**14)
+_WEIGHT = Range(low=0, high=1e6)
+_POSITIVE = Range(low=0, high=1e6, above=True)
+_SHARE = Range(low=0, high=1)
+_DECAY = Range(low=0, high=1, below=True)
+_TEMPERATURE = Range(low=0, high=100)
+_POWER = Range(low=0.1, high=10)
+_DENOISING_STEPS = Range(low=1, high=1000)
+_TIMESTEP = Range(low=0, high=999)
+
+RANGES: dict[str, Range] = {
+    # how a model samples
+    "guidance": GUIDANCE,
+    "temperature": _TEMPERATURE,
+    "temperatures": _TEMPERATURE,
+    "choice_temperature": _TEMPERATURE,
+    "schedule_power": _POWER,
+    "schedule_powers": _POWER,
+    "denoising_steps": _DENOISING_STEPS,
+    "noisiest_timestep": Range(low=1, high=999),
+    "steps": _STEPS,
+    "full_steps": _STEPS,
+    "Settings.full_steps": Range(low=0, high=2**16),  # how many of them, or which
+    "marval_steps": _STEPS,
+    "speed_rl_steps": _STEPS,
+    "reference_steps": _STEPS,
+    "seed": SEED,
+    "Generate.seeds": SEED,
+    "size": _PIXELS,
+    "DataEmoji.size": Range(low=16, high=1024),
+    # commands
+    "num": Range(low=1, high=10**6),
+    "batch": _BATCH,
+    "batch_size": _BATCH,
+    "blocks_on_device": Range(low=0, high=1024),
+    "codebook_size": _SIZE,
+    "num_heads": Range(low=1, high=1024),
+    "resolution": _PIXELS,
+    "crop": _PIXELS,
+    "classes": _SIZE,
+    "pictures": Range(low=2, high=10**9),
+    "seeds": Range(low=1, high=10**4),
+    "shown": Range(low=1, high=1000),
+    "layers": Range(low=1, high=1024),
+    "repeats": Range(low=1, high=10**5),
+    "matmul_sizes": Range(low=1, high=2**15),
+    "threads": Range(low=1, high=1024),
+    "nearest": Range(low=1, high=1000),
+    "splits": Range(low=1, high=1000),
+    "port": Range(low=0, high=65535),
+    "max_pictures": Range(low=1, high=2**16),
+    "max_megabytes": Range(low=1, high=2**16),
+    "speedup": Range(low=0, high=10**4, above=True),
+    "gflop": Range(low=0, high=1e12, above=True),
+    "max_loss": Range(low=0, high=1, below=True, hint="it is a share: 0.01 is 1 %"),
+    "search_pictures": _BATCH,
+    "drift_pictures": _BATCH,
+    # training
+    "num_steps": _COUNT,
+    "accumulate": _BATCH,
+    "learning_rate": Range(low=0, high=10, above=True),
+    "muon_learning_rate": Range(low=0, high=10, above=True),
+    "betas": _DECAY,
+    "weight_decay": Range(low=0, high=10),
+    "warmup_steps": _COUNT_FROM_0,
+    "max_grad_norm": _POSITIVE,
+    "ema_decay": _DECAY,
+    "save_every": _COUNT,
+    "log_every": _COUNT,
+    "dropout": _DECAY,
+    # recipes
+    "num_pictures": _COUNT,
+    "num_captions": _COUNT,
+    "num_codes": _SIZE,
+    "num_copies": Range(low=1, high=64),
+    "num_noisy_copies": Range(low=0, high=64),
+    "guess_weight": _WEIGHT,
+    "divergence_weight": _WEIGHT,
+    "max_steps": _STEPS,
+    "max_unreadable": _COUNT_FROM_0,
+    "hardest": Range(low=0, high=1, above=True),
+    "scored": _BATCH,
+    "every": _COUNT_FROM_0,
+    "num_prompts": Range(low=1, high=1000),
+    "simple_percent": Range(low=0, high=100),
+    "single_percent": Range(low=0, high=100),
+    "width": Range(low=1, high=2**16),
+    "num_features": Range(low=1, high=2**16),
+    # MIGM-Shortcut
+    "bottleneck_width": Range(low=1, high=2**16),
+    "mlp_width": Range(low=1, high=2**20),
+    "num_blocks": Range(low=1, high=1024),
+    "time_frequencies": Range(low=2, high=2**16),
+    "rope_theta": Range(low=1, high=1e9),
+    "norm_eps": Range(low=0, high=1, below=True),
+    "images_per_round": _BATCH,
+    "updates_per_round": _BATCH,
+    "images_per_update": _BATCH,
+    "step_counts": Range(low=2, high=2**16),
+    "max_rollout": Range(low=1, high=1000),
+    "token_weight": _WEIGHT,
+    # MARVAL
+    "timestep": _TIMESTEP,
+    "first_timestep": _TIMESTEP,
+    "last_timestep": _TIMESTEP,
+    "second_weight": _WEIGHT,
+    "radius": _POSITIVE,
+    "noisings_per_token": Range(low=1, high=1000),
+    "auxiliary_updates": Range(low=1, high=1000),
+    "grad_iterations": _STEPS,
+    "MaskLaw.mean": Range(low=-1, high=2),
+    "MaskLaw.std": Range(low=0, high=10, above=True),
+    "lowest": _SHARE,
+    "highest": _SHARE,
+    # Speed-RL
+    "num_generations": Range(low=2, high=2**16, hint="a group compares its pictures"),
+    "generation_batch_size": _BATCH,
+    "steps_per_generation": _BATCH,
+    "num_iterations": Range(low=1, high=1000),
+    "epsilon": _DECAY,
+    "epsilon_high": Range(low=0, high=1000),
+    "beta": _WEIGHT,
+    "adv_clip_max": _POSITIVE,
+    "images_per_forward": _BATCH,
+    "fastest": _STEPS,
+    "slowest": _STEPS,
+    "SpeedConfig.reference": _STEPS,
+    "SpeedConfig.weight": _WEIGHT,
+    "percentile": Range(low=0, high=100, below=True),
+    "window": _SIZE,
+    "active_after": Range(low=0, high=2**20),
+    "lora_r": Range(low=1, high=2**16),
+    "lora_alpha": Range(low=1, high=2**16),
+    # reward servers
+    "timeout_s": Range(low=0, high=86_400, above=True),
+    "num_attempts": Range(low=1, high=1000),
+    "first_wait_s": Range(low=0, high=3600),
+}
+
+
+def range_of(owner: type, name: str) -> Range:
+    """The range of a dataclass's field. Errors: KeyError for a number that nobody gave one."""
+    own = RANGES.get(f"{owner.__name__}.{name}")
+    return RANGES[name] if own is None else own
+
+
+def check(name: str, value: object, allowed: Range, kind: type = float) -> None:
+    """Errors: ValueError unless `value` is a number of that kind (`int` takes whole ones alone) in range."""
+    _require(name, value, kind, lambda: allowed)
+
+
+def check_fields(config: Any, called: Callable[[str], str] = str) -> None:
+    """Check the types and numbers of a dataclass.
+
+    Args:
+        called: a field's name as the message gives it.
+
+    Errors: ValueError naming the field, what it takes, and what it got.
+    """
+    for field in fields(config):
+        name = field.name
+        if not isinstance(field.type, str):  # a name that its module knows only while types are checked
+            _require(
+                called(name), getattr(config, name), field.type, lambda n=name: range_of(type(config), n)
+            )
+
+
+def has_numbers(annotation: Any) -> bool:
+    """Whether a field of this type holds numbers, and so needs a range."""
+    if get_origin(annotation) in (Annotated, Union, UnionType, tuple):
+        return any(map(has_numbers, get_args(annotation)))
+    return annotation in (int, float)
+
+
+def _require(name: str, value: object, annotation: Any, allowed: Callable[[], Range]) -> None:
+    if not _fits(value, annotation, allowed):
+        hint = allowed().hint if has_numbers(annotation) and isinstance(value, int | float) else ""
+        expected = _expected(annotation, allowed)
+        raise ValueError(f"{name} must be {expected}, got {_got(value)}" + (f" ({hint})" if hint else ""))
+
+
+def _fits(value: Any, annotation: Any, allowed: Callable[[], Range]) -> bool:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _fits(value, args[0], allowed)
+    if origin in (Union, UnionType):
+        return any(_fits(value, kind, allowed) for kind in args)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in args)
+    if origin is tuple:
+        kinds = [args[0]] * len(value) if isinstance(value, tuple) and args[-1] is Ellipsis else args
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(kinds)
+            and all(_fits(one, kind, allowed) for one, kind in zip(value, kinds, strict=True))
+        )
+    if annotation in (int, float):
+        kind = Integral if annotation is int else Real
+        return isinstance(value, kind) and not isinstance(value, bool) and allowed().holds(value)  # type: ignore[arg-type]
+    return not isinstance(annotation, type) or annotation not in _PLAIN or isinstance(value, annotation)
+
+
+_PLAIN = (bool, str, NoneType)
+"""Types that are checked as they are; what else a dataclass holds has checks of its own."""
+
+
+def _expected(annotation: Any, allowed: Callable[[], Range]) -> str:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _expected(args[0], allowed)
+    if origin in (Union, UnionType):
+        return " or ".join(_expected(kind, allowed) for kind in args if kind is not NoneType)
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if origin is tuple:
+        count = "" if args[-1] is Ellipsis else f"{len(args)} "
+        return f"{count}values, each {_expected(args[0], allowed)}"
+    if annotation in (int, float):
+        return f"a {'whole ' if annotation is int else ''}number {allowed()}"
+    return {bool: "True or False", str: "text"}.get(annotation, str(annotation))
+
+
+def _got(value: object) -> str:
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:g}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _shown(bound: float) -> str:
+    if bound == 2**64 - 1:
+        return "2**64 - 1"
+    return f"{bound:,.0f}".replace(",", "_") if bound >= 10_000 else f"{bound:g}"
