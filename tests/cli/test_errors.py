@@ -56,7 +56,10 @@ def failed_last(capsys: pytest.CaptureFixture[str], *arguments: object, code: in
         (["generate", TINY, "cat"], "unknown class 'cat'"),
         (["generate", TINY, "--prompt", "a red circle"], "draws classes, not prompts"),
         (["generate", TINY, "0", "--prompt", "a"], "not both"),
-        (["generate", TINY, "0", "--steps", "0"], "at least 1, got 0"),
+        (
+            ["generate", TINY, "0", "--steps", "0"],
+            "--steps must be a whole number between 1 and 65_536, got 0",
+        ),
         (["generate", TINY, "0", "--steps", "17"], "16 masked tokens"),
         (["generate", TINY, "0", "--full-steps", "2"], "needs --shortcut or --caching"),
         (["generate", TINY, "0", "--steps", "4", "--caching", "reuse", "--full-steps", "5"], "got 5"),
@@ -66,8 +69,11 @@ def failed_last(capsys: pytest.CaptureFixture[str], *arguments: object, code: in
             "tiny has no bundled shortcut: name one or its folder, or train tiny-shortcut",
         ),
         (["generate", TINY, "0", "--shortcut", "./nowhere.pth"], "no such shortcut"),
-        (["generate", TINY, "0", "--num", "0"], "at least 1"),
-        (["generate", TINY, "0", "--seeds", "-1"], "seeds must be between"),
+        (["generate", TINY, "0", "--num", "0"], "--num must be a whole number between 1 and"),
+        (
+            ["generate", TINY, "0", "--seeds", "-1"],
+            "--seeds must be whole numbers between 0 and 2**64 - 1, got (-1,)",
+        ),
         (["generate", TINY, "0", "--dtype", "float12"], "unknown dtype"),
         (["generate", TINY, "0", "--device", "toaster"], "unknown device"),
         (["train", "maskgit-scene"], "did you mean maskgit-scenes"),
@@ -159,8 +165,14 @@ _ONE_SEED = ("--pictures", "4", "--seeds", "1")
         (["generate", TINY, "0", "--marval", f"{TINY_MAR}-marval"], "no diffusion head for marval"),
         (["generate", TINY, "0", "--denoising-steps", "10"], "leave out denoising_steps"),
         (["generate", TINY, "0", "--temperature", "0"], "temperature must be at least 0.001, got 0"),
-        (["generate", TINY, "0", "--choice-temperature", "nan"], "choice_temperature must be at least 0"),
-        (["generate", TINY_MAR, "0", "--temperature", "-1"], "temperature must be at least 0, got -1"),
+        (
+            ["generate", TINY, "0", "--choice-temperature", "nan"],
+            "--choice-temperature must be a number between 0 and 100, got nan",
+        ),
+        (
+            ["generate", TINY_MAR, "0", "--temperature", "-1"],
+            "--temperature must be a number between 0 and 100, got -1",
+        ),
         (["bench", "quality", TINY_MAR, *_ONE_SEED, "--denoising-steps", "1"], "take --ddim-steps 1"),
         (
             ["bench", "quality", TINY_MAR, *_ONE_SEED, "--steps", "4", "--disa", "50"],

@@ -86,5 +86,5 @@ def test_sheets_come_with_checkpoints() -> None:
 
 @pytest.mark.parametrize("changes", [{"every": -1}, {"steps": ()}, {"steps": (0,)}, {"num_prompts": 0}])
 def test_impossible_sheets_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected sheets.every of at least 0"):
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} must"):
         SheetConfig(**changes)

@@ -38,7 +38,7 @@ class Range:
     def __str__(self) -> str:
         if not self.above and not self.below:
             return f"between {_shown(self.low)} and {_shown(self.high)}"
-        low = f"above {_shown(self.low)}" if self.above else f"at least {_shown(self.low)}"
+        low = f"above {_shown(self.low)}" if self.above else f"of at least {_shown(self.low)}"
         high = f"below {_shown(self.high)}" if self.below else f"at most {_shown(self.high)}"
         return f"{low} and {high}"
 
@@ -84,7 +84,7 @@ RANGES: dict[str, Range] = {
     "denoising_steps": _DENOISING_STEPS,
     "noisiest_timestep": Range(low=1, high=999),
     "steps": _STEPS,
-    "full_steps": _STEPS,
+    "full_steps": Range(low=1, high=2**16, hint="step 0 is always full"),
     "Settings.full_steps": Range(low=0, high=2**16),  # how many of them, or which
     "marval_steps": _STEPS,
     "speed_rl_steps": _STEPS,
@@ -271,15 +271,16 @@ _PLAIN = (bool, str, NoneType)
 
 def _expected(annotation: Any, allowed: Callable[[], Range]) -> str:
     origin, args = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _expected(args[0], allowed)
-    if origin in (Union, UnionType):
-        return " or ".join(_expected(kind, allowed) for kind in args if kind is not NoneType)
+    if origin in (Annotated, Union, UnionType):
+        kinds = args[:1] if origin is Annotated else args
+        return " or ".join(_expected(kind, allowed) for kind in kinds if kind is not NoneType)
     if origin is Literal:
         return " or ".join(map(repr, args))
     if origin is tuple:
         count = "" if args[-1] is Ellipsis else f"{len(args)} "
-        return f"{count}values, each {_expected(args[0], allowed)}"
+        if not has_numbers(args[0]):
+            return f"{count}values, each {_expected(args[0], allowed)}"
+        return f"{count}{'whole ' if args[0] is int else ''}numbers {allowed()}"
     if annotation in (int, float):
         return f"a {'whole ' if annotation is int else ''}number {allowed()}"
     return {bool: "True or False", str: "text"}.get(annotation, str(annotation))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from swiftmask.core.protocol import SamplingOptions
-from swiftmask.methods.speed_rl import Judge, Judges, SpeedRLConfig, TuningConfig
+from swiftmask.methods.speed_rl import Judge, Judges, SpeedConfig, SpeedRLConfig, TuningConfig
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
@@ -87,6 +87,7 @@ def make_config(make_tuning) -> Callable[..., SpeedRLConfig]:
             "num_generations": 4,
             "generation_batch_size": 8,
             "step_policy": "stratified:2,4",
+            "speed": SpeedConfig(weight=0.0),
             "activations": "kept",
             "tuning": make_tuning(method),
         }

@@ -14,6 +14,7 @@ from swiftmask.methods.speed_rl import (
     Judges,
     Prompts,
     Rounds,
+    SpeedConfig,
     SpeedRLConfig,
     SpeedRLTrainer,
     TuningConfig,
@@ -37,6 +38,7 @@ def main(folder: Path) -> None:
         generation_batch_size=16,
         num_iterations=2,
         step_policy="stratified:2,4",
+        speed=SpeedConfig(weight=0.0),
     )
     training = TrainingConfig(
         num_steps=4, batch_size=16, warmup_steps=1, save_every=4, log_every=1, precision="no"

@@ -75,8 +75,8 @@ def test_a_restored_filter_goes_on_as_the_old_one():
     ("settings", "message"),
     [
         ({"by": "luck"}, "filter.by must be one of group_std, group_std_high, sample_quality, got 'luck'"),
-        ({"percentile": 100}, "filter.percentile must be at least 0 and below 100, got 100"),
-        ({"active_after": 300}, "1 <= filter.active_after <= filter.window, got 300 and 256"),
+        ({"percentile": 100}, "percentile must be a number of at least 0 and below 100, got 100"),
+        ({"active_after": 300}, "filter.active_after must be at most filter.window, got 300 and 256"),
     ],
 )
 def test_impossible_filters_are_refused(settings, message):

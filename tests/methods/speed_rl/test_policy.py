@@ -142,7 +142,7 @@ def test_targets_that_name_nothing_are_refused(base, method):
 def test_impossible_tunings_are_refused():
     with pytest.raises(ValueError, match="tuning.method must be one of lora, full, got 'prefix'"):
         TuningConfig(method="prefix", targets=".*")
-    with pytest.raises(ValueError, match="tuning.lora_r must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="lora_r must be a whole number between 1 and 65_536, got 0"):
         TuningConfig(targets=".*", lora_r=0)
 
 
