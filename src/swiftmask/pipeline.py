@@ -5,7 +5,6 @@ makes another one around the same model; nothing is copied and nothing is change
 """
 
 import copy
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -307,23 +306,13 @@ def to_pil(images_B3HW: Tensor) -> list[Image.Image]:
 
 
 def _check_options(sampling: SamplingOptions, spec: Spec) -> None:
-    """An option that a kind of head has no use for is a mistake, not a wish to be ignored. Logits are divided
-    by a temperature; the noise of continuous tokens is multiplied, so that theirs may be 0.
-    """
+    """Errors: ValueError for an option that the kind of head has no use for."""
     kind, foreign = ("continuous tokens", ("choice_temperature",))
     if spec.codebook_size is not None:
         kind, foreign = "codes, sampled in one head call", ("denoising_steps", "sampler", "noisiest_timestep")
     given = [name for name in foreign if getattr(sampling, name) is not None]
     if given:
         raise ValueError(f"{spec.name} draws {kind}: leave out {' and '.join(given)}")
-    for name, lowest in (
-        ("temperature", 0 if spec.codebook_size is None else 1e-3),
-        ("choice_temperature", 0),
-        ("schedule_power", 0.1),
-    ):
-        value = getattr(sampling, name)
-        if value is not None and not lowest <= value < math.inf:
-            raise ValueError(f"{name} must be at least {lowest}, got {value}")
 
 
 def _with_chains(schedule: Schedule, length: int) -> list[Step]:

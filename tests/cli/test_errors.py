@@ -164,7 +164,10 @@ _ONE_SEED = ("--pictures", "4", "--seeds", "1")
         (["generate", TINY_MAR, "0", "--denoising-steps", "3", "2", "1"], "one number or two, got 3"),
         (["generate", TINY, "0", "--marval", f"{TINY_MAR}-marval"], "no diffusion head for marval"),
         (["generate", TINY, "0", "--denoising-steps", "10"], "leave out denoising_steps"),
-        (["generate", TINY, "0", "--temperature", "0"], "temperature must be at least 0.001, got 0"),
+        (
+            ["generate", TINY, "0", "--temperature", "0"],
+            "temperature must be a number between 0.001 and 100, got 0",
+        ),
         (
             ["generate", TINY, "0", "--choice-temperature", "nan"],
             "--choice-temperature must be a number between 0 and 100, got nan",

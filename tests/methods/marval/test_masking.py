@@ -23,7 +23,7 @@ def test_a_wide_law_reaches_one_token():
 
 @pytest.mark.parametrize("values", [{"lowest": 1.0}, {"highest": 1.5}, {"std": 0.0}])
 def test_impossible_laws_are_refused(values):
-    with pytest.raises(ValueError, match="a mask law needs"):
+    with pytest.raises(ValueError, match=next(iter(values))):
         MaskLaw(**values)
 
 

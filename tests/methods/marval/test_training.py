@@ -199,9 +199,12 @@ def test_what_is_held_outside_is_no_submodule(teacher):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"first_timestep": 30, "last_timestep": 20}, "first_timestep <= last_timestep, got 30 and 20"),
-        ({"noisings_per_token": 0}, "must be at least 1, got 0 and 1"),
-        ({"auxiliary_updates": 0}, "must be at least 1, got 1 and 0"),
+        (
+            {"first_timestep": 30, "last_timestep": 20},
+            "first_timestep must be at most last_timestep, got 30 and 20",
+        ),
+        ({"noisings_per_token": 0}, "noisings_per_token must be a whole number between 1 and 1000, got 0"),
+        ({"auxiliary_updates": 0}, "auxiliary_updates must be a whole number between 1 and 1000, got 0"),
     ],
 )
 def test_impossible_settings_are_refused(values, message):

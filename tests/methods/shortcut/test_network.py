@@ -117,5 +117,5 @@ def test_start_as_copy_changes_nothing_and_can_learn(
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple of num_heads, got width 30 and 4 heads"):
         ShortcutConfig(width=60, bottleneck_width=30, num_heads=4)
-    with pytest.raises(ValueError, match="at least 1 block, got 0"):
+    with pytest.raises(ValueError, match="num_blocks must be a whole number between 1 and 1024, got 0"):
         ShortcutConfig(width=64, bottleneck_width=32, num_heads=4, num_blocks=0)

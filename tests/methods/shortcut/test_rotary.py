@@ -160,7 +160,7 @@ def test_a_base_without_rotary_positions_is_refused(golden_maskgit: MaskGIT) -> 
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="width 32 and 5 heads"):
         replace(SIZES, num_heads=5)
-    with pytest.raises(ValueError, match="at least 1 block, got 0"):
+    with pytest.raises(ValueError, match="num_blocks must be a whole number between 1 and 1024, got 0"):
         replace(SIZES, num_blocks=0)
 
 

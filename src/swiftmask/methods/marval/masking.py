@@ -27,7 +27,7 @@ class MaskLaw:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.lowest >= self.highest:
-            raise ValueError(f"a mask law needs 0 <= lowest < highest <= 1 and a positive std, got {self}")
+            raise ValueError(f"lowest must be below highest, got {self.lowest} and {self.highest}")
 
     def num_masked(self, num_tokens: int, uniform: float) -> int:
         """Masked tokens, at least one, by inverting the distribution at `uniform` in [0, 1)."""
