@@ -4,8 +4,10 @@ A folder under `models/` or `methods/`, a module under `recipes/` and a folder u
 takes to be known here. Nothing is imported to answer what exists, so listing costs no torch.
 """
 
+import ast
 import difflib
 import json
+import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,6 +35,10 @@ class Weights:
         num_parameters: elements of every tensor on disk.
         num_bytes: size of the folder on disk.
         measured: quality written beside the weights when they were trained; empty if none was.
+        draws: "class" or "prompt" for a model; for a method, the name of its base model.
+        num_classes: of a class-conditional model.
+        size: height and width of its images in pixels, if the configuration tells.
+        steps: decode steps, if it tells.
     """
 
     name: str
@@ -42,6 +48,10 @@ class Weights:
     num_parameters: int
     num_bytes: int
     measured: dict[str, object]
+    draws: str | None = None
+    num_classes: int | None = None
+    size: tuple[int, int] | None = None
+    steps: int | None = None
 
 
 def model_names() -> list[str]:
@@ -57,6 +67,13 @@ def recipe_names() -> list[str]:
     folder = _PACKAGE / "recipes"
     modules = (module.name for module in iter_modules([str(folder)]) if not module.ispkg)
     return sorted(n.replace("_", "-") for n in modules if "\ndef recipe(" in (folder / f"{n}.py").read_text())
+
+
+def recipe_purpose(name: str) -> str:
+    """The first sentence about a recipe, without its name; read from the file, which is not imported."""
+    text = ast.get_docstring(ast.parse((_PACKAGE / "recipes" / f"{name.replace('-', '_')}.py").read_text()))
+    first = " ".join((text or "").split("\n\n")[0].split()).removeprefix(f"{name}: ")
+    return re.split(r"(?<=\))\.? |\. ", first)[0].rstrip(".")
 
 
 def bundled_names(kind: Kind | None = None) -> list[str]:
@@ -99,7 +116,8 @@ def recipe_module(name: str) -> ModuleType:
 
 def describe(folder: Path, name: str | None = None) -> Weights:
     """Read a weights folder's own description. Errors: FileNotFoundError; ValueError for a damaged folder."""
-    kind, family = _kind(read_config(folder))
+    config = read_config(folder)
+    kind, family = _kind(config)
     provenance = _read_json(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
     measured = provenance.get("measured") or provenance.get("held_out_accuracy") or {}
     return Weights(
@@ -110,6 +128,10 @@ def describe(folder: Path, name: str | None = None) -> Weights:
         num_parameters=sum(_num_parameters(path) for path in folder.glob("*.safetensors")),
         num_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         measured=measured if isinstance(measured, dict) else {"measured": measured},
+        draws=_draws(config),
+        num_classes=_num_classes(config),
+        size=_size(config),
+        steps=config.get("steps"),
     )
 
 
@@ -145,6 +167,31 @@ def _kind(config: dict[str, Any]) -> tuple[Kind, str]:
     if "method" in config:
         return "method", str(config["method"])
     return "reader", str(config.get("network", "?"))
+
+
+def _draws(config: dict[str, Any]) -> str | None:
+    """What a model is asked for, or which model a method is for."""
+    if "model" in config:
+        return "prompt" if _num_classes(config) is None else "class"
+    return config.get("base_model", {}).get("name")
+
+
+def _num_classes(config: dict[str, Any]) -> int | None:
+    networks = (config.get(part, {}) for part in ("transformer", "network"))
+    return next((network["num_classes"] for network in networks if "num_classes" in network), None)
+
+
+def _size(config: dict[str, Any]) -> tuple[int, int] | None:
+    """Of a model's images: as written, as the codec writes them, or the token grid at the codec's scale."""
+    codec = config.get("codec", {})
+    if "size" in config:
+        return tuple(config["size"])
+    if side := codec.get("image_size") or codec.get("resolution"):
+        return side, side
+    if "grid" in config and "block_out_channels" in codec:
+        height, width = (2 ** (len(codec["block_out_channels"]) - 1) * side for side in config["grid"])
+        return height, width
+    return None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

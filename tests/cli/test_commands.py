@@ -1,6 +1,7 @@
 """What the commands do when all is well."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from swiftmask.api import load
 from swiftmask.cli import COMMANDS, main, overview
 from swiftmask.cli.overrides import leaves, override
 from swiftmask.cli.train import Train
 from swiftmask.models.maskgit import MaskGIT
+from swiftmask.registry import bundled_folder, bundled_names, describe
 from swiftmask.training.lock import sole_writer
 
 
@@ -91,7 +94,27 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row["name"]: row for row in json.loads(succeeded(capsys, "models", "--json"))}
     assert rows["scenes-judge"]["kind"] == "reader"
     assert rows["scenes-judge"]["parameters"] > 0
-    assert "scenes-judge" in succeeded(capsys, "models")
+    assert rows["maskgit-scenes"]["classes"] == 48
+    assert rows["mar-scenes-marval"]["draws"] == "mar-scenes"
+
+
+def test_models_fit_a_terminal_of_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = succeeded(capsys, "models")
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "…" not in printed
+    for name in bundled_names():
+        assert re.search(rf"^{name} ", printed, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", bundled_names("model"))
+def test_what_is_listed_of_a_model_is_what_it_is(name: str) -> None:
+    listed, pipeline = describe(bundled_folder(name)), load(name)
+    assert listed.size == pipeline.picture_size()
+    assert listed.steps == pipeline.steps
+    assert listed.draws == pipeline.model.spec.draws
 
 
 def test_convert(tmp_path: Path, golden_maskgit: MaskGIT, capsys: pytest.CaptureFixture[str]) -> None:

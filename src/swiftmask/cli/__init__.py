@@ -15,18 +15,27 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Where a command lives, and what `swiftmask --help` says about it."""
+    """Where a command lives, and what `swiftmask --help` says about it.
+
+    Attributes:
+        computes: takes `--threads`.
+    """
 
     module: str
     name: str
     summary: str
+    computes: bool = True
 
 
 COMMANDS = {
-    "generate": Command("generate", "Generate", "Draw pictures, with or without an accelerator."),
-    "train": Command("train", "Train", "Train what a recipe describes, or continue."),
-    "evaluate": Command("evaluate", "Evaluate", "Measure the quality of a model's pictures."),
-    "compare": Command("compare", "Compare", "Compare a folder of pictures with real ones: FID and kin."),
+    "generate": Command("generate", "Generate", "Generate images, with or without an accelerator."),
+    "train": Command(
+        "train", "Train", "Train what a recipe describes, or continue; without a recipe, list them."
+    ),
+    "evaluate": Command("evaluate", "Evaluate", "Measure the quality of a model's images."),
+    "compare": Command(
+        "compare", "Compare", "Compare a folder of images with real ones: FID and related metrics."
+    ),
     "bench quality": Command(
         "bench", "BenchQuality", "Quality against cost, over step counts and accelerators."
     ),
@@ -36,15 +45,23 @@ COMMANDS = {
     "bench report": Command(
         "bench_report",
         "BenchReport",
-        "Show what acceleration costs on your model: one page, rivals included.",
+        "Show what acceleration costs on your model: one page, baselines included.",
     ),
     "tune": Command("tune", "Tune", "Find the best settings under a bound on cost or quality."),
-    "convert": Command("convert", "Convert", "Turn released weights into a model or shortcut folder."),
-    "data emoji": Command("data", "DataEmoji", "Build the Emoji images: real images with captions."),
+    "convert": Command(
+        "convert", "Convert", "Turn released weights into a model or shortcut folder.", computes=False
+    ),
+    "data emoji": Command(
+        "data", "DataEmoji", "Build the Emoji images: real images with captions.", computes=False
+    ),
     "verify": Command("verify", "Verify", "Compare our models with recorded numbers of the references."),
-    "demo": Command("demo", "Demo", "Draw full and accelerated pictures side by side, with a report."),
-    "serve-reward": Command("serve_reward", "ServeReward", "Answer a reward's scores over HTTP."),
-    "models": Command("models", "Models", "List the models, accelerators and readers there are."),
+    "demo": Command(
+        "demo", "Demo", "Generate with the full and the accelerated model side by side, with a report."
+    ),
+    "serve-reward": Command("serve_reward", "ServeReward", "Serve a reward's scores over HTTP."),
+    "models": Command(
+        "models", "Models", "List the models, accelerators and readers there are.", computes=False
+    ),
 }
 
 
@@ -68,9 +85,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     show_warnings()
 
     def start() -> int:
+        from swiftmask.cli.threads import HELP, say_if_busy, use_threads, without_threads
+
         command = COMMANDS[name]
+        own, threads = without_threads(rest) if command.computes else (rest, None)
+        if threads is not None:
+            use_threads(threads)
         command_class: Any = getattr(import_module(f"swiftmask.cli.{command.module}"), command.name)
-        return parse(command_class, rest, prog=f"swiftmask {name}").run()
+        options = parse(command_class, own, prog=f"swiftmask {name}", more=HELP if command.computes else "")
+        if command.computes:
+            say_if_busy()
+        return options.run()
 
     raise SystemExit(run_safely(start, debug=debug))
 
@@ -87,7 +112,7 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "swiftmask COMMAND --help tells its options; swiftmask --version the version.",
+            "swiftmask COMMAND --help lists its options; swiftmask --version prints the version.",
             "",
         ]
     )

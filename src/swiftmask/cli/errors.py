@@ -53,8 +53,13 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def parse(command_class: type[CommandClass], args: Sequence[str], *, prog: str) -> CommandClass:
+def parse(
+    command_class: type[CommandClass], args: Sequence[str], *, prog: str, more: str = ""
+) -> CommandClass:
     """Options to the command's dataclass. A mistake is one line on stderr, with a suggestion; exit code 2.
+
+    Args:
+        more: what follows the help.
 
     Errors: ValueError for a number out of range (core/ranges.py).
     """
@@ -67,6 +72,7 @@ def parse(command_class: type[CommandClass], args: Sequence[str], *, prog: str) 
             command = tyro.cli(command_class, args=with_own(args), prog=prog, config=options)
     except SystemExit as stop:
         if stop.code in (0, None):
+            sys.stdout.write(more)
             raise
         sys.stderr.write(f"{prog}: {flatten(complaint.getvalue())}; see {prog} --help\n")
         raise SystemExit(2) from None

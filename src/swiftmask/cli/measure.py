@@ -55,8 +55,11 @@ def _own(model: str, chosen: str, method: str) -> str:
         return chosen
     beside = _beside(model, method)
     if beside is None:
+        from swiftmask.registry import recipe_names
+
         name = Path(f"{model.rstrip('/')}-{method}").name
-        raise ValueError(f"{model} has no bundled {method}: name one or its folder, or train {name}")
+        trained = f", or train it (swiftmask train {name})" if name in recipe_names() else ""
+        raise ValueError(f"{model} has no {method} of its own: name one, or its folder{trained}")
     return beside
 
 

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from swiftmask.cli.overrides import leaves, override
 from swiftmask.cli.progress import note, progress_bar
-from swiftmask.registry import recipe_module
+from swiftmask.registry import recipe_module, recipe_names, recipe_purpose
 from swiftmask.training.lock import sole_writer
 
 if TYPE_CHECKING:
@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Train:
-    """Train what a recipe describes. The same command continues an interrupted run."""
+    """Train what a recipe describes. The same command continues an interrupted run.
 
-    recipe: Positional[str]
+    Without a recipe: list them.
+    """
+
+    recipe: Positional[str | None] = None
     """Name of the recipe, such as maskgit-scenes."""
     settings: Positional[tuple[str, ...]] = ()
     """Changes to its settings, as in training.num_steps=100."""
@@ -36,7 +39,10 @@ class Train:
         from swiftmask.evaluate.processes import Processes
         from swiftmask.training.processes import processes
 
+        if self.recipe is None:
+            return self._list_recipes()
         config = override(recipe_module(self.recipe).recipe(), self.settings)
+        check_trackers(config)
         if self.dry_run:
             text = json_module.dumps(asdict(config), indent=2, default=str)
             print(text if self.json else "\n".join(f"{key}={value}" for key, value in leaves(config)))
@@ -58,6 +64,35 @@ class Train:
             told = json_module.dumps({"recipe": self.recipe, "result": result})
             print(told if self.json else f"finished: {result}")
         return 0
+
+    def _list_recipes(self) -> int:
+        """Print name and purpose of every recipe."""
+        purposes = {name: recipe_purpose(name) for name in recipe_names()}
+        if self.json:
+            print(json_module.dumps(purposes, indent=2))
+            return 0
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD)
+        table.add_column("recipe", no_wrap=True)
+        table.add_column("what it trains")
+        for row in purposes.items():
+            table.add_row(*row)
+        Console().print(table)
+        return 0
+
+
+def check_trackers(config: object) -> None:
+    """Errors: ValueError for a tracker of `report_to` that is not installed."""
+    from swiftmask.core.optional import library
+
+    for key, value in leaves(config):
+        if key.split(".")[-1] == "report_to":
+            assert isinstance(value, tuple)
+            for name in value:
+                library(name, f"{key}={name}")
 
 
 class Display:
