@@ -136,8 +136,11 @@ class Pipeline:
         with torch.no_grad():  # not inference_mode: models keep what they computed, and may be trained later
             condition = self._encode(labels, prompts)
         seeds = chosen_seeds(seeds, len(condition))
-        canvas = self.model.blank(len(condition)) if canvas is None else canvas
-        schedule = self.schedule(steps, num_masked=_num_masked(canvas))
+        if canvas is None:
+            canvas = self.model.blank(len(condition))
+        else:
+            _check_start(canvas)
+        schedule = self.schedule(steps, num_masked=canvas.num_masked)
         if isinstance(self.model, WeighedGenerator):
             method = "backbone" if self.features_fn is None else self.features_fn.name
             self.model.check_room(condition, branches=self.calls(schedule)["branches"], method=method)
@@ -333,14 +336,16 @@ def chosen_seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
     return chosen
 
 
-def _num_masked(canvas: Canvas) -> int:
+def _check_start(canvas: Canvas) -> None:
+    """Reads from the device once. Errors: ValueError unless its images have as many masked tokens as it says,
+    and at least one.
+    """
     counts = set(canvas.masked_BL.sum(dim=1).tolist())
     if counts != {canvas.num_masked} or 0 in counts:
         raise ValueError(
             "every start canvas of a batch needs the same number of masked tokens, and at least one: "
             f"got {sorted(counts)} in masked_BL and num_masked={canvas.num_masked}"
         )
-    return canvas.num_masked
 
 
 def _dtype(model: MaskedGenerator) -> torch.dtype:

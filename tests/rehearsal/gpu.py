@@ -46,6 +46,9 @@ _READS = (
 )
 """Operations whose result, or its shape, the host waits for; by prefix."""
 
+_ANYTHING = 1
+"""What is read where there are no values: a truth, and finite."""
+
 _COPIES = ("_to_copy", "copy_", "_copy_from")
 _INDEXING = ("index.Tensor", "index_put", "_index_put_impl_", "_unsafe_index")
 _ATTENTION = torch.nn.functional.scaled_dot_product_attention
@@ -80,7 +83,7 @@ class DeviceTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, values: Tensor) -> Self:
+    def __new__(cls, values: Tensor) -> "DeviceTensor":
         with torch.inference_mode(False):  # views of tensors made before it are no inference tensors
             claimed = Tensor._make_wrapper_subclass(
                 cls,
@@ -123,7 +126,7 @@ class Event:
         return f"{self.kind} ({self.operation}) at {self.where}"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Part:
     """What happened in a part of a rehearsal."""
 
@@ -194,6 +197,10 @@ class Rehearsal(TorchDispatchMode):
         # torch.tensor(..., device=...) then makes its tensor on the host, and copies it where this sees it.
         self._stack.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
         torch._C._set_only_lift_cpu_tensors(True)
+        # Modules that change their dtype then get new parameters: `.data = ` would leave the values behind.
+        overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
+        self._stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrites)
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
         self._stack.enter_context(_Attention(self))
         return super().__enter__()
 
@@ -257,6 +264,8 @@ class Rehearsal(TorchDispatchMode):
             super().__exit__(None, None, None)
 
     def _computed(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and self._behind.type == "meta":
+            return _ANYTHING
         args, kwargs = _map(self._values, Tensor, (args, kwargs))
         if kwargs.get("device") is not None:
             kwargs["device"] = self._behind
@@ -279,7 +288,7 @@ class Rehearsal(TorchDispatchMode):
             self._happened("read", name)
         if not target_is_mine:
             values = source.values
-            given = torch.zeros(values.shape, dtype=values.dtype) if values.is_meta else values
+            given = torch.full(values.shape, _ANYTHING, dtype=values.dtype) if values.is_meta else values
             new_args = tuple(given if arg is source else arg for arg in args)
             return func(*new_args, **kwargs)
         result = self._computed(func, args, kwargs)

@@ -92,6 +92,19 @@ def test_an_update_gives_the_numbers_of_the_host(gpu: Rehearsal) -> None:
     torch.testing.assert_close(update(DEVICE), update(torch.device("cpu")))
 
 
+def test_a_module_changes_its_dtype_on_the_device(gpu: Rehearsal) -> None:
+    layer = nn.Linear(3, 2).to(DEVICE).bfloat16()
+    assert layer(device_tensor(1, 2, 0).bfloat16()).cpu().dtype == torch.bfloat16
+
+
+def test_equal_parts_are_told_apart(gpu: Rehearsal) -> None:
+    with gpu.part() as outer:
+        with gpu.part():
+            pass
+        device_tensor(1).neg()
+    assert outer.num_kernels == 1
+
+
 def test_without_values_shapes_and_dtypes_are_known() -> None:
     with Rehearsal(values=False) as gpu:
         layer = nn.Linear(2**16, 2**16, device=DEVICE, dtype=torch.bfloat16)

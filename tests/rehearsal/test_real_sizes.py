@@ -1,45 +1,63 @@
-"""A step at released sizes in bfloat16, without values: where tensors are, and the precision of products."""
+"""A decode of two steps at released sizes in bfloat16, without values: where tensors are, what waits for the
+host, and the precision of products. Lumina-DiMOO has two of its blocks.
+"""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
 
 from swiftmask.cli.random_models import dimoo_around, random_pipeline
-from swiftmask.core.rng import SeededNoise
+from swiftmask.core.decode import FullFeatures
+from swiftmask.core.protocol import Condition
+from swiftmask.core.types import Canvas, Features, Record, Step
 from swiftmask.models.lumina_dimoo.network import Backbone
 from swiftmask.models.lumina_dimoo.weights import RELEASED
-from tests.rehearsal.gpu import DEVICE, Rehearsal
+from swiftmask.pipeline import Pipeline
+from tests.rehearsal.gpu import DEVICE, Part, Rehearsal
+from tests.rehearsal.watching import short, watched
 
 
-def released(name: str) -> Any:
-    """The model of a released size, Lumina-DiMOO with two of its blocks."""
-    if name == "lumina-dimoo":
-        return dimoo_around(Backbone(replace(RELEASED, depth=2)).bfloat16())
-    return random_pipeline(name, device="meta", dtype=torch.bfloat16).model
+def released(name: str) -> Pipeline:
+    """The pipeline of a released size, on the meta device."""
+    with torch.device("meta"):
+        if name == "lumina-dimoo":
+            return Pipeline(dimoo_around(Backbone(replace(RELEASED, depth=2)).bfloat16()), name=name)
+        return random_pipeline(name, device="meta", dtype=torch.bfloat16)
+
+
+@dataclass(slots=True)
+class WatchedBackbone:
+    """The feature function of an unaccelerated model, and what happened in each call."""
+
+    pipeline: Pipeline
+    gpu: Rehearsal
+    parts: list[Part] = field(default_factory=list)
+    name: str = "backbone"
+
+    def __call__(self, canvas: Canvas, condition: Condition, step: Step, previous: Record | None) -> Features:
+        with self.gpu.part() as part:
+            features = FullFeatures(self.pipeline.model)(canvas, condition, step, previous)
+        self.parts.append(part)
+        return features
 
 
 @pytest.mark.parametrize("name", ["maskgit-512", "meissonic-1024", "mar-b", "lumina-dimoo"])
-def test_backbones_compute_in_bfloat16_on_the_device(name: str) -> None:
-    with Rehearsal(values=False) as gpu, torch.no_grad():
-        with torch.device("meta"):
-            model = released(name)
-        model.to_empty(device=DEVICE)
-        what = [1, 2] if model.spec.draws == "class" else ["image", "image"]
-        options = replace(model.sampling, guidance=2.0)
-        canvas = model.blank(2)
-        step = model.schedule(2, num_masked=model.spec.num_tokens, options=options)[0]
-        condition = model.with_null(model.encode(what))
-        rule = model.unmask_rule(canvas, SeededNoise([0, 1], model.spec.num_tokens, DEVICE))
-        with gpu.part() as backbone:
-            features_GBTD = model.features(canvas, condition)
-        noise = SeededNoise([0, 1], model.spec.num_tokens, DEVICE)
-        with gpu.part() as head:
-            decision = rule(
-                lambda rows_BM: model.tokens(features_GBTD, rows_BM, step.guidance), canvas, step, noise
-            )
-        assert canvas.write(decision.positions_BN, decision.tokens_BN).tokens_BL.device == DEVICE
-        assert features_GBTD.dtype == torch.bfloat16
-        assert {dtype for _, dtype, _ in backbone.products} == {torch.bfloat16}, backbone.products
-        assert [str(event) for event in (*backbone.events, *head.events)] == []
+def test_backbones_compute_in_bfloat16_on_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = released(name)
+    with Rehearsal(values=False) as gpu:
+        pipeline.model.to_empty(device=DEVICE)  # type: ignore[attr-defined]
+        backbone = WatchedBackbone(pipeline, gpu)
+        pipeline = short(replace(pipeline, features_fn=backbone))
+        draws_classes = pipeline.model.spec.draws == "class"
+        what: dict[str, Any] = {"labels": [1, 2]} if draws_classes else {"prompts": ["image"] * 2}
+        with watched(gpu, monkeypatch) as decode:
+            result = pipeline.generate(**what, steps=2, output_type="pt")
+        assert isinstance(result.images, torch.Tensor)
+        assert result.trajectory.tokens_BL.device == result.images.device == DEVICE
+        assert decode.waits == []
+        products = [product for part in backbone.parts for product in part.products]
+        assert len(backbone.parts) == 2
+        assert {operation for operation, *_ in products} & {"scaled_dot_product_attention"}
+        assert [product for product in products if product[1] != torch.bfloat16] == []
