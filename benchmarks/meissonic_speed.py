@@ -114,7 +114,7 @@ def replay_of(model: Meissonic, schedule: Schedule, batch: int) -> Replay:
     decided_at_L = (places_L[:, None] < left).sum(dim=1).to(model.device)
     codes_BL = torch.randint(model.spec.codebook_size or 0, (batch, len(places_L)), device=model.device)
     trajectory = Trajectory(model.blank(batch), codes_BL, decided_at_L.expand(batch, -1), None)
-    return Replay(tuple(range(batch)), ["picture"] * batch, tuple(schedule), trajectory)
+    return Replay(tuple(range(batch)), ["image"] * batch, tuple(schedule), trajectory)
 
 
 def forward_task(model: Meissonic, replay: Replay, autocast: "Autocast") -> Callable[[], object]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 
+from swiftmask.core.compiled import compile_blocks, mode_of
 from swiftmask.core.families import Reading
 from swiftmask.core.protocol import DenoisingModel, FeatureFn, MaskedGenerator, SamplingOptions
 from swiftmask.core.reading import first_line
@@ -45,7 +46,7 @@ _TEXT_ENCODER_FILES = (("config.json", "model.safetensors"), ("config.json", "py
 """What is downloaded of a CLIP model, the better first; repositories hold the same weights many times."""
 
 
-def load(
+def load(  # noqa: PLR0913 - one call for everything that can be said of a source
     source: str | Path,
     *,
     codec: str | Path | None = None,
@@ -53,6 +54,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str = "auto",
     blocks_on_device: int | None = None,
+    compile: bool | str = False,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Pipeline:
@@ -70,19 +72,24 @@ def load(
             schedules and noise need.
         blocks_on_device: of Lumina-DiMOO on a card it does not fit (the error says how many do): how many
             blocks stay there, while the others wait in host memory.
+        compile: compile the blocks that repeat, of the model and of what accelerates it: True, or a mode of
+            `torch.compile` such as "max-autotune" (docs/compile.md). The first decode compiles.
         revision, local_files_only: for a repo id, as in huggingface_hub.
 
     Errors: FileNotFoundError or ValueError saying what was found and what would work.
     """
+    if mode_of(compile) is not None and blocks_on_device is not None:
+        raise ValueError("compile needs all blocks on the device: leave out compile, or blocks_on_device")
     reading = Reading(
         codec=None if codec is None else Path(codec).expanduser(),
         dtype=_chosen_dtype(dtype),
         device=device_named(device),
         blocks_on_device=blocks_on_device,
     )
-    return load_with(
+    pipeline = load_with(
         source, reading, text_encoder=text_encoder, revision=revision, local_files_only=local_files_only
     )
+    return pipeline.compiled(compile)
 
 
 def load_with(
@@ -168,7 +175,14 @@ def accelerate(
         features_fn = _shortcut(pipeline, read_shortcut(found, base=pipeline.model.spec))
         default_full = _recommended_full_steps(found) or default_full
     placed = default_full if full_steps is None else full_steps
+    _compile_like(pipeline, features_fn)
     return replace(pipeline, features_fn=features_fn, full_steps=_placement(placed), _flops={})
+
+
+def _compile_like(pipeline: Pipeline, part: object) -> None:
+    """Compile a new part of a pipeline whose other parts are compiled."""
+    if pipeline.compile_mode is not None:
+        compile_blocks(part, pipeline.compile_mode)
 
 
 def dtype_named(name: str) -> torch.dtype:
@@ -260,6 +274,7 @@ def _with_student(
     if pipeline.features_fn is not None:
         raise ValueError("give marval first, then the shortcut or caching that runs on its model")
     student = marval if isinstance(marval, Student) else _read_student(pipeline, marval)
+    _compile_like(pipeline, student)
     return replace(pipeline, model=student, _flops={})
 
 
@@ -281,6 +296,7 @@ def _tuned(pipeline: Pipeline, source: str | Path, full_steps: int | Sequence[in
     if (folder / "policy").is_dir():  # what a run left: see recipes/speed_rl_scenes.py
         folder = folder / "policy"
     model, config = _read_tuned(pipeline, folder), read_config(folder)
+    _compile_like(pipeline, model)
     try:
         steps, sampling = (
             int(config.get("steps", pipeline.steps)),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from swiftmask.core.compiled import MarkedSteps, compile_blocks, mode_of, records_graphs
 from swiftmask.core.decode import FullFeatures, check_finite, decode, prepare_condition
 from swiftmask.core.protocol import (
     Condition,
@@ -87,6 +88,7 @@ class Pipeline:
         sampling: overrides of the model's sampling defaults.
         steps: decode steps. 0, the default, takes the model's own, or one a token if it has fewer of them.
         folder: that the model came from, if it came from one; its provenance lies there.
+        compile_mode: of `torch.compile`, if the repeated blocks are compiled (`compiled`).
     """
 
     model: MaskedGenerator
@@ -96,6 +98,7 @@ class Pipeline:
     sampling: SamplingOptions = SamplingOptions()
     steps: int = 0
     folder: Path | None = field(default=None, compare=False)
+    compile_mode: str | None = None
     _flops: dict[tuple[Step, ...], int] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -269,6 +272,30 @@ class Pipeline:
                 part.to(device=device, dtype=dtype)
         return self
 
+    def compiled(self, mode: bool | str = True) -> "Pipeline":
+        """The same pipeline with the repeated blocks of model and accelerator compiled (core/compiled.py).
+
+        In place: other pipelines around the same model run compiled, too. The first decode compiles, which
+        takes seconds to minutes.
+
+        Args:
+            mode: of `torch.compile`; True is its default. False leaves everything as it is.
+
+        Errors: ValueError for a mode there is none of.
+        """
+        chosen = mode_of(mode)
+        if chosen is None:
+            return self
+        for part in (self.model, self.features_fn):
+            compile_blocks(part, chosen)
+        return replace(self, compile_mode=chosen)
+
+    @property
+    def step_features(self) -> FeatureFn:
+        """What the decode loop calls at every step."""
+        features_fn = self.features_fn or FullFeatures(self.model)
+        return MarkedSteps(features_fn) if records_graphs(self.compile_mode) else features_fn
+
     def _encode(self, labels: Sequence[int | str] | None, prompts: Sequence[str] | None) -> Condition:
         draws = self.model.spec.draws
         given, refused = (labels, prompts) if draws == "class" else (prompts, labels)
@@ -296,7 +323,7 @@ class Pipeline:
             schedule,
             noise,
             canvas=canvas,
-            features_fn=self.features_fn or FullFeatures(self.model),
+            features_fn=self.step_features,
             unmask=self.model.unmask_rule(canvas, noise),
             on_step=on_step,
         )

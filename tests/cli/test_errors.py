@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from swiftmask.cli import main
-from swiftmask.cli.errors import flatten, with_own
+from swiftmask.cli.errors import flatten, with_left_out
 from swiftmask.models.mar import MAR
 from swiftmask.models.maskgit import MaskGIT
 
@@ -360,4 +360,4 @@ def test_flattened_box(rule: str) -> None:
     ],
 )
 def test_an_accelerator_that_is_not_named_is_the_models_own(given: list[str], meant: list[str]) -> None:
-    assert with_own(given) == meant
+    assert with_left_out(given) == meant

@@ -31,12 +31,12 @@ BUDGETS: dict[str, dict[str, int]] = {
         "ml-cache-refreshed": 260,
     },
     "mar-scenes": {
-        "plain": 179,
+        "plain": 181,
         "mar-scenes-marval": 148,
         "mar-scenes-marval-rl": 148,
-        "reuse": 82,
-        "extrapolation-1": 84,
-        "extrapolation-2": 85,
+        "reuse": 84,
+        "extrapolation-1": 86,
+        "extrapolation-2": 87,
     },
     "maskgit-scenes": {
         "plain": 131,

@@ -30,6 +30,7 @@ class BenchSpeed:
         dtype: of weights and features.
         matmul_precision: of float32 matmuls on a GPU: "high" computes them in TF32.
         device: where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu).
+        compile: compile the repeated blocks: a mode of torch.compile, or no name for its default.
         batch: images per step.
         steps: decode steps of the whole decode; default the model's own.
         full_steps: of those, how many run the backbone beside a shortcut; default the shortcut's own.
@@ -47,6 +48,7 @@ class BenchSpeed:
     dtype: Literal["float32", "bfloat16"] = "float32"
     matmul_precision: Literal["highest", "high"] = "highest"
     device: str = "auto"
+    compile: str | None = None
     batch: int = 1
     steps: int | None = None
     full_steps: int | None = None
@@ -80,7 +82,7 @@ class BenchSpeed:
         words += ["--dtype", self.dtype, "--device", self.device, "--batch", self.batch]
         if self.matmul_precision != "highest":
             words += ["--matmul-precision", self.matmul_precision]
-        for name in ("layers", "steps", "full_steps"):
+        for name in ("compile", "layers", "steps", "full_steps"):
             if (value := getattr(self, name)) is not None:
                 words += [f"--{name.replace('_', '-')}", value]
         return measure.command_line(*words, "--repeats", self.repeats)
@@ -128,6 +130,7 @@ class BenchSpeed:
             repeats=self.repeats,
             dtype=self.dtype,
             matmul_precision=self.matmul_precision,
+            compile_mode=self.compile,
             device=str(kinds[0].model.device),
             threads=torch.get_num_threads(),
             machine=machine(),
@@ -149,6 +152,7 @@ class BenchSpeed:
             )
         else:
             base = load(self.model, dtype=self.dtype, device=self.device)
+        base = base.compiled(self.compile or False)
         return base if self.steps is None else replace(base, steps=self.steps)
 
     def _with_shortcut(self, base: "Pipeline") -> "Pipeline | None":
@@ -185,7 +189,6 @@ class BenchSpeed:
 
 def step_kind(name: str, pipeline: "Pipeline") -> "StepKind":
     """The middle step of a pipeline's decode, with its operations counted."""
-    from swiftmask.core.decode import FullFeatures
     from swiftmask.evaluate.speed import StepKind, middle
 
     schedule = pipeline.schedule()
@@ -195,7 +198,7 @@ def step_kind(name: str, pipeline: "Pipeline") -> "StepKind":
     return StepKind(
         name=name,
         model=pipeline.model,
-        features_fn=pipeline.features_fn or FullFeatures(pipeline.model),
+        features_fn=pipeline.step_features,
         schedule=schedule,
         flops=pipeline.flops(steps) - pipeline.flops(steps[:1]),
         accelerated=accelerated,

@@ -17,8 +17,8 @@ NaN.
 """
 
 CommandClass = TypeVar("CommandClass")
-_ACCELERATORS = ("--shortcut", "--marval", "--lora")
-"""Options that name an accelerator, of every command that has them."""
+_LEFT_OUT = {"--shortcut": "auto", "--marval": "auto", "--lora": "auto", "--compile": "default"}
+"""Options whose value may be left out, in every command that has them, and the value that is then meant."""
 _RULE = re.compile("[─-]{3,}")
 
 
@@ -69,7 +69,7 @@ def parse(
     options: tuple[Any, ...] = (tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff)
     try:
         with contextlib.redirect_stderr(complaint):
-            command = tyro.cli(command_class, args=with_own(args), prog=prog, config=options)
+            command = tyro.cli(command_class, args=with_left_out(args), prog=prog, config=options)
     except SystemExit as stop:
         if stop.code in (0, None):
             sys.stdout.write(more)
@@ -85,14 +85,14 @@ def option(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def with_own(args: Sequence[str]) -> list[str]:
-    """The arguments, with "auto" after an accelerator's option that names none: the model's own is meant."""
+def with_left_out(args: Sequence[str]) -> list[str]:
+    """The arguments, with values filled in that were left out: `--shortcut` is the model's own."""
     filled = []
     for place, arg in enumerate(args):
         filled.append(arg)
         named = place + 1 < len(args) and not args[place + 1].startswith("--")
-        if arg in _ACCELERATORS and not named:
-            filled.append("auto")
+        if arg in _LEFT_OUT and not named:
+            filled.append(_LEFT_OUT[arg])
     return filled
 
 

@@ -102,6 +102,8 @@ class Generate:
     """cpu, cuda or mps; auto is cuda where there is a GPU, else cpu."""
     blocks_on_device: int | None = None
     """Of Lumina-DiMOO on a card it does not fit: blocks that stay there, while the others wait in memory."""
+    compile: str | None = None
+    """Compile the repeated blocks with torch.compile; a mode of it, or no name for its default."""
     out: Path = Path("pictures")
     """Folder of the pictures."""
     batch_size: int = 16
@@ -194,6 +196,7 @@ class Generate:
             codec=self.codec,
             text_encoder=self.text_encoder,
             blocks_on_device=self.blocks_on_device,
+            compile=self.compile or False,
         )
         self._check_kind(pipeline)
         if self.preset is not None:

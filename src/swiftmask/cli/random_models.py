@@ -104,7 +104,7 @@ def meissonic_around(transformer: "Transformer", *, side: int = 32) -> Any:
 
     sizes = transformer.config
     text = TextConfig(
-        vocab_size=4,
+        vocab_size=5,
         hidden_size=sizes.text_width,
         intermediate_size=sizes.text_width,
         projection_dim=sizes.width,
@@ -119,7 +119,9 @@ def meissonic_around(transformer: "Transformer", *, side: int = 32) -> Any:
         num_vq_embeddings=sizes.codebook_size,
     )
     with transformer.device:
-        encoder = build_text_encoder(text, word_tokenizer(["image"], length=text.max_position_embeddings))
+        encoder = build_text_encoder(
+            text, word_tokenizer(["image", "a"], length=text.max_position_embeddings)
+        )
     with torch.device("meta"):
         decoder = build_vq_codec(codec)
     pixels = side * sizes.stride * codec.downscale
@@ -168,7 +170,9 @@ def _maskgit(name: str, device: torch.device, dtype: torch.dtype, layers: int | 
 
     with torch.device("meta"):
         codec = VQGAN(RELEASED_VQGAN)
-    return MaskGIT(random_transformer(name).to(device, dtype), codec)
+    with device:
+        transformer = random_transformer(name)
+    return MaskGIT(transformer.to(dtype), codec)
 
 
 def _mar(name: str, device: torch.device, dtype: torch.dtype, layers: int | None) -> nn.Module:
@@ -178,13 +182,17 @@ def _mar(name: str, device: torch.device, dtype: torch.dtype, layers: int | None
 
     with torch.device("meta"):
         codec = KLCodec(RELEASED_KL)
-    return MAR(random_network(name).to(device, dtype), codec)
+    with device:
+        network = random_network(name)
+    return MAR(network.to(dtype), codec)
 
 
 def _meissonic(name: str, device: torch.device, dtype: torch.dtype, layers: int | None) -> nn.Module:
     from swiftmask.models.meissonic.weights import random_transformer
 
-    return meissonic_around(random_transformer(name).to(device, dtype))
+    with device:
+        transformer = random_transformer(name)
+    return meissonic_around(transformer.to(dtype))
 
 
 def _dimoo(name: str, device: torch.device, dtype: torch.dtype, layers: int | None) -> nn.Module:

@@ -102,6 +102,7 @@ class SpeedReport:
     Attributes:
         kinds: the full step first.
         steps: of the whole decode.
+        compile_mode: of `torch.compile`; None where nothing is compiled.
         matmul_peak_flops: operations per second of the fastest square matmul in the same run.
         matmul_precision: of float32 matmuls on a GPU, as in torch.set_float32_matmul_precision.
     """
@@ -114,6 +115,7 @@ class SpeedReport:
     repeats: int
     dtype: str
     matmul_precision: str
+    compile_mode: str | None
     device: str
     threads: int
     machine: str
@@ -140,14 +142,15 @@ def time_in_turn(
     with torch.inference_mode():
         for index in range(warmup + repeats):
             for name, task in tasks.items():
-                elapsed = _time_once(task, device)
+                elapsed = seconds_of(task, device)
                 if index >= warmup:
                     seconds[name].append(elapsed)
             on_round()
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
-def _time_once(task: Task, device: torch.device) -> float:
+def seconds_of(task: Task, device: torch.device) -> float:
+    """Of one call; on a GPU between events on its stream, with nothing else waiting there."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
@@ -245,7 +248,7 @@ def step_task(kind: StepKind, batch: int) -> Task:
     only how many are masked: they are random.
     """
     model, before, step = kind.model, kind.schedule[kind.index - 1], kind.schedule[kind.index]
-    first = 0 if model.spec.draws == "class" else "image"
+    first = 0 if model.spec.draws == "class" else "a"
     with torch.inference_mode():
         condition = prepare_condition(model, model.encode([first] * batch), kind.schedule)  # type: ignore[list-item]
         canvas = random_canvas(model, before.num_masked_before, batch)

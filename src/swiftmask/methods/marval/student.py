@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from swiftmask.core.compiled import RepeatedBlocks, Repeating
 from swiftmask.core.protocol import Condition, DenoisingModel, Noise, SamplingOptions, Spec, UnmaskRule
 from swiftmask.core.reading import some
 from swiftmask.core.types import Canvas, Step
@@ -129,6 +130,10 @@ class Student(nn.Module):
 
     def blank(self, batch: int) -> Canvas:
         return self.model.blank(batch)
+
+    def repeated_blocks(self) -> RepeatedBlocks:
+        """Those of the model, as far as it names any."""
+        return self.model.repeated_blocks() if isinstance(self.model, Repeating) else RepeatedBlocks(())
 
     def schedule(self, num_steps: int, *, num_masked: int, options: SamplingOptions) -> list[Step]:
         """The teacher's counts and temperatures, unguided, one head call a step.

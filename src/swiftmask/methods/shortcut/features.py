@@ -8,6 +8,7 @@ call.
 import torch
 from torch import nn
 
+from swiftmask.core.compiled import RepeatedBlocks
 from swiftmask.core.protocol import Condition, MaskedGenerator
 from swiftmask.core.types import Canvas, Features, Record, Step
 from swiftmask.methods.shortcut.network import Shortcut
@@ -40,6 +41,10 @@ class ShortcutFeatures(nn.Module):
             )
         self.model = model
         self.shortcut = shortcut
+
+    def repeated_blocks(self) -> RepeatedBlocks:
+        """The shortcut's own; the model has those of the backbone."""
+        return RepeatedBlocks(tuple(self.shortcut.blocks))
 
     def forward(self, canvas: Canvas, condition: Condition, step: Step, previous: Record | None) -> Features:
         if step.full or previous is None:

@@ -19,6 +19,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
+from swiftmask.core.compiled import RepeatedBlocks
 from swiftmask.core.files import steps_of
 from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, TokenDistribution, UnmaskRule
@@ -248,6 +249,9 @@ class LuminaDiMOO(nn.Module):
 
     def blank(self, batch: int) -> Canvas:
         return self.spec.blank_codes(batch, self.device)
+
+    def repeated_blocks(self) -> RepeatedBlocks:
+        return RepeatedBlocks(self.backbone.blocks)
 
     def schedule(self, num_steps: int, *, num_masked: int, options: SamplingOptions) -> list[Step]:
         """Lumina-DiMOO's schedule with the model's defaults where `options` says nothing."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftmask.core.classes import class_number
+from swiftmask.core.compiled import RepeatedBlocks
 from swiftmask.core.files import steps_of
 from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
@@ -208,6 +209,12 @@ class MAR(nn.Module):
     def blank(self, batch: int) -> Canvas:
         shape = (batch, self.spec.num_tokens, self.network.config.channels)
         return Canvas.blank(torch.zeros(shape, device=self.device))
+
+    def repeated_blocks(self) -> RepeatedBlocks:
+        network = self.network
+        return RepeatedBlocks(
+            (*network.encoder_blocks, *network.decoder_blocks), tuple(network.head.res_blocks)
+        )
 
     def schedule(self, num_steps: int, *, num_masked: int, options: SamplingOptions) -> list[Step]:
         """MAR's schedule with the model's defaults where `options` says nothing.

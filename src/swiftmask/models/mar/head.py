@@ -162,12 +162,18 @@ class HeadNetwork(nn.Module):
         return F.linear(F.silu(embedded_XW), weight_EW, bias_E).unflatten(-1, (-1, self.width))
 
     def predict(self, noisy_XC: Tensor, modulation_XKW: Tensor) -> Tensor:
-        """Noise and variance, float32 [..., 2C]; modulations may have leading axes that the tokens lack."""
-        *per_block, shift_XW, scale_XW = modulation_XKW.unbind(-2)
+        """Noise and variance, float32 [..., 2C]; modulations may have leading axes that the tokens lack.
+
+        The blocks see rows, all leading axes as one: compiled blocks then take any number of branches, tokens
+        and images.
+        """
+        *leading, _, width = modulation_XKW.shape
+        *per_block, shift_YW, scale_YW = modulation_XKW.flatten(0, -3).unbind(-2)
         h_XW = _precise(self.input_proj, noisy_XC).to(modulation_XKW.dtype)
+        h_YW = h_XW.expand(*leading, width).flatten(0, -2)
         for index, block in enumerate(self.res_blocks):
-            h_XW = block(h_XW, *per_block[3 * index : 3 * index + 3])
-        return self.final_layer(h_XW, shift_XW, scale_XW)
+            h_YW = block(h_YW, *per_block[3 * index : 3 * index + 3])
+        return self.final_layer(h_YW, shift_YW, scale_YW).unflatten(0, leading)
 
     def predict_precisely(self, noisy_XC: Tensor, timestep: int, context_XD: Tensor) -> Tensor:
         """`forward` at one timestep, in float32 with the weights as they are rounded."""

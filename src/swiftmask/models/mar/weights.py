@@ -54,7 +54,7 @@ _KL_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 
 
 def random_network(name: str, *, seed: int = 0) -> Network:
-    """A network of a released size with random weights, float32 on the CPU: enough to measure speed."""
+    """A network of a released size with random float32 weights: enough to measure speed."""
     if name not in RELEASED:
         raise ValueError(f"unknown released size {name!r}: choose one of {', '.join(RELEASED)}")
     with torch.random.fork_rng(devices=[]):

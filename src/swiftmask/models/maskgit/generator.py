@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftmask.core.classes import class_number
+from swiftmask.core.compiled import RepeatedBlocks
 from swiftmask.core.files import steps_of
 from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
@@ -188,6 +189,9 @@ class MaskGIT(nn.Module):
 
     def blank(self, batch: int) -> Canvas:
         return self.spec.blank_codes(batch, self.device)
+
+    def repeated_blocks(self) -> RepeatedBlocks:
+        return RepeatedBlocks(tuple(self.transformer.transformer.layers))
 
     def schedule(self, num_steps: int, *, num_masked: int, options: SamplingOptions) -> list[Step]:
         """valeoai's schedule with the model's defaults where `options` says nothing."""

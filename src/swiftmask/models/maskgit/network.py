@@ -122,15 +122,22 @@ class _PreNorm(nn.Module):
         return x_BTD + self.fn(self.norm(x_BTD))
 
 
+class _Block(nn.Sequential):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(
+            _PreNorm(config.width, _Attention(config)), _PreNorm(config.width, _FeedForward(config))
+        )
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        # Code is compiled per `forward`: that of nn.Sequential would be shared with other modules.
+        attention, feed_forward = self
+        return feed_forward(attention(x_BTD))
+
+
 class _Blocks(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Sequential(
-                _PreNorm(config.width, _Attention(config)), _PreNorm(config.width, _FeedForward(config))
-            )
-            for _ in range(config.depth)
-        )
+        self.layers = nn.ModuleList(_Block(config) for _ in range(config.depth))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         for layer in self.layers:

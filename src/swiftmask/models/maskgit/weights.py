@@ -41,7 +41,7 @@ RELEASED_VQGAN = VQGANConfig(
 
 
 def random_transformer(name: str, *, seed: int = 0) -> Transformer:
-    """A transformer of a released size with random weights, float32 on the CPU: enough to measure speed."""
+    """A transformer of a released size with random float32 weights: enough to measure speed."""
     if name not in RELEASED:
         raise ValueError(f"unknown released size {name!r}: choose one of {', '.join(RELEASED)}")
     with torch.random.fork_rng(devices=[]):

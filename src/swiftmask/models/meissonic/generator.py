@@ -14,6 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from swiftmask.core.compiled import RepeatedBlocks
 from swiftmask.core.files import steps_of
 from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
@@ -265,6 +266,10 @@ class Meissonic(nn.Module):
 
     def blank(self, batch: int) -> Canvas:
         return self.spec.blank_codes(batch, self.device)
+
+    def repeated_blocks(self) -> RepeatedBlocks:
+        transformer = self.transformer
+        return RepeatedBlocks((*transformer.transformer_blocks, *transformer.single_transformer_blocks))
 
     def schedule(self, num_steps: int, *, num_masked: int, options: SamplingOptions) -> list[Step]:
         """Meissonic's schedule with the model's defaults where `options` says nothing."""
