@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from swiftmask.cli.bench import BenchQuality
-from swiftmask.cli.demo import Demo
+from swiftmask.cli.demo import Demo, _found
+from swiftmask.evaluate.summary import QualityReport, RowSummary, Spread
 
 
 def _demo(model: Path, out: Path) -> Demo:
@@ -46,7 +47,7 @@ def test_a_student_beside_its_teacher_and_fewer_denoising_steps(
     tiny_mar_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _demo(tiny_mar_scenes, tmp_path).run() == 0
-    full, fast, equal = json.loads(capsys.readouterr().out)["rows"]
+    full, fast, equal, *_ = json.loads(capsys.readouterr().out)["rows"]
     assert [full["name"], fast["name"]] == ["vanilla-4", "tiny-mar-marval-4"]
     assert "--marval auto" in fast["command"]
     assert "--sampler ddim --denoising-steps 10" in equal["command"]
@@ -103,3 +104,60 @@ def test_impossible_budget(tmp_path: Path) -> None:
         Demo(out=tmp_path, steps=4, full_steps=5).run()
     with pytest.raises(ValueError, match="--shown"):
         Demo(out=tmp_path, shown=300).run()
+
+
+def _row(name: str, *, gflop: float, ms: float, score: float) -> RowSummary:
+    return RowSummary(
+        name=name,
+        series=name.partition("-")[0],
+        steps=16,
+        full_steps=16,
+        calls={},
+        gflop_per_picture=gflop,
+        score=Spread(score, 0.0),
+        fd_scenes=Spread(10.0, 0.0),
+        agreement=None,
+        ms_per_picture=ms,
+        peak_memory_bytes=0,
+        equal_cost_score=None,
+        equal_cost_fd_scenes=None,
+        command="",
+    )
+
+
+def _sentences(fast: RowSummary, *others: RowSummary, num_pictures: int = 192) -> str:
+    full = _row("vanilla-16", gflop=20.0, ms=100.0, score=0.90)
+    report = QualityReport(
+        model="m",
+        commit="c",
+        date="2026-11-29",
+        machine="m",
+        N=num_pictures,
+        seeds=1,
+        batch_size=96,
+        floor=Spread(2.0, 0.0),
+        command="",
+        rows=[full, fast, *others],
+    )
+    return _found(report, "shortcut")
+
+
+def test_the_sentences_claim_what_the_figures_bear() -> None:
+    slower = _sentences(_row("shortcut-16:6", gflop=10.0, ms=120.0, score=0.91))
+    assert "2.0 times fewer operations" in slower
+    assert "is slower (120 ms an image against 100 ms" in slower
+    assert "no difference that N = 192 can show" in slower
+    same = _sentences(_row("shortcut-16:15", gflop=19.5, ms=97.0, score=0.50))
+    assert "takes no fewer operations" in same
+    assert "is as fast" in same
+    assert "fewer, beyond the noise" in same
+    many = _sentences(_row("shortcut-16:6", gflop=10.0, ms=60.0, score=0.91), num_pictures=100_000)
+    assert "is faster" in many
+    assert "more, beyond the noise" in many
+
+
+def test_the_unguided_row_is_named() -> None:
+    fast = _row("shortcut-16:6", gflop=10.0, ms=60.0, score=0.70)
+    text = _sentences(fast, _row("unguided-16", gflop=10.0, ms=50.0, score=0.90))
+    assert "Without guidance, unguided-16 takes 2.0 times fewer operations and scores 90.0 %" in text
+    assert "more, beyond the noise" in text

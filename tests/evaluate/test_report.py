@@ -98,6 +98,18 @@ def test_fewer_steps_are_what_an_accelerator_must_beat(score: float, verdict: st
     assert "2.7 times cheaper" in text
 
 
+def test_one_evaluation_seed_has_no_winner() -> None:
+    fast = _summary("shortcut-16:4", 3.0, 0.9)
+    text = findings(comparison_of(replace(_report(FULL, FEWER, fast), seeds=1)))
+    assert "that cannot be told from the best of just fewer steps" in text
+
+
+def test_less_work_in_more_time_is_said() -> None:
+    fast = replace(_summary("shortcut-16:4", 3.0, 0.9), ms_per_picture=9.0)
+    text = findings(comparison_of(_report(FULL, FEWER, fast)))
+    assert "2.7 times cheaper), but no faster on this machine (9 ms against 8 ms)" in text
+
+
 def test_findings_say_what_fewer_steps_give_at_equal_cost() -> None:
     fast = replace(_summary("shortcut-16:4", 3.0, 0.9), equal_cost_score=0.7654)
     text = findings(comparison_of(_report(FULL, FEWER, fast)))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from swiftmask.core.types import Record
     from swiftmask.evaluate.quality import Row
     from swiftmask.evaluate.report import Picture
-    from swiftmask.evaluate.summary import QualityReport
+    from swiftmask.evaluate.summary import QualityReport, RowSummary
     from swiftmask.pipeline import Pipeline
 
 _RIVAL_DENOISING = 10
@@ -26,10 +26,13 @@ _RIVAL_DENOISING = 10
 
 _FRAMES = 8
 
+NO_DIFFERENCE = 1.06
+"""Ratios of cost or time below this are called none."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demo:
-    """Draw with the full model, the accelerated one, and the full one at equal cost: same seeds.
+    """Generate with the full model, the accelerated one, and the full one at equal cost: same seeds.
 
     The accelerator is the model's own (its shortcut, its MARVAL student or its Speed-RL weights) unless one
     is named. Writes OUT/report.html (one file, no network), OUT/*.png and OUT/demo.json. Finished parts are
@@ -137,7 +140,7 @@ class Demo:
         return base
 
     def _ways(self, base: "Pipeline") -> list[Evaluate]:
-        """The full model, the accelerated one, and the full one with as many steps as that costs.
+        """The full model, the accelerated one, the full one with as many steps as that costs, and unguided.
 
         Errors: ValueError if no accelerator is named and the model has none, or if several are named.
         """
@@ -154,7 +157,8 @@ class Demo:
             case _:
                 fast, rival = replace(full, speed_rl=source, steps=self.full_steps), full
         equal = _at_cost_of(fast, rival, base)
-        return [full, fast] if equal == full else [full, fast, equal]
+        ways = [full, fast] if equal == full else [full, fast, equal]
+        return [*ways, replace(full, unguided=True)] if measure.is_guided(base) else ways
 
     def _accelerator(self) -> tuple[str, str]:
         """The method, and where its weights are ("auto": beside the model)."""
@@ -207,7 +211,7 @@ class Demo:
         picture = Picture(
             heading="The whole frontier",
             png=frontier_png(benchmark),
-            alt="Judge score and Frechet distance against operations per picture",
+            alt="Judge score and Fréchet distance against operations per image",
             caption=f"From {path}: N = {benchmark.N}, {benchmark.seeds} evaluation seeds, {benchmark.date}, "
             f"commit {benchmark.commit}. {benchmark.command}",
         )
@@ -233,15 +237,51 @@ _METHODS = {
 
 
 def _found(report: "QualityReport", method: str) -> str:
-    full, fast = report.rows[:2]
-    cheaper = full.gflop_per_picture / fast.gflop_per_picture
+    """What the rows show: a difference within the noise, or a cost or time within 6 %, is called none."""
+    full, fast, *others = report.rows
+    unguided = [row for row in others if row.series.startswith("unguided")]
     return (
         f"A masked image generator fills a canvas of tokens step by step; {_METHODS[method]}. "
-        f"Here {fast.name} costs {cheaper:.1f} times less work than {full.name}, the full model "
-        f"({full.ms_per_picture:.0f} ms became {fast.ms_per_picture:.0f} ms per picture on this machine); "
-        f"the independent judge finds {100 * fast.score.mean:.1f} % of the asked-for facts in its pictures, "
-        f"against {100 * full.score.mean:.1f} % for the full model."
+        f"{fast.name} {_cost(fast, full)} than {full.name}, the full model, and {_time(fast, full)}. "
+        f"The judge, a reader of Scenes images that knows nothing else, finds {_score(fast)} of the stated "
+        f"facts in its images, and {_score(full)} in those of {full.name}: "
+        f"{_difference(fast, full, report.N)}."
+        + "".join(
+            f" Without guidance, {row.name} {_cost(row, full)} and scores {_score(row)}, against "
+            f"{fast.name}: {_difference(row, fast, report.N)}."
+            for row in unguided
+        )
     )
+
+
+def _cost(row: "RowSummary", full: "RowSummary") -> str:
+    ratio = full.gflop_per_picture / row.gflop_per_picture
+    if max(ratio, 1 / ratio) < NO_DIFFERENCE:
+        return "takes no fewer operations"
+    return f"takes {ratio:.1f} times fewer operations" if ratio > 1 else f"takes {1 / ratio:.1f} times more"
+
+
+def _time(row: "RowSummary", full: "RowSummary") -> str:
+    ratio = full.ms_per_picture / row.ms_per_picture
+    times = f"{row.ms_per_picture:.0f} ms an image against {full.ms_per_picture:.0f} ms on this machine"
+    if max(ratio, 1 / ratio) < NO_DIFFERENCE:
+        return f"is as fast ({times})"
+    return f"is {'faster' if ratio > 1 else 'slower'} ({times})"
+
+
+def _score(row: "RowSummary") -> str:
+    return f"{100 * row.score.mean:.1f} %"
+
+
+def _difference(one: "RowSummary", other: "RowSummary", num_pictures: int) -> str:
+    """Between two judge scores of one evaluation seed."""
+    from swiftmask.evaluate.summary import score_noise
+
+    noise = score_noise(one.score.mean, other.score.mean, num_pictures)
+    found = one.score.mean - other.score.mean
+    if abs(found) <= noise:
+        return f"no difference that N = {num_pictures} can show (± {100 * noise:.1f})"
+    return f"{'more' if found > 0 else 'fewer'}, beyond the noise of N = {num_pictures} (± {100 * noise:.1f})"
 
 
 def _at_cost_of(fast: Evaluate, rival: Evaluate, base: "Pipeline") -> Evaluate:

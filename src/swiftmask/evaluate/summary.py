@@ -32,6 +32,14 @@ class Spread:
         return f"{self.mean:.{digits}f} ± {self.spread:.{digits}f}"
 
 
+def score_noise(one: float, other: float, num_pictures: int) -> float:
+    """Two standard errors of the difference of two judge scores, each a share over as many images.
+
+    An upper bound: the facts of an image are taken to be right or wrong together.
+    """
+    return 2 * math.sqrt((one * (1 - one) + other * (1 - other)) / num_pictures)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSummary:
     """One line of the table.

@@ -61,6 +61,7 @@ class Comparison:
 
     Attributes:
         command: what measures all of it again.
+        seeds: evaluation seeds.
         caption: what a reader must know beside the numbers.
         cells: the rows as text, under `headings`.
         quantities: the first is the one conclusions are drawn from.
@@ -69,6 +70,7 @@ class Comparison:
 
     model: str
     command: str
+    seeds: int
     caption: str
     headings: tuple[str, ...]
     cells: list[tuple[str, ...]]
@@ -124,6 +126,7 @@ def _of_scenes(report: QualityReport) -> Comparison:
     return Comparison(
         model=report.model,
         command=report.command,
+        seeds=report.seeds,
         caption=caption(report),
         headings=headings(report),
         cells=table(report),
@@ -160,6 +163,7 @@ def _of_folder(report: FolderReport) -> Comparison:
     return Comparison(
         model=report.model,
         command=report.command,
+        seeds=report.seeds,
         caption=folder_caption(report),
         headings=folder_headings(report),
         cells=folder_table(report),
@@ -186,9 +190,11 @@ def findings(comparison: Comparison) -> str:
         f"At half that cost or less, the best accelerated row is {fast.name} with "
         f"{_value(fast, quantity)} at {fast.gflop:.3g} GFLOP ({full.gflop / fast.gflop:.1f} times cheaper)"
     )
+    if fast.ms > 0.94 * full.ms:
+        text += f", but no faster on this machine ({fast.ms:.3g} ms against {full.ms:.3g} ms)"
     if fewer is None:
         return text + "; no row of fewer steps alone is as cheap."
-    verdict = _verdict(fast.values[quantity.key], fewer.values[quantity.key], quantity)
+    verdict = _verdict(fast, fewer, comparison)
     text += f"; {verdict} the best of just fewer steps, {fewer.name} with {_value(fewer, quantity)}."
     if fast.equal_cost is None:
         return text
@@ -216,11 +222,13 @@ def _costs_half(point: Point, full: Point) -> bool:
     return point.gflop <= 1.01 * full.gflop / 2
 
 
-def _verdict(fast: Spread, fewer: Spread, quantity: Quantity) -> str:
-    """A difference within the larger spread is none."""
-    if abs(fast.mean - fewer.mean) <= max(fast.spread, fewer.spread):
+def _verdict(fast: Point, fewer: Point, comparison: Comparison) -> str:
+    """A difference within the larger spread is none; one evaluation seed has no spread, and shows none."""
+    quantity = comparison.quantities[0]
+    ours, theirs = fast.values[quantity.key], fewer.values[quantity.key]
+    if comparison.seeds == 1 or abs(ours.mean - theirs.mean) <= max(ours.spread, theirs.spread):
         return "that cannot be told from"
-    return "it beats" if quantity.better(fast.mean, fewer.mean) else "it does not beat"
+    return "it beats" if quantity.better(ours.mean, theirs.mean) else "it does not beat"
 
 
 def _value(point: Point, quantity: Quantity) -> str:

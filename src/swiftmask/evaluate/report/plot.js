@@ -251,7 +251,9 @@ function showVerdict() {
   else if (best !== null && best === fewer) text = `Best within the budget is fewer steps of the full model: ${value(best)}.`;
   else if (best !== null) {
     const alone = fewer === null ? "fewer steps alone are never that cheap" : `fewer steps alone give ${value(fewer)}`;
-    text = `Best within the budget: ${value(best)}; ${alone}.`;
+    const noise = fewer === null ? 0 : Math.max(...[best, fewer].map((row) => row.values[plot.quantity.key].spread));
+    const tied = fewer !== null && Math.abs(quality(best) - quality(fewer)) <= noise;
+    text = `Best within the budget: ${value(best)}; ${alone}${tied ? ", within the spread: no difference" : ""}.`;
   }
   byId("plot-verdict").textContent = text;
 }
