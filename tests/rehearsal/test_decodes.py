@@ -22,13 +22,13 @@ STEPS = 5
 
 BUDGETS: dict[str, dict[str, int]] = {
     "dimoo-scenes": {
-        "plain": 225,
+        "plain": 224,
         "dimoo-scenes-shortcut": 164,
         "reuse": 34,
         "extrapolation-1": 36,
         "extrapolation-2": 37,
-        "ml-cache": 259,
-        "ml-cache-refreshed": 260,
+        "ml-cache": 248,
+        "ml-cache-refreshed": 250,
     },
     "mar-scenes": {
         "plain": 181,

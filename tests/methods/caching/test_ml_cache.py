@@ -1,6 +1,7 @@
 """ML-Cache on the golden backbone: which steps, which rows, and that the rest stays as it was."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -123,12 +124,13 @@ def test_a_cache_is_a_value(golden_dimoo: LuminaDiMOO) -> None:
     run(golden_dimoo, features_fn, [0], on_step=records)
     condition = golden_dimoo.with_null(golden_dimoo.encode(PROMPTS))
     for before, record in zip(records, records[1:], strict=False):
-        carry = before.features.carry
-        assert isinstance(carry, LayerCache)
-        kept = [part.clone() for part in (*carry.keys, *carry.values)]
+        carry: Any = before.features.carry
+        cache = carry.cache
+        assert isinstance(cache, LayerCache)
+        kept = [part.clone() for part in (*cache.keys, *cache.values)]
         again = features_fn(record.before, condition, record.step, before)
         assert torch.equal(again.features_GBTD, record.features.features_GBTD)
-        assert all(map(torch.equal, kept, (*carry.keys, *carry.values)))
+        assert all(map(torch.equal, kept, (*cache.keys, *cache.values)))
 
 
 def test_fresh_tokens_can_come_first(golden_dimoo: LuminaDiMOO) -> None:

@@ -10,7 +10,7 @@ them first, at the same cost.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -79,6 +79,20 @@ def refreshed_first(peaks_XT: Tensor, decided_XN: Tensor) -> Urgency:
     return Urgency(peaks_XT.scatter(1, decided_XN, float("-inf")), decided_XN.shape[1])
 
 
+@dataclass(frozen=True, slots=True)
+class _Carry:
+    """What the next step needs: the model's cache, and what stays the same over a decode.
+
+    Attributes:
+        is_padding_XT: columns that are padding.
+        counts_X: columns of each sequence to recompute, int64.
+    """
+
+    cache: object
+    is_padding_XT: Tensor
+    counts_X: Tensor
+
+
 class MLCacheFeatures:
     """The feature function of a base model that can recompute single columns.
 
@@ -105,35 +119,46 @@ class MLCacheFeatures:
         self._rule = rule
 
     def __call__(self, canvas: Canvas, condition: Condition, step: Step, previous: Record | None) -> Features:
-        if step.full or previous is None:
-            return Features(*self._model.features_and_cache(canvas, condition))
-        old_GBTD, cache = previous.features.features_GBTD, previous.features.carry
-        columns_XK = self._columns(condition, previous)
-        fresh_XKD, cache = self._model.recompute(canvas, condition, columns_XK, cache)
+        carry = None if previous is None else previous.features.carry
+        assert carry is None or isinstance(carry, _Carry), "the features come from another feature function"
+        if step.full or previous is None or carry is None:
+            features_GBTD, cache = self._model.features_and_cache(canvas, condition)
+            if carry is None:
+                carry = self._first_carry(condition, features_GBTD.shape[2], cache)
+            return Features(features_GBTD, replace(carry, cache=cache))
+        old_GBTD = previous.features.features_GBTD
+        columns_XK = self._columns(condition, previous, carry)
+        fresh_XKD, cache = self._model.recompute(canvas, condition, columns_XK, carry.cache)
         index_XKD = columns_XK[..., None].expand_as(fresh_XKD)
         merged_XTD = old_GBTD.flatten(0, 1).scatter(1, index_XKD, fresh_XKD)
-        return Features(merged_XTD.unflatten(0, old_GBTD.shape[:2]), cache)
+        return Features(merged_XTD.unflatten(0, old_GBTD.shape[:2]), replace(carry, cache=cache))
 
-    def _columns(self, condition: Condition, previous: Record) -> Tensor:
+    def _first_carry(self, condition: Condition, num_columns: int, cache: object) -> _Carry:
+        padding_X = self._model.padding(condition)
+        return _Carry(
+            cache,
+            torch.arange(num_columns, device=padding_X.device) < padding_X[:, None],
+            _num_recomputed(num_columns - padding_X, self._cache_ratio),
+        )
+
+    def _columns(self, condition: Condition, previous: Record, carry: _Carry) -> Tensor:
         """Columns to recompute [X, K], the most urgent first.
 
         Where lengths differ, so do the counts; but a step has one shape, so a sequence that needs fewer than
         K repeats its first. The host knows K; what differs between sequences stays on the device.
         """
         features_GBTD = previous.features.features_GBTD
-        device, num_columns = features_GBTD.device, features_GBTD.shape[2]
-        padding_X = self._model.padding(condition)
         peaks_XT = self._model.peak_logits(features_GBTD).flatten(0, 1)
-        is_padding_XT = torch.arange(num_columns, device=device) < padding_X[:, None]
-        decided_BN = self._model.columns(previous.decision.positions_BN, num_columns)
+        decided_BN = self._model.columns(previous.decision.positions_BN, features_GBTD.shape[2])
         urgency = self._rule(
-            peaks_XT.masked_fill(is_padding_XT, float("inf")), decided_BN.repeat(condition.num_branches, 1)
+            peaks_XT.masked_fill_(carry.is_padding_XT, float("inf")),
+            decided_BN.repeat(condition.num_branches, 1),
         )
         longest = max(self._model.sequence_lengths(condition))
         most = max(num_recomputed(longest, self._cache_ratio), urgency.at_least)
         columns_XK = urgency.order_XT.topk(most, dim=1, largest=False).indices
-        counts_X = _num_recomputed(num_columns - padding_X, self._cache_ratio).clamp(min=urgency.at_least)
-        spare_XK = torch.arange(most, device=device) >= counts_X[:, None]
+        counts_X = carry.counts_X.clamp(min=urgency.at_least) if urgency.at_least else carry.counts_X
+        spare_XK = torch.arange(most, device=counts_X.device) >= counts_X[:, None]
         return torch.where(spare_XK, columns_XK[:, :1], columns_XK)
 
 

@@ -135,7 +135,7 @@ class Layout:
     def sequence(self, prompts_XP: Tensor, codes_BL: Tensor, masked_BL: Tensor) -> Tensor:
         """Ids [X, T] of whole sequences, for X a multiple of B; what a masked code is does not matter."""
         words, batch = self.vocabulary, len(codes_BL)
-        ids_BL = torch.where(masked_BL, words.mask, codes_BL + words.first_code)
+        ids_BL = (codes_BL + words.first_code).masked_fill_(masked_BL, words.mask)
         rows_BHW = ids_BL.unflatten(1, self.grid)
         newlines_BH1 = torch.full_like(rows_BHW[..., :1], words.newline)
         picture_BR = torch.cat([rows_BHW, newlines_BH1], dim=-1).flatten(1)
