@@ -103,8 +103,8 @@ def test_only_one_file_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytes
     )
     write(tmp_path, Two().state_dict(), 30)
     assert written == [
-        (f"model-00001-of-00002.safetensors.{os.getpid()}", ["a"]),
-        (f"model-00002-of-00002.safetensors.{os.getpid()}", ["b", "c"]),
+        (f".model-00001-of-00002.safetensors.{os.getpid()}", ["a"]),
+        (f".model-00002-of-00002.safetensors.{os.getpid()}", ["b", "c"]),
     ]
 
 

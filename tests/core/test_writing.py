@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save
 
 from swiftmask.core.writing import remove_partials, write_json, write_text, written_whole
 
@@ -52,10 +54,18 @@ def test_a_full_disk_names_the_file(complaint: Exception, tmp_path: Path) -> Non
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    left = [".a.json.77.partial", ".tmpAb12xZ"]
-    kept = ["a.json", "results.partial", ".lock", ".tmp", "x.tmpAb12xZ"]
-    for name in left + kept:
-        (tmp_path / name).write_text("x")
-    (tmp_path / ".folder.partial").mkdir()
+    tensors = save({"a": torch.zeros(100)})
+    left = {".a.json.77.partial": b"x", "below/.tmpAb12xZ": tensors[:150], ".tmpEmpty1": b""}
+    kept = {
+        "a.json": b"x",
+        "results.partial": b"x",
+        ".b.partial": b"x",
+        ".lock": b"",
+        ".tmpNote12": b"my own words",
+    }
+    for name, content in (left | kept).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
     remove_partials(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == sorted([*kept, ".folder.partial"])
+    found = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(found) == sorted(kept)

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from swiftmask.training.checkpoint import Reached, save_checkpoint
+from swiftmask.training.checkpoint import Reached, load_checkpoint, save_checkpoint
 from swiftmask.training.loop import NonFiniteError, Progress, train
 from swiftmask.training.setup import TrainingConfig, learning_rate_factor, step_seed
 
@@ -142,13 +144,55 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def damaged(content: bytes, how: str) -> bytes:
+    middle = len(content) - 50  # among the numbers, behind the header
+    return {
+        "truncated": content[:-9],
+        "empty": b"",
+        "text": b"not a checkpoint at all",
+        "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "foreign": save({"a": torch.zeros(3)}),
+    }[how]
+
+
+@pytest.mark.parametrize("step", [-1, 9])
+def test_a_checkpoint_of_a_step_outside_of_the_run_is_refused(tmp_path, step):
+    path, model = tmp_path / "checkpoint.safetensors", fresh()
+    save_checkpoint(path, {"model": model}, [], Reached(step, {}), "toy")
+    with pytest.raises(ValueError, match=f"is of step {step}: expected 0 to 8; delete it"):
+        load_checkpoint(path, {"model": model}, [], "toy", num_steps=8)
+
+
+class _Copies(TorchDispatchMode):
+    """Counts operations that give new tensors, and those of them on their way to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new, self.to_host = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        inputs = {each.untyped_storage().data_ptr() for each in args if isinstance(each, Tensor)}
+        if isinstance(found, Tensor) and found.untyped_storage().data_ptr() not in inputs:
+            self.new += 1
+            self.to_host += func is torch.ops.aten._to_copy.default
+        return found
+
+
+def test_a_checkpoint_makes_one_copy_of_each_tensor_on_the_host_and_none_on_the_device(tmp_path):
+    model = fresh()
+    with _Copies() as copies:
+        save_checkpoint(tmp_path / "checkpoint.safetensors", {"model": model}, [], Reached(1, {}), "toy")
+    assert copies.new == copies.to_host == len(model.state_dict())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "flipped", "foreign"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     settings = config(8, save_every=3, log_every=2)
     train(fresh(), batches, train_step, settings, tmp_path, name="toy")
     whole = losses(tmp_path)
     path = tmp_path / "checkpoint.safetensors"
-    content = {"truncated": path.read_bytes()[:-9], "empty": b"", "text": b"not a checkpoint at all"}[damage]
+    content = damaged(path.read_bytes(), damage)
     path.write_bytes(content)
     with pytest.warns(UserWarning, match="is damaged .*: continuing from checkpoint.previous"):
         train(fresh(), batches, train_step, settings, tmp_path, name="toy")

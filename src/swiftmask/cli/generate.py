@@ -3,35 +3,33 @@
 import json as json_module
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from swiftmask.cli import jobs, measure
 from swiftmask.cli.jobs import Job
-from swiftmask.cli.loading import say_where
-from swiftmask.cli.progress import note, progress_bar
-from swiftmask.core.writing import write_text, written_whole
+from swiftmask.cli.loading import own_device, say_where
+from swiftmask.cli.picture_folder import PictureFolder
+from swiftmask.cli.progress import progress_bar
+from swiftmask.core.writing import write_text
+from swiftmask.training.lock import sole_writer
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from swiftmask.core.types import Canvas, Record
     from swiftmask.data.images import Decoding
     from swiftmask.evaluate.presets import Settings
-    from swiftmask.pipeline import Pipeline, Result
-
-_STAMP = "swiftmask"
-"""Text chunk of a PNG that holds the settings it was drawn with."""
+    from swiftmask.pipeline import Cost, Pipeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generate:
     """Draw pictures to a folder: one PNG each, grid.png, and generate.json with the settings and the cost.
 
-    A picture that is already there with the same settings is not drawn again.
+    A picture that is already there with the same settings is not drawn again; a folder with pictures of other
+    settings is refused. Processes that torchrun started share the pictures.
     """
 
     model: Positional[str]
@@ -56,8 +54,9 @@ class Generate:
     """Picture as large as --init-image; what is white in it is drawn anew (inpainting)."""
     background: str = "white"
     """Colour behind an --init-image that is transparent: a name, or #rrggbb."""
-    num: int = 1
-    """Pictures per class or prompt, with seeds from --seed on."""
+    num: Annotated[int, arg(aliases=("--num-images",))] = 1
+    """Pictures per class or prompt, with seeds from --seed on. torchrun takes --num for an option of its own:
+    write --num-images there."""
     seed: int = 0
     """First seed."""
     seeds: tuple[int, ...] = ()
@@ -108,13 +107,15 @@ class Generate:
     """Folder of the pictures."""
     batch_size: int = 16
     """Pictures at a time."""
+    overwrite: bool = False
+    """Draw into a folder that holds pictures of other settings; those with the same names are replaced."""
     flops: bool = False
     """Count operations, too: seconds for a small model, a minute for a large one in many steps."""
     json: bool = False
     """Print the summary as JSON."""
 
     def run(self) -> int:
-        from swiftmask.evaluate.pictures import OVERVIEW
+        from swiftmask.evaluate.processes import Processes
 
         self._check_options()
         pipeline = self._pipeline()
@@ -123,28 +124,33 @@ class Generate:
             wanted = list(dict.fromkeys(jobs.truncated(pipeline, wanted)))
         jobs.check_jobs(pipeline, wanted)
         canvas = self._canvas(pipeline)
-        settings = self._settings(pipeline, canvas)  # complains about impossible steps
-        _check_writable(self.out)
-        stamps = {job: _stamp(settings, job) for job in wanted}
-        missing = [job for job in wanted if _stamp_of(self.out / job.file_name) != stamps[job]]
-        replaced = sum((self.out / job.file_name).exists() for job in missing)
-        if replaced:
-            note(f"{replaced} pictures in {self.out} were drawn with other settings and are overwritten")
-        results = self._draw(pipeline, missing, stamps, canvas)
-        files = [self.out / job.file_name for job in wanted]
-        with written_whole(self.out / OVERVIEW) as partial:
-            _grid(files).save(partial, format="PNG")
+        folder = PictureFolder(self.out, self._settings(pipeline, canvas))  # complains about impossible steps
+        processes = Processes.here()
+        if not self.overwrite:
+            folder.refuse_others(wanted)
+        with sole_writer(self.out):
+            processes.wait()  # none draws before the first holds the folder
+            drawn = self._draw(pipeline, folder, processes.share(wanted), canvas)
+            spent = _Spent.sum(processes.gathered(drawn))
+            if processes.rank == 0:
+                self._summarise(folder, wanted, spent)
+        return 0
+
+    def _summarise(self, folder: PictureFolder, wanted: Sequence[Job], spent: "_Spent") -> None:
+        """The overview, generate.json, and what is said on stdout, once all pictures are there."""
+        from swiftmask.evaluate.pictures import OVERVIEW
+
+        folder.save_overview(OVERVIEW, wanted)
         summary = {
-            "settings": settings,
-            "drawn": len(missing),
-            "skipped": len(wanted) - len(missing),
-            "cost": _cost(results, len(missing), count_flops=self.flops),
-            "pictures": [{"file": file.name, **job.facts()} for file, job in zip(files, wanted, strict=True)],
+            "settings": folder.settings,
+            "drawn": spent.num_pictures,
+            "skipped": len(wanted) - spent.num_pictures,
+            "cost": spent.cost(),
+            "pictures": [{"file": job.file_name, **job.facts()} for job in wanted],
         }
         text = json_module.dumps(summary, indent=2)
         write_text(self.out / "generate.json", text + "\n")
         print(text if self.json else _sentence(summary, self.out))
-        return 0
 
     def _check_options(self) -> None:
         """What is wrong whatever the model is, told before it is loaded."""
@@ -169,6 +175,7 @@ class Generate:
         if self.mask is not None and self.init_image is None:
             raise ValueError("--mask says what of --init-image is drawn anew: give both")
         self._decoding()  # complains about a background that is no colour
+        _refuse_file(self.out)
         if len(self.size) > 2:
             raise ValueError(
                 f"--size takes one number, or a height and a width, got {len(self.size)} numbers"
@@ -186,13 +193,14 @@ class Generate:
         import torch
 
         from swiftmask.api import load
+        from swiftmask.evaluate.processes import Processes
         from swiftmask.presets import apply_preset, apply_settings
 
         torch.set_float32_matmul_precision(self.matmul_precision)
         pipeline = load(
             self.model,
             dtype=self.dtype,
-            device=self.device,
+            device=str(own_device(Processes.here(), self.device)),
             codec=self.codec,
             text_encoder=self.text_encoder,
             blocks_on_device=self.blocks_on_device,
@@ -270,17 +278,15 @@ class Generate:
         }
 
     def _draw(
-        self,
-        pipeline: "Pipeline",
-        missing: Sequence[Job],
-        stamps: dict[Job, str],
-        canvas: "Canvas | None",
-    ) -> "list[Result]":
-        results, of_class = [], pipeline.model.spec.draws == "class"
+        self, pipeline: "Pipeline", folder: PictureFolder, jobs_here: Sequence[Job], canvas: "Canvas | None"
+    ) -> "_Spent":
+        """Draw what is missing, and keep of it nothing but what it cost."""
+        spent, of_class = _Spent(), pipeline.model.spec.draws == "class"
+        missing = folder.missing(jobs_here)
         if missing:
             say_where(pipeline)
         with progress_bar() as progress:
-            task = progress.add_task("generating", total=len(missing) * pipeline.steps, unit="image steps")
+            task = progress.add_task("picture steps", total=len(missing) * pipeline.steps)
             for start in range(0, len(missing), self.batch_size):
                 batch = missing[start : start + self.batch_size]
 
@@ -297,54 +303,60 @@ class Generate:
                 )
                 assert isinstance(result.images, list)
                 for job, image in zip(batch, result.images, strict=True):
-                    _save(image, self.out / job.file_name, stamps[job])
-                results.append(result)
-        return results
+                    folder.save(image, job)
+                spent = spent.plus(result.cost, len(batch), count_flops=self.flops)
+        return spent
 
 
-def _stamp(settings: dict[str, Any], job: Job) -> str:
-    return json_module.dumps({**settings, **job.facts()}, sort_keys=True)
+@dataclass(frozen=True, slots=True)
+class _Spent:
+    """Sums over the pictures that were drawn, and what each of them took alike."""
+
+    num_pictures: int = 0
+    seconds: float = 0.0
+    decoder_seconds: float = 0.0
+    calls: dict[str, int] = field(default_factory=dict)
+    gflop: float | None = None
+
+    def plus(self, cost: "Cost", num_pictures: int, *, count_flops: bool) -> Self:
+        """With one batch more; operations are counted once, as they are the same for every picture."""
+        gflop = round(cost.flops / 1e9, 4) if count_flops and self.gflop is None else self.gflop
+        return replace(
+            self,
+            num_pictures=self.num_pictures + num_pictures,
+            seconds=self.seconds + cost.seconds,
+            decoder_seconds=self.decoder_seconds + cost.decoder_seconds,
+            calls=self.calls or cost.calls,
+            gflop=gflop,
+        )
+
+    @classmethod
+    def sum(cls, parts: Sequence[Self]) -> Self:
+        """Of all processes."""
+        told = next((part for part in parts if part.num_pictures), cls())
+        return cls(
+            sum(part.num_pictures for part in parts),
+            sum(part.seconds for part in parts),
+            sum(part.decoder_seconds for part in parts),
+            told.calls,
+            told.gflop,
+        )
+
+    def cost(self) -> dict[str, Any] | None:
+        """Of one picture, for generate.json; None if nothing was drawn."""
+        if not self.num_pictures:
+            return None
+        return {
+            "calls_per_picture": self.calls,
+            **({} if self.gflop is None else {"gflop_per_picture": self.gflop}),
+            "ms_per_picture": round(1000 * self.seconds / self.num_pictures, 3),
+            "decoder_ms_per_picture": round(1000 * self.decoder_seconds / self.num_pictures, 3),
+        }
 
 
-def _stamp_of(path: Path) -> str | None:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return str(image.info.get(_STAMP, ""))
-    except FileNotFoundError:
-        return None
-    except OSError:  # a foreign or damaged file: drawn again
-        return ""
-
-
-def _save(image: "Image.Image", path: Path, stamp: str) -> None:
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    info.add_text(_STAMP, stamp)
-    with written_whole(path) as partial:
-        image.save(partial, format="PNG", pnginfo=info)
-
-
-def _check_writable(folder: Path) -> None:
+def _refuse_file(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} is a file: name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def _grid(files: Sequence[Path]) -> "Image.Image":
-    """At most 100 of the pictures, near-square."""
-    from PIL import Image
-
-    shown = [Image.open(file).convert("RGB") for file in files[:100]]
-    columns = max(1, round(len(shown) ** 0.5))
-    width, height = shown[0].size
-    grid = Image.new("RGB", (columns * width, -(-len(shown) // columns) * height), "white")
-    for index, image in enumerate(shown):
-        grid.paste(image, (index % columns * width, index // columns * height))
-    return grid
 
 
 def _fingerprint(pipeline: "Pipeline") -> str:
@@ -358,20 +370,6 @@ def _fingerprint(pipeline: "Pipeline") -> str:
                 parameter.detach().flatten()[:256].float().cpu().numpy().tobytes(), checksum
             )
     return f"{checksum:08x}"
-
-
-def _cost(results: "Sequence[Result]", num_pictures: int, *, count_flops: bool) -> dict[str, Any] | None:
-    if not results:
-        return None
-    seconds = sum(result.cost.seconds for result in results)
-    decoder_seconds = sum(result.cost.decoder_seconds for result in results)
-    counted = {"gflop_per_picture": round(results[0].cost.flops / 1e9, 4)} if count_flops else {}
-    return {
-        "calls_per_picture": results[0].cost.calls,
-        **counted,
-        "ms_per_picture": round(1000 * seconds / num_pictures, 3),
-        "decoder_ms_per_picture": round(1000 * decoder_seconds / num_pictures, 3),
-    }
 
 
 def _sentence(summary: dict[str, Any], out: Path) -> str:

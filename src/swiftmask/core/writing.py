@@ -5,14 +5,14 @@ A process that is killed leaves its partial file; whoever locks the folder next 
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from errno import ENOSPC
 from pathlib import Path
 
-_SUFFIX = ".partial"
-_UNFINISHED_TENSORS = ".tmp??????"
-"""How safetensors calls a file that it writes, before it renames it to the partial one."""
+_PARTIAL = re.compile(r"\..+\.\d+\.partial")
+_UNNAMED = re.compile(r"\.tmp\w{6}")
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Errors: OSError naming `path` if the disk is full.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -53,11 +53,20 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed processes left in `folder`, while its lock keeps others from writing there."""
-    for pattern in (f".*{_SUFFIX}", _UNFINISHED_TENSORS):
-        for left in folder.glob(pattern):
-            if left.is_file():
-                left.unlink(missing_ok=True)
+    """Remove what killed processes left in `folder` and below; its lock keeps others from writing there.
+
+    What safetensors was writing has a name of its own, and is known by its header.
+    """
+    for left in folder.rglob(".*"):
+        if _PARTIAL.fullmatch(left.name) or (_UNNAMED.fullmatch(left.name) and _is_safetensors(left)):
+            left.unlink(missing_ok=True)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a JSON object follows eight bytes; a file that was just begun may be empty."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return not start or start[8:] == b"{"
 
 
 def _is_full(error: Exception) -> bool:

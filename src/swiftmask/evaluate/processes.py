@@ -35,13 +35,19 @@ class Processes:
 
     def wait(self) -> None:
         """Return when all processes have come here."""
-        if self.count == 1:
-            return
-        from accelerate import PartialState
+        self.gathered(None)
 
-        # Nothing but this barrier goes between the processes, so gloo does on any device. Shares take unequal
+    def gathered(self, value: T) -> list[T]:
+        """The values of all processes, in their order, when all have come here."""
+        if self.count == 1:
+            return [value]
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
+
+        # Nothing but this goes between the processes, so gloo does on any device. Shares take unequal
         # time, and torchrun ends the others when one fails: half an hour, the default, is no sign of trouble.
-        PartialState(cpu=True, timeout=timedelta(days=1)).wait_for_everyone()
+        PartialState(cpu=True, timeout=timedelta(days=1))
+        return gather_object([value])
 
 
 ALONE = Processes()

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from swiftmask.core.writing import written_whole
 from swiftmask.data.scenes import (
     COLOURS,
     PATTERNS,
@@ -23,8 +21,8 @@ from swiftmask.data.scenes import (
     captions,
     render,
 )
-from swiftmask.recipes.scenes_pictures import DATA_SEED, SHARD, mosaics
-from swiftmask.training.processes import processes
+from swiftmask.recipes.picture_cache import cached as cached_tensors
+from swiftmask.recipes.scenes_pictures import DATA_SEED, mosaics
 from swiftmask.training.setup import TrainingConfig, step_seed
 
 WORDS = ("a", "and", "on", "background", ",", *SHAPES, *COLOURS, *SIZES, *PATTERNS) + tuple(
@@ -40,6 +38,8 @@ PROMPT_SEED = DATA_SEED + (1 << 43)
 
 _CACHE_SEED = DATA_SEED + (1 << 42)
 _ENCODED_TOGETHER = 250
+_WORDS_SHOWN = 64
+"""Captions in which every word occurs, most likely; they are a cache's mark of its tokenizer."""
 
 
 def codec_pictures(
@@ -71,27 +71,26 @@ class CaptionedCodes:
         *,
         encode: Callable[[Tensor], Tensor],
         tokenize: Callable[[Sequence[str]], Tensor],
+        codec: str,
     ) -> Self:
-        """Those in `folder`, after drawing and encoding the ones that are not there yet; of several processes
-        the first does it, the others wait.
+        """Those in `folder`, after drawing and encoding the ones that are not there yet (picture_cache.py).
 
         Args:
-            folder: of this world, codec and tokenizer alone.
             encode: pictures [B, 3, resolution, resolution] in [0, 1] to codes [B, H, W].
             tokenize: captions to ids [B, T].
+            codec: fingerprint of what encodes.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        shards = []
-        with processes().main_process_first():
-            for first in range(0, num_pictures, SHARD):
-                count = min(SHARD, num_pictures - first)
-                path = folder / f"pictures_{first:07d}_{count}.safetensors"
-                if not path.exists():
-                    scenes = world.scenes(_CACHE_SEED + first + torch.arange(count))
-                    codes_XHW = _encoded(scenes, resolution, encode)
-                    _write(path, {"codes": codes_XHW, "captions": tokenize(captions(scenes))})
-                shards.append(load_file(path))
-        return cls(torch.cat([s["codes"] for s in shards]), torch.cat([s["captions"] for s in shards]))
+
+        def make(first: int, count: int) -> dict[str, Tensor]:
+            scenes = world.scenes(_CACHE_SEED + first + torch.arange(count))
+            codes_XHW, captions_XT = _encoded(scenes, resolution, encode), tokenize(captions(scenes))
+            return {"codes": codes_XHW.to(torch.int16), "captions": captions_XT.to(torch.int16)}
+
+        some = captions(world.scenes(_CACHE_SEED + torch.arange(_WORDS_SHOWN)))
+        words = tokenize(some).tolist()  # tells tokenizers apart
+        made_by = ("captioned pictures", world, resolution, codec, words)
+        found = cached_tensors(folder, num_pictures, make, made_by=made_by)
+        return cls(found["codes"], found["captions"])
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Codes [B, H, W] and caption ids [B, T] (int64) of pictures picked at random."""
@@ -106,8 +105,3 @@ def _encoded(scenes: Scenes, resolution: int, encode: Callable[[Tensor], Tensor]
         for start in range(0, len(scenes), _ENCODED_TOGETHER)
     ]
     return torch.cat(parts)
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    with written_whole(path) as partial:
-        save_file({name: value.to(torch.int16) for name, value in tensors.items()}, partial)

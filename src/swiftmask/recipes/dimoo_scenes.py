@@ -127,17 +127,18 @@ class DiMOORecipe:
             )
 
     def data_name(self, codec: VQCodec) -> str:
-        """What a cache is called, and a checkpoint checked against: the codec and the world."""
+        """What a checkpoint is checked against: the codec and the world."""
         return f"{fingerprint(codec)}-{self.world.name}"
 
     def pictures(self, codec: VQCodec, folder: Path) -> CaptionedCodes:
         """The training pictures, drawn and encoded once."""
         return CaptionedCodes.cached(
-            folder / f"tokens-{self.data_name(codec)}",
+            folder / "tokens",
             self.world,
             self.num_pictures,
             self.codec.resolution,
             encode=codec.encode,
+            codec=fingerprint(codec),
             tokenize=prompt_ids,
         )
 

@@ -22,7 +22,7 @@ from swiftmask.models.mar.objective import MARTrainer, MaskedBatch, all_mask_rat
 from swiftmask.recipes import mar_scenes_codec
 from swiftmask.recipes.mar_scenes_codec import CodecRecipe
 from swiftmask.recipes.provenance import provenance
-from swiftmask.recipes.runs import SCENES_STEPS
+from swiftmask.recipes.runs import SCENES_STEPS, fingerprint, run_name
 from swiftmask.recipes.scenes_latents import SceneLatents
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig, step_seed
@@ -66,13 +66,14 @@ class MARRecipe:
         )
         torch.manual_seed(self.training.seed)
         network = initialise(Network(self.network), class_attributes(torch.arange(NUM_CLASSES)))
+        objective = (self.guess_weight, self.num_copies, self.num_noisy_copies)
         trained = train(
             MARTrainer(network, self.guess_weight),
             lambda *place: self.batch(latents, *place),
             train_step,
             self.training,
             folder / "network",
-            name=self.name,
+            name=run_name(self.name, network, fingerprint(codec), self.num_pictures, *objective),
             on_log=on_log,
         )
         model = MAR(

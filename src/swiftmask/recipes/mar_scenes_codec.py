@@ -10,7 +10,7 @@ from torch import Tensor
 from swiftmask.core.ranges import check_fields
 from swiftmask.models.mar.codec import KLCodec, KLConfig
 from swiftmask.models.mar.codec_training import CodecTrainer, measure_scale, train_step
-from swiftmask.recipes.runs import training_device
+from swiftmask.recipes.runs import run_name, training_device
 from swiftmask.recipes.scenes_pictures import codec_pictures
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig
@@ -38,13 +38,14 @@ class CodecRecipe:
     def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> KLCodec:
         """Train, or continue, in `folder`; returns the averaged codec in evaluation mode, its scale set."""
         torch.manual_seed(self.training.seed)
+        trainer = CodecTrainer(KLCodec(self.codec), divergence_weight=self.divergence_weight)
         trained = train(
-            CodecTrainer(KLCodec(self.codec), divergence_weight=self.divergence_weight),
+            trainer,
             self.batches,
             train_step,
             self.training,
             folder,
-            name="mar-scenes-codec",
+            name=run_name("mar-scenes-codec", trainer, self.codec, self.divergence_weight),
             on_log=on_log,
         )
         unscaled = trained.codec.eval()

@@ -21,7 +21,7 @@ from swiftmask.recipes.marval_distillation import (
     read_teacher,
 )
 from swiftmask.recipes.provenance import provenance
-from swiftmask.recipes.runs import OnLog, fingerprint, run_name, training_device
+from swiftmask.recipes.runs import OnLog, run_name, training_device
 from swiftmask.recipes.scenes_latents import SceneLatents
 from swiftmask.registry import WEIGHTS
 from swiftmask.training.setup import TrainingConfig
@@ -57,7 +57,7 @@ class SceneStudentRecipe:
         """Train, or continue, in `folder`; returns `folder/model`, ready for `accelerate(marval=...)`."""
         teacher, device = read_teacher(self.teacher, trained_by="mar-scenes"), training_device()
         latents = scene_latents(teacher, self.latents or folder, self.num_pictures)
-        name = run_name(self.name, teacher, self.marval, self.part, self.weight)
+        name = run_name(self.name, teacher, self.marval, self.part, self.weight, self.num_pictures)
         teacher.to(device)
         student = distil(
             make_distillation(teacher, self.marval, part=self.part, weight=self.weight),
@@ -80,13 +80,10 @@ class SceneStudentRecipe:
 
 
 def scene_latents(teacher: MAR, folder: Path, num_pictures: int) -> SceneLatents:
-    """Real latents of the teacher's codec; the cache is named by its weights, so that none is taken for
-    another's.
-    """
-    codec = teacher.codec
+    """Real latents of the teacher's codec."""
     return SceneLatents.cached(
-        codec,
-        folder / f"latents-{fingerprint(codec)}",
+        teacher.codec,
+        folder / "latents",
         num_pictures=num_pictures,
         patch_size=teacher.network.config.patch_size,
     )

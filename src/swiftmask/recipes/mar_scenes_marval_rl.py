@@ -72,7 +72,7 @@ class RewardRecipe:
         teacher, device = read_teacher(self.teacher, trained_by="mar-scenes"), training_device()
         student = read_student(self.student, teacher)
         started_from = f"{Path(self.student).name} {fingerprint(student)}"
-        name = run_name(self.name, teacher, fingerprint(student), self.tuning, self.marval)
+        name = run_name(self.name, teacher, fingerprint(student), self.tuning, self.marval, self.num_pictures)
         loss = self.reward_loss(teacher, device)
         if self.tuning.divergence_weight == 0:
             trainer, batches = RewardTrainer(student, loss), self.rewarded()

@@ -21,7 +21,7 @@ from swiftmask.models.maskgit.objective import MaskedBatch, TransformerTrainer, 
 from swiftmask.recipes import maskgit_scenes_tokenizer
 from swiftmask.recipes.maskgit_scenes_tokenizer import TokenizerRecipe
 from swiftmask.recipes.provenance import provenance
-from swiftmask.recipes.runs import SCENES_STEPS
+from swiftmask.recipes.runs import SCENES_STEPS, fingerprint, run_name
 from swiftmask.recipes.scenes_pictures import encoded_pictures
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig, step_seed
@@ -61,7 +61,7 @@ class MaskGITRecipe:
             train_step,
             self.training,
             folder / "transformer",
-            name=self.name,
+            name=run_name(self.name, transformer, fingerprint(codec), self.num_pictures),
             on_log=on_log,
         )
         model = MaskGIT(
@@ -82,7 +82,9 @@ class MaskGITRecipe:
         def encode(images_B3HW: Tensor) -> Tensor:
             return codec.encode(images_B3HW).to(torch.int16)
 
-        return encoded_pictures(folder, self.num_pictures, codec.config.resolution, encode)
+        return encoded_pictures(
+            folder, self.num_pictures, codec.config.resolution, encode, made_by=("codes", fingerprint(codec))
+        )
 
     def batch(self, codes_XL: Tensor, labels_X: Tensor, step: int, rank: int, num_ranks: int) -> MaskedBatch:
         """The masked batch of one step, a function of the step alone."""

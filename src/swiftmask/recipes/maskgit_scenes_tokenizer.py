@@ -10,6 +10,7 @@ from torch import Tensor
 from swiftmask.core.ranges import check_fields
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.tokenizer_training import TokenizerTrainer, prune_codebook, train_step
+from swiftmask.recipes.runs import run_name
 from swiftmask.recipes.scenes_pictures import codec_pictures
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig
@@ -36,13 +37,14 @@ class TokenizerRecipe:
     def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> VQGAN:
         """Train, or continue, in `folder`; returns the averaged codec in evaluation mode."""
         torch.manual_seed(self.training.seed)
+        trainer = TokenizerTrainer(VQGAN(self.codec))
         trained = train(
-            TokenizerTrainer(VQGAN(self.codec)),
+            trainer,
             self.batches,
             train_step,
             self.training,
             folder,
-            name="maskgit-scenes-tokenizer",
+            name=run_name("maskgit-scenes-tokenizer", trainer, self.codec),
             on_log=on_log,
         )
         return prune_codebook(trained.codec.eval(), trained.running.count_V, self.num_codes)

@@ -31,7 +31,7 @@ from swiftmask.recipes import meissonic_scenes_tokenizer
 from swiftmask.recipes.captioned_scenes import CAPTION_LENGTH, WORDS, CaptionedCodes, World
 from swiftmask.recipes.meissonic_scenes_tokenizer import TokenizerRecipe
 from swiftmask.recipes.provenance import provenance
-from swiftmask.recipes.runs import SCENES_STEPS, fingerprint
+from swiftmask.recipes.runs import SCENES_STEPS, fingerprint, run_name
 from swiftmask.recipes.vq_codec_training import codebook_of
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig, step_seed
@@ -73,13 +73,14 @@ class MeissonicRecipe:
         codec = self.tokenizer.run(folder / "tokenizer", on_log)
         words = word_tokenizer(WORDS, length=self.text.max_position_embeddings)
         pictures, null_T = self.pictures(codec, words, folder), words([""])[0]
+        trainer = TransformerTrainer(*self.start(codec, words))
         trained = train(
-            TransformerTrainer(*self.start(codec, words)),
+            trainer,
             lambda *place: self.batch(pictures, null_T, *place),
             train_step,
             self.training,
             folder / "transformer",
-            name=f"{self.name}-{self.data_name(codec)}-steps{self.max_steps}",
+            name=run_name(self.name, trainer, self.data_name(codec), self.num_pictures, self.max_steps),
             on_log=on_log,
         )
         model = Meissonic(
@@ -125,17 +126,18 @@ class MeissonicRecipe:
         return (self.tokenizer.resolution, self.tokenizer.resolution)
 
     def data_name(self, codec: VQCodec) -> str:
-        """What a cache is called, and a checkpoint checked against: the codec and the world."""
+        """What a checkpoint is checked against: the codec and the world."""
         return f"{fingerprint(codec)}-{self.world.name}"
 
     def pictures(self, codec: VQCodec, words: Tokenizer, folder: Path) -> CaptionedCodes:
         """The training pictures, drawn and tokenized once."""
         return CaptionedCodes.cached(
-            folder / f"tokens-{self.data_name(codec)}",
+            folder / "tokens",
             self.world,
             self.num_pictures,
             self.tokenizer.resolution,
             encode=codec.encode,
+            codec=fingerprint(codec),
             tokenize=words,
         )
 

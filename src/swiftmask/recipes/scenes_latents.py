@@ -9,6 +9,7 @@ from torch import Tensor
 
 from swiftmask.models.mar.codec import KLCodec, Posterior
 from swiftmask.models.mar.generator import to_patches
+from swiftmask.recipes.runs import fingerprint
 from swiftmask.recipes.scenes_pictures import encoded_pictures
 
 
@@ -38,7 +39,9 @@ class SceneLatents:
         def encode(images_B3HW: Tensor) -> Tensor:
             return codec.moments(codec.to_pixels_in(images_B3HW)).half()
 
-        moments_XEHW, labels_X = encoded_pictures(folder, num_pictures, codec.config.resolution, encode)
+        moments_XEHW, labels_X = encoded_pictures(
+            folder, num_pictures, codec.config.resolution, encode, made_by=("moments", fingerprint(codec))
+        )
         return cls(moments_XEHW, labels_X, codec.config.scale, patch_size)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

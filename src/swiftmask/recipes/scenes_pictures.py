@@ -6,19 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from swiftmask.core.writing import written_whole
 from swiftmask.data.scenes import NUM_CLASSES, class_scenes, render
-from swiftmask.training.processes import processes
+from swiftmask.recipes.picture_cache import cached
 from swiftmask.training.setup import TrainingConfig, step_seed
 
 DATA_SEED = 1 << 40
 """Training pictures have seeds from here on; evaluation references lie below."""
-
-SHARD = 10_000
-"""Pictures per file of a cache."""
 
 _CACHE_SEED = DATA_SEED + (1 << 41)
 _ENCODED_TOGETHER = 250
@@ -48,37 +43,31 @@ def mosaics(images_B3HW: Tensor) -> Tensor:
 
 
 def encoded_pictures(
-    folder: Path, num_pictures: int, resolution: int, encode: Callable[[Tensor], Tensor]
+    folder: Path,
+    num_pictures: int,
+    resolution: int,
+    encode: Callable[[Tensor], Tensor],
+    *,
+    made_by: tuple[object, ...],
 ) -> tuple[Tensor, Tensor]:
-    """What `encode` makes of training pictures, and their labels; missing shards are made first, of several
-    processes by the first of them.
+    """What `encode` makes of training pictures, and their labels, from `folder` (picture_cache.py).
 
     Args:
         encode: pictures [B, 3, resolution, resolution] in [0, 1] to rows, in the dtype they are kept in.
+        made_by: what decides what `encode` gives, such as the codec's fingerprint.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = []
-    with processes().main_process_first():
-        for first in range(0, num_pictures, SHARD):
-            path = folder / f"pictures_{first:07d}.safetensors"
-            if not path.exists():
-                _write_shard(path, first, min(SHARD, num_pictures - first), resolution, encode)
-            shards.append(load_file(path))
-    return torch.cat([s["encoded"] for s in shards]), torch.cat([s["labels"] for s in shards])
+
+    def make(first: int, count: int) -> dict[str, Tensor]:
+        return _encoded(_CACHE_SEED + first + torch.arange(count), resolution, encode)
+
+    found = cached(folder, num_pictures, make, made_by=("class pictures", resolution, *made_by))
+    return found["encoded"], found["labels"]
 
 
 @torch.no_grad()
-def _write_shard(
-    path: Path, first: int, count: int, resolution: int, encode: Callable[[Tensor], Tensor]
-) -> None:
-    seeds_X = _CACHE_SEED + first + torch.arange(count)
+def _encoded(seeds_X: Tensor, resolution: int, encode: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     labels_X = seeds_X % NUM_CLASSES
+    pairs = zip(labels_X.split(_ENCODED_TOGETHER), seeds_X.split(_ENCODED_TOGETHER), strict=True)
     with torch.autocast("cpu", torch.bfloat16):
-        encoded = [
-            encode(render(class_scenes(labels, seeds), resolution))
-            for labels, seeds in zip(
-                labels_X.split(_ENCODED_TOGETHER), seeds_X.split(_ENCODED_TOGETHER), strict=True
-            )
-        ]
-    with written_whole(path) as partial:
-        save_file({"encoded": torch.cat(encoded), "labels": labels_X}, partial)
+        encoded = [encode(render(class_scenes(labels, seeds), resolution)) for labels, seeds in pairs]
+    return {"encoded": torch.cat(encoded), "labels": labels_X}

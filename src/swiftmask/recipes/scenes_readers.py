@@ -34,6 +34,7 @@ from swiftmask.data.scenes import (
     sample_scenes,
 )
 from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.runs import run_name
 from swiftmask.rewards.scenes import NetworkReader
 from swiftmask.rewards.scenes_networks import GRID, INPUT_SIZE, ReaderConfig, ReaderNetwork, Reading
 from swiftmask.training.loop import Progress, train
@@ -118,13 +119,14 @@ class ReaderRecipe:
     def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> Path:
         """Train, or continue, in `folder`, and measure; returns `folder/model`."""
         torch.manual_seed(self.training.seed)
+        start = ReaderNetwork(self.network)
         network = train(
-            ReaderNetwork(self.network),
+            start,
             self.batch,
             train_step,
             self.training,
             folder,
-            name=self.name,
+            name=run_name(self.name, start, self.network),
             on_log=on_log,
         )
         num_parameters = sum(parameter.numel() for parameter in network.parameters())

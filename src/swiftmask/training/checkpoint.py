@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from swiftmask.core.sealed import read_sealed, sealed
 from swiftmask.core.writing import written_whole
 from swiftmask.training.metrics import Totals
 from swiftmask.training.sharding import split_like, whole
@@ -60,7 +60,7 @@ def save_checkpoint(
         "fingerprint": fingerprint,
     }
     with written_whole(path) as partial:
-        save_file(tensors, partial, metadata=metadata)
+        save_file(tensors, partial, metadata=sealed(tensors, metadata))
         if path.exists():
             os.replace(path, previous(path))
 
@@ -71,9 +71,17 @@ def previous(path: Path) -> Path:
 
 
 def load_checkpoint(
-    path: Path, modules: dict[str, nn.Module], optimizers: Sequence[Optimizer], fingerprint: str
+    path: Path,
+    modules: dict[str, nn.Module],
+    optimizers: Sequence[Optimizer],
+    fingerprint: str,
+    *,
+    num_steps: int,
 ) -> Reached | None:
     """Restore in place; None if there is no checkpoint.
+
+    Args:
+        num_steps: of the whole run, which no checkpoint lies beyond.
 
     Errors: ValueError if it was written by another recipe or with other settings, or if neither it nor the
     one before can be read.
@@ -82,31 +90,21 @@ def load_checkpoint(
     damages = []
     for each in there:
         try:
-            tensors, metadata = _read(each)
-            reached = Reached(int(json.loads(metadata["step"])), json.loads(metadata["totals"]))
-            _check_fingerprint(each, metadata["fingerprint"], fingerprint)
-            _restore(tensors, modules, optimizers)
-        except _DAMAGES as error:
-            damages.append(f"{each} is damaged ({str(error).splitlines()[0]})")
+            tensors, metadata = read_sealed(each)
+        except ValueError as error:
+            damages.append(str(error))
             continue
+        _check_fingerprint(each, metadata.get("fingerprint", ""), fingerprint)
+        reached = Reached(int(metadata["step"]), json.loads(metadata["totals"]))
+        if not 0 <= reached.step <= num_steps:
+            raise ValueError(f"{each} is of step {reached.step}: expected 0 to {num_steps}; delete it")
+        _restore(each, tensors, modules, optimizers)
         if damages:
             warnings.warn(f"{damages[0]}: continuing from {each.name}", stacklevel=2)
         return reached
     if damages:
         raise ValueError(f"{'; '.join(damages)}: delete it to train from the start, or take another folder")
     return None
-
-
-class _DamageError(Exception):
-    """Tensors are missing, or of other shapes."""
-
-
-_DAMAGES = (SafetensorError, OSError, KeyError, IndexError, TypeError, json.JSONDecodeError, _DamageError)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
 
 
 def _check_fingerprint(path: Path, found: str, expected: str) -> None:
@@ -128,16 +126,22 @@ def _state(modules: dict[str, nn.Module], optimizers: Sequence[Optimizer]) -> It
 
 
 def _restore(
-    tensors: dict[str, Tensor], modules: dict[str, nn.Module], optimizers: Sequence[Optimizer]
+    path: Path, tensors: dict[str, Tensor], modules: dict[str, nn.Module], optimizers: Sequence[Optimizer]
 ) -> None:
-    """Everything is checked before anything is changed."""
+    """Everything is checked before anything is changed.
+
+    Errors: ValueError for tensors of other names or shapes.
+    """
     states = {}
     for name, module in modules.items():
         found, current = _below(tensors, f"{name}/"), module.state_dict()
         differ = [k for k in found.keys() | current if k not in found or k not in current
                   or found[k].shape != current[k].shape]  # fmt: skip
         if differ:
-            raise _DamageError(f"{len(differ)} tensors of the {name} do not fit, first {min(differ)}")
+            raise ValueError(
+                f"{path} does not fit: {len(differ)} tensors of the {name} differ, first {min(differ)}; "
+                "take another folder, or delete it to train from the start"
+            )
         states[name] = {key: split_like(value, current[key]) for key, value in found.items()}
     for name, module in modules.items():
         module.load_state_dict(states[name])

@@ -7,12 +7,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from swiftmask.core.writing import remove_partials
+
 _NAME = ".lock"
 
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Keep others out of a run's folder, or be told that one is in it already.
+    """Keep others out of a run's folder, or be told that one is in it already; what killed runs left there of
+    files they were writing is removed.
 
     Of processes that `torchrun` started, the first stands for all.
 
@@ -30,6 +33,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
             f"another run is writing to {folder}: wait until it ends, or choose another folder"
         ) from None
     try:
+        remove_partials(folder)
         yield
     finally:
         lock.release()

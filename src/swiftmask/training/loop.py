@@ -142,7 +142,9 @@ def _start(model: nn.Module, config: TrainingConfig, folder: Path, name: str) ->
     optimizers = make_optimizers(model, config)
     fingerprint = f"{name}: {config.fingerprint(accelerator.num_processes)}"
     run = Run(accelerator, model, average, optimizers, Window(accelerator), folder, fingerprint)
-    reached = load_checkpoint(run.checkpoint, run.modules, optimizers, fingerprint)
+    reached = load_checkpoint(
+        run.checkpoint, run.modules, optimizers, fingerprint, num_steps=config.num_steps
+    )
     if reached is not None:
         run.step, run.window.totals = reached.step, reached.totals
     if accelerator.is_main_process:
