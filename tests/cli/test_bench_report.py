@@ -65,6 +65,13 @@ def test_report(
     assert command.run() == 0
     assert json.loads(capsys.readouterr().out) == report
 
+    another = shutil.copytree(tiny_scenes, tmp_path / "another")
+    with pytest.raises(
+        ValueError, match="is the report of another model .*tiny, this is another.*--overwrite"
+    ):
+        replace(command, model=str(another)).run()
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+
 
 class _Thirds(nn.Module):
     """Mean colour of the left, the middle and the right of a picture."""

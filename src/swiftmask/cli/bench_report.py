@@ -111,6 +111,8 @@ class BenchReport:
     """Of the weights."""
     out: Path = Path("report")
     """Folder of the report; finished parts are kept there and used again."""
+    overwrite: bool = False
+    """Replace the report of another model."""
     json: bool = False
     """Print JSON instead of what was found."""
 
@@ -124,6 +126,7 @@ class BenchReport:
         sample = Sample(num_pictures=self.pictures, num_seeds=self.seeds, batch_size=self.batch)
         processes = Processes.here()
         base = load(self.model, dtype=self.dtype, device=own_device(processes, self.device))
+        measure.refuse_another_model(self.out / "report.json", base.name, overwrite=self.overwrite)
         return self.fitted_to(base)._measure(base, sample, processes)
 
     def fitted_to(self, base: "Pipeline") -> "BenchReport":

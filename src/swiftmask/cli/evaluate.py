@@ -40,6 +40,7 @@ class Evaluate:
         device: where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu).
         dtype: of the weights.
         out: folder for the report (JSON); finished parts are kept there and used again.
+        overwrite: replace the report of another model.
         json: print JSON instead of a table.
     """
 
@@ -61,6 +62,7 @@ class Evaluate:
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     out: Path = Path("report")
+    overwrite: bool = False
     json: bool = False
 
     def run(self) -> int:
@@ -77,9 +79,11 @@ class Evaluate:
         chosen = replace(self, steps=base.steps) if self.steps is None else self
         row = chosen.row(base)
         store = measure.store_of(base, self.out / f"{base.name.replace('/', '--')}-evaluate.partial")
+        path = self.out / f"evaluate-{row.name.replace(':', '-')}.json"
+        measure.refuse_another_model(path, base.name, overwrite=self.overwrite)
         say_where(base)
         report = measure.study([row], sample, store, model=base.name, command=chosen.command())
-        write_report(report, self.out / f"evaluate-{row.name.replace(':', '-')}.json")
+        write_report(report, path)
         if self.json:
             measure.print_json(asdict(report))
         else:

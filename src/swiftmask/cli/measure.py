@@ -227,6 +227,20 @@ def store_of(pipeline: "Pipeline", folder: Path) -> "Store":
     return Store(folder, f"{pipeline.name} {fingerprint(base)}", commit=commit(), date=_today())
 
 
+def refuse_another_model(path: Path, model: str, *, overwrite: bool) -> None:
+    """Before anything is measured. Errors: ValueError if `path` is there and no report of `model`."""
+    from swiftmask.core.reading import read_json
+
+    if overwrite or not path.exists():
+        return
+    found = read_json(path, expected="expected a report").get("model")
+    if found != model:
+        raise ValueError(
+            f"{path} is the report of another model ({found}, this is {model}): choose another --out, or "
+            "--overwrite to replace it"
+        )
+
+
 def study(
     rows: "Sequence[Row]",
     sample: "Sample",
