@@ -66,9 +66,7 @@ def test_report(
     assert json.loads(capsys.readouterr().out) == report
 
     another = shutil.copytree(tiny_scenes, tmp_path / "another")
-    with pytest.raises(
-        ValueError, match="is the report of another model .*tiny, this is another.*--overwrite"
-    ):
+    with pytest.raises(ValueError, match="report of another model .*tiny, this is another.*--overwrite"):
         replace(command, model=str(another)).run()
     assert json.loads((tmp_path / "report.json").read_text()) == report
 

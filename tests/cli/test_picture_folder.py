@@ -77,7 +77,7 @@ def test_nothing_is_kept_of_a_picture_that_is_written(
 
     def count(self: PictureFolder, *arguments: Any) -> None:
         gc.collect()
-        alive.append(sum(isinstance(each, Trajectory) for each in gc.get_objects()))
+        alive.append(sum(type(each) is Trajectory for each in gc.get_objects()))
         save(self, *arguments)
 
     monkeypatch.setattr(PictureFolder, "save", count)

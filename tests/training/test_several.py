@@ -33,7 +33,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [("whole", 2), ("accumulated", 1), ("accumulated", 2), ("sharded", 2)]
+    ("kind", "count"),
+    [
+        ("whole", 2),
+        ("accumulated", 1),
+        pytest.param("accumulated", 2, marks=pytest.mark.slow),
+        ("sharded", 2),
+    ],
 )
 def test_losses_weights_and_checkpoints_are_those_of_one_process(alone, tmp_path, in_processes, kind, count):
     in_processes(SCRIPT, tmp_path, kind, count=count)
@@ -50,6 +56,7 @@ def test_losses_weights_and_checkpoints_are_those_of_one_process(alone, tmp_path
         torch.testing.assert_close(torch.tensor(weights[name]), torch.tensor(value), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sharded_run_resumes(alone, tmp_path, in_processes):
     """From the checkpoint of step 3, whole or split: the fingerprint does not hold the layout."""
     in_processes(SCRIPT, tmp_path, "sharded", count=2)

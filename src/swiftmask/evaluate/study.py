@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from swiftmask.core.writing import write_text, written_whole
+from swiftmask.core.writing import remove_partials, write_text, written_whole
 from swiftmask.evaluate.processes import ALONE, Processes
 from swiftmask.evaluate.quality import Measurement, RealPictures, Row, Sample, measure
 
@@ -63,6 +63,7 @@ class Store:
         measurement = replace(measurement, commit=self.commit, date=self.date)
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
+            remove_partials(self.folder)
             others = {_key(other): other for other in self.read()}
             found = [*(others | {_key(measurement): measurement}).values()]
             lines = [{"model": self.model}, *map(_line, found)]
@@ -74,9 +75,10 @@ class Store:
         return np.load(path) if path.exists() else None
 
     def write_tokens(self, row: Row, seed: int, tokens_XL: np.ndarray) -> None:
-        with written_whole(self._tokens_path(row, seed, len(tokens_XL))) as partial:
-            with partial.open("wb") as file:
-                np.save(file, tokens_XL)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self._tokens_path(row, seed, len(tokens_XL))
+        with FileLock(self.folder / ".lock"), written_whole(path) as partial, partial.open("wb") as file:
+            np.save(file, tokens_XL)
 
     def _tokens_path(self, row: Row, seed: int, count: int) -> Path:
         return self.folder / f"tokens-{row.fingerprint}-{seed}-{count}.npy"
