@@ -169,8 +169,18 @@ def test_train_runs_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     )
     arguments = ["train", "maskgit-scenes-tokenizer", *small, "--out", str(tmp_path)]
     for _ in range(2):
+        left = tmp_path / ".checkpoint.safetensors.4711.partial"  # of a run that was killed
+        left.write_bytes(b"half")
         assert str(tmp_path) in succeeded(capsys, *arguments)
-    assert (tmp_path / "checkpoint.safetensors").exists()
+        assert not left.exists()
+    for checkpoint in tmp_path.glob("checkpoint*.safetensors"):
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"swiftmask: {tmp_path / 'checkpoint.safetensors'} is damaged")
+    assert "delete it" in said
 
 
 def test_the_first_of_several_processes_speaks_for_all(
