@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,12 +222,21 @@ def check_fields(config: Any, called: Callable[[str], str] = str) -> None:
 
     Errors: ValueError naming the field, what it takes, and what it got.
     """
+    hints = _hints(type(config))
     for field in fields(config):
         name = field.name
-        if not isinstance(field.type, str):  # a name that its module knows only while types are checked
+        if not isinstance(hints[name], str):  # a name that its module knows only while types are checked
             _require(
-                called(name), getattr(config, name), field.type, lambda n=name: range_of(type(config), n)
+                called(name), getattr(config, name), hints[name], lambda n=name: range_of(type(config), n)
             )
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    """Types of a dataclass's fields, also where its module keeps annotations as text."""
+    try:
+        return get_type_hints(kind)
+    except NameError:
+        return {field.name: field.type for field in fields(kind)}
 
 
 def has_numbers(annotation: Any) -> bool:
