@@ -115,7 +115,7 @@ def _find_model(source: str | Path, revision: str | None, *, local_files_only: b
         return bundled_folder(text), text
     if path.is_file():
         return path, path.stem
-    if path.is_dir():
+    if text and path.is_dir():
         return path, path.resolve().name
     if _looks_like_path(text):
         raise FileNotFoundError(f"no such model file or folder: {text}")
@@ -228,7 +228,7 @@ def device_named(device: torch.device | str) -> torch.device:
 
 def _find_text_encoder(source: str | Path, *, local_files_only: bool) -> Path:
     text, path = str(source), Path(source).expanduser()
-    if path.is_dir():
+    if text and path.is_dir():
         return path
     if path.is_file() or _looks_like_path(text) or not _REPO_ID.fullmatch(text):
         raise FileNotFoundError(
@@ -337,7 +337,7 @@ def find_method(source: str | Path, what: str) -> Path:
         return bundled_folder(str(source))
     if path.is_file():
         _refuse_model_file(path, what)
-    if path.exists():
+    if str(source) and path.exists():
         return path
     if _looks_like_path(str(source)) or "/" in str(source):
         raise FileNotFoundError(f"no such {what} file or folder: {source}")

@@ -103,7 +103,7 @@ class BenchQuality:
         for text in self.shortcut_budgets or ():  # a mistake is told before anything is loaded
             parse_budget(text)
         check_unguided(self.unguided)
-        check_denoising(self.denoising_steps, self.ddim_steps)
+        check_denoising(self.denoising_steps, self.ddim_steps, self.disa)
         sample = Sample(num_pictures=self.pictures, num_seeds=self.seeds, batch_size=self.batch)
         processes = Processes.here()
         base = load(self.model, dtype=self.dtype, device=own_device(processes, self.device))
@@ -262,8 +262,10 @@ def check_unguided(rows: Sequence[str]) -> None:
             raise ValueError(f"--unguided takes STEPS or STEPS:FULL, such as 16 or 16:4, got {text!r}")
 
 
-def check_denoising(ancestral: Sequence[str], ddim: Sequence[str]) -> None:
+def check_denoising(ancestral: Sequence[str], ddim: Sequence[str], annealed: Sequence[str]) -> None:
     """Errors: ValueError for what is no number of denoising steps, or too few of them."""
+    for text in annealed:
+        parse_annealing(text)
     for text in (*ancestral, *ddim):
         parse_denoising(text)
     if few := [text for text in ancestral if parse_denoising(text)[1] == (1,)]:

@@ -185,7 +185,7 @@ class BenchReport:
             parse_budget(text)
         check_unguided(self.unguided or ())
         self._decoding()  # complains about a background that is no colour
-        check_denoising(self.denoising_steps, self.ddim_steps)
+        check_denoising(self.denoising_steps, self.ddim_steps, self.disa)
         if (self.reference is None) != (self.extractor is None):
             raise ValueError("--reference and --extractor go together: real pictures, and whose features")
         if self.reference is None and (self.crop, self.prompts, self.classes) != (None, None, None):

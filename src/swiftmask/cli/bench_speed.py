@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
@@ -39,6 +39,8 @@ class BenchSpeed:
         out: also write the JSON to this file.
         json: print JSON instead of a table.
     """
+
+    out_is_file: ClassVar[bool] = True
 
     model: Annotated[str, tyro.conf.Positional]
     random_weights: bool = False

@@ -123,8 +123,6 @@ class Compare:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
         self._decoding()  # complains about a background that is no colour
-        if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"--out {self.out} is a file: name a folder")
         reference = self.reference.expanduser()
         if not reference.exists():
             raise FileNotFoundError(

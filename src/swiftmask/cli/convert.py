@@ -47,8 +47,6 @@ class Convert:
     def run(self) -> int:
         if self.base is not None and (self.codec is not None or self.text_encoder is not None):
             raise ValueError("--base is for a shortcut, --codec and --text-encoder are for a model: give one")
-        if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"--out {self.out} is a file: name a folder")
         if (self.out / "config.json").exists() and not self.overwrite:
             raise ValueError(f"{self.out} holds a model already: name another folder, or add --overwrite")
         sizes = self._model() if self.base is None else self._shortcut(self.base)

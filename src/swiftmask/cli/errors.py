@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from swiftmask.core.ranges import check_fields
+from swiftmask.cli.checks import check_command
 
 USER_MISTAKES = (ValueError, OSError, FloatingPointError)
 """What our own functions raise for a wrong name, number or file, a full disk, or weights or a dtype that give
@@ -61,7 +61,7 @@ def parse(
     Args:
         more: what follows the help.
 
-    Errors: ValueError for a number out of range (core/ranges.py).
+    Errors: as `check_command`.
     """
     import tyro
 
@@ -76,13 +76,8 @@ def parse(
             raise
         sys.stderr.write(f"{prog}: {flatten(complaint.getvalue())}; see {prog} --help\n")
         raise SystemExit(2) from None
-    check_fields(command, option)
+    check_command(command)
     return command
-
-
-def option(field: str) -> str:
-    """What a command's field is called on the command line."""
-    return f"--{field.replace('_', '-')}"
 
 
 def with_left_out(args: Sequence[str]) -> list[str]:

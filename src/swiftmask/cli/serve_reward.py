@@ -59,10 +59,11 @@ class ServeReward:
             raise ValueError("--max-pictures and --max-megabytes must be at least 1")
         if not self.host.strip():
             raise ValueError("--host is empty, which listens on every address: say 0.0.0.0 if that is meant")
-        from swiftmask.api import device_named
+        from swiftmask.api import device_named, dtype_named
         from swiftmask.rewards.http_server import Limits, RewardService, make_server
 
         device = device_named(self.device)
+        dtype_named(self.dtype)  # complains, whatever the reward does with it
         limits = Limits(num_images=self.max_pictures, num_bytes=self.max_megabytes * 10**6)
         service = RewardService(reward=self._load(device), name=self.reward, device=device, limits=limits)
         server = make_server(service, host=self.host, port=self.port)
@@ -72,7 +73,7 @@ class ServeReward:
     def _load(self, device: "torch.device") -> "Reward":
         if self.reward in _CLIP_REWARDS:
             return _CLIP_REWARDS[self.reward](self)
-        if self.weights or self.clip:
+        if self.weights is not None or self.clip is not None:
             raise ValueError(f"{self.reward} takes no --weights or --clip: {', '.join(_CLIP_REWARDS)} do")
         if ":" in self.reward:
             return import_reward(self.reward)

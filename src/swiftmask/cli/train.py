@@ -48,8 +48,6 @@ class Train:
             print(text if self.json else "\n".join(f"{key}={value}" for key, value in leaves(config)))
             return 0
         folder = self.out or Path("runs") / self.recipe
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"--out {folder} is a file: name a folder")
         speaks = Processes.here().rank == 0
         if speaks:
             note(f"training {self.recipe} in {folder}; an interrupted run continues at its last checkpoint")

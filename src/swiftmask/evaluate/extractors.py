@@ -179,7 +179,7 @@ def load_extractor(source: str | Path, device: torch.device | str = "cpu") -> Ex
     path = Path(source).expanduser()
     if path.is_file():
         return load_script(path, device)
-    if path.is_dir():
+    if str(source) and path.is_dir():
         return load_vision(path, device)
     raise FileNotFoundError(
         f"no such extractor: {source} (expected '{JUDGE}', a TorchScript file, or a Hugging Face folder: "

@@ -127,7 +127,7 @@ def make_server(service: RewardService, *, host: str = "127.0.0.1", port: int = 
         raise ValueError("the host is empty, which listens on every address: say 0.0.0.0 if that is meant")
     try:
         return RewardServer(service, (host, port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError) as error:  # TypeError: a host that cannot be encoded
         raise ValueError(
             f"cannot listen on {host}:{port} ({first_line(error)}): choose another host or port"
         ) from error
