@@ -12,7 +12,6 @@ import torch
 from swiftmask.core.compiled import compile_blocks, mode_of
 from swiftmask.core.families import Reading
 from swiftmask.core.protocol import DenoisingModel, FeatureFn, MaskedGenerator, SamplingOptions
-from swiftmask.core.reading import first_line
 from swiftmask.methods.caching import (
     ExtrapolatedFeatures,
     MLCacheFeatures,
@@ -295,15 +294,9 @@ def _tuned(pipeline: Pipeline, source: str | Path, full_steps: int | Sequence[in
     folder = bundled_folder(str(source)) if bundled else find_method(source, "Speed-RL result")
     if (folder / "policy").is_dir():  # what a run left: see recipes/speed_rl_scenes.py
         folder = folder / "policy"
-    model, config = _read_tuned(pipeline, folder), read_config(folder)
+    model, config = _read_tuned(pipeline, folder), read_config(folder)  # checked with it
     _compile_like(pipeline, model)
-    try:
-        steps, sampling = (
-            int(config.get("steps", pipeline.steps)),
-            SamplingOptions(**config.get("sampling", {})),
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder}/config.json: damaged steps or sampling ({first_line(error)})") from error
+    steps, sampling = config.get("steps") or pipeline.steps, SamplingOptions(**config.get("sampling") or {})
     return replace(pipeline, model=model, steps=steps, sampling=pipeline.sampling.over(sampling), _flops={})
 
 

@@ -6,7 +6,7 @@ takes to be known here. Nothing is imported to answer what exists, so listing co
 
 import ast
 import difflib
-import json
+import math
 import re
 import struct
 from collections.abc import Iterable
@@ -16,6 +16,8 @@ from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
+
+from swiftmask.core.settings import parse_json, read_json
 
 if TYPE_CHECKING:
     from swiftmask.core.families import Family, WeightsFile
@@ -118,7 +120,7 @@ def describe(folder: Path, name: str | None = None) -> Weights:
     """Read a weights folder's own description. Errors: FileNotFoundError; ValueError for a damaged folder."""
     config = read_config(folder)
     kind, family = _kind(config)
-    provenance = _read_json(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
+    provenance = read_json(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
     measured = provenance.get("measured") or provenance.get("held_out_accuracy") or {}
     return Weights(
         name=name or folder.name,
@@ -137,10 +139,9 @@ def describe(folder: Path, name: str | None = None) -> Weights:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a weights folder. Errors: FileNotFoundError; ValueError if it is no JSON object."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: expected a model folder, see `swiftmask convert --help`")
-    return _read_json(path)
+    return read_json(
+        folder / "config.json", expected="expected a model folder, see `swiftmask convert --help`"
+    )
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -194,28 +195,14 @@ def _size(config: dict[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): download or convert it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: expected a JSON object, got {type(content).__name__}")
-    return content
-
-
 def _num_parameters(path: Path) -> int:
     """Counted from the file's header alone."""
     with path.open("rb") as file:
         try:
-            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        except (struct.error, ValueError, OverflowError, MemoryError) as error:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = parse_json(file.read(length), source=str(path))
+            return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (struct.error, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is truncated or no safetensors file: download it again") from error
-    total = 0
-    for name, entry in header.items():
-        if name != "__metadata__":
-            count = 1
-            for size in entry["shape"]:
-                count *= size
-            total += count
-    return total

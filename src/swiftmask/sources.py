@@ -11,6 +11,7 @@ from pathlib import Path
 from swiftmask.core.families import Reading, WeightsFile
 from swiftmask.core.protocol import MaskedGenerator
 from swiftmask.core.reading import State, read_shapes, some
+from swiftmask.core.settings import about
 from swiftmask.registry import family_of, model_names, read_config, weights_files
 
 RELEASED_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
@@ -67,7 +68,8 @@ def _read_folder(folder: Path, reading: Reading) -> MaskedGenerator:
     config = read_config(folder) if (folder / "config.json").is_file() else {}
     if "model" in config:
         name = str(config["model"])
-        family = family_of(name)
+        with about(str(folder / "config.json")):
+            family = family_of(name)
         _check_options(reading, family.own_options, f"a converted {name}")
         return family.read_own(folder, reading)
     if "method" in config:

@@ -274,7 +274,7 @@ def test_unreadable_image_and_missing_reward(
     said = failed_last(
         capsys, *tune, f"student={tiny_mar_scenes}-marval", "num_pictures=8", "--out", tmp_path / "tune"
     )
-    assert "nowhere/config.json is missing: a reader is a folder" in said
+    assert "nowhere/config.json: a reader is a folder" in said
 
 
 def test_disk_full(

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from swiftmask.core.reading import read_json, read_shapes, read_tensors
+from swiftmask.core.reading import read_shapes, read_tensors
+from swiftmask.core.settings import read_json
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
 

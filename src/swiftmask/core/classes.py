@@ -15,3 +15,9 @@ def class_number(entry: str | int, num_classes: int, names: Sequence[str]) -> in
         return int(text)
     named = f" or a name such as {names[0]!r}" if names else ""
     raise ValueError(f"unknown class {entry!r}: give a number from 0 to {num_classes - 1}{named}")
+
+
+def check_class_names(names: Sequence[str], num_classes: int) -> None:
+    """Errors: ValueError unless there is one name for each class, or none at all."""
+    if names and (len(names) != num_classes or len({*names}) < len(names)):
+        raise ValueError(f"class_names must be {num_classes} different names, got {len(names)} ({names[:3]})")

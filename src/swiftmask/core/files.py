@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from swiftmask.core.reading import State, first_line, opened, read_json, read_tensors, shape_of, some
+from swiftmask.core.reading import State, first_line, opened, read_tensors, shape_of, some
+from swiftmask.core.settings import read_json
 from swiftmask.core.writing import write_json, written_whole
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -24,18 +25,7 @@ _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SHARD_BYTES = 5 * 10**9
 """Weights larger than this on disk are split, as the hub does."""
 
-MOST_STEPS = 10_000
-"""More decode steps than any model has tokens."""
-
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-def steps_of(settings: Mapping[str, object], default: int) -> int:
-    """The decode steps in a model's settings. Errors: ValueError for what is no count."""
-    steps = settings.get("steps", default)
-    if type(steps) is not int or not 1 <= steps <= MOST_STEPS:
-        raise ValueError(f"config.json: expected steps between 1 and {MOST_STEPS}, got {steps!r}")
-    return steps
 
 
 def load_strict(module: nn.Module, state: State, *, source: str) -> None:

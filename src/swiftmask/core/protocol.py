@@ -45,6 +45,21 @@ class Spec:
         return Canvas.blank(torch.full(shape, self.mask_id, dtype=torch.int64, device=device))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """The model that an accelerator was made for, as its `config.json` says: a name to call it, and sizes."""
+
+    name: str
+    family: str
+    width: int
+    grid: tuple[int, int]
+    codebook_size: int | None = None
+    channels: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 class Noise(Protocol):
     """Owns every random draw of a decode; one stream per image (rng.py)."""
 

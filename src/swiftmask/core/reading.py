@@ -1,10 +1,9 @@
-"""One file at a time: weights as they are published, and JSON, read with clear errors.
+"""One weights file at a time, as they are published, read with clear errors.
 
 Pickles are only ever read with `weights_only=True`. What becomes of the tensors is files.py's business.
 """
 
 import argparse
-import json
 import logging
 import pickle
 import zipfile
@@ -16,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+
+from swiftmask.core.settings import refuse_pointer
 
 State = Mapping[str, Tensor]
 
@@ -45,9 +46,6 @@ _HEADER_DTYPES = {
     "BOOL": torch.bool,
 }
 """Dtypes in the header of a `.safetensors` file."""
-
-_POINTER = b"version https://git-lfs"
-"""How the text file starts that git leaves in place of a large file."""
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -88,26 +86,6 @@ def without_training_prefixes(state: State) -> dict[str, Tensor]:
     return bare
 
 
-def read_json(path: Path, *, expected: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Args:
-        expected: what to say if there is no such file, as in "expected the folder of a shortcut".
-
-    Errors: FileNotFoundError; ValueError if it is damaged or something else.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: {expected}")
-    _refuse_pointer(path)
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({first_line(error)}): download it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: expected a JSON object, got {type(content).__name__}")
-    return content
-
-
 def some(names: list[str], limit: int = 4) -> str:
     """The first few names and how many more there are."""
     rest = len(names) - limit
@@ -123,7 +101,7 @@ def _content(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file under the keys they have there. Errors: as `read_tensors`."""
     if not path.is_file():
         raise FileNotFoundError(f"no such weights file: {path} (expected a .pth, .ckpt or .safetensors file)")
-    _refuse_pointer(path)
+    refuse_pointer(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -146,17 +124,9 @@ def shape_of(file: Any, key: str) -> Tensor:
     return torch.empty(part.get_shape(), dtype=dtype, device="meta")
 
 
-def _refuse_pointer(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            raise ValueError(
-                f"{path} is a Git-LFS pointer, not the file itself: run `git lfs pull` in its repository"
-            )
-
-
 def opened(path: Path) -> Any:
     """A `.safetensors` file, as a context. Errors: ValueError if it is damaged or a Git-LFS pointer."""
-    _refuse_pointer(path)
+    refuse_pointer(path)
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from swiftmask.core.files import load_strict
 from swiftmask.core.optional import library
+from swiftmask.core.ranges import check_fields
 from swiftmask.core.reading import State, first_line
 
 
@@ -35,6 +36,14 @@ class VQConfig:
     vq_embed_dim: int | None = None
     norm_num_groups: int = 32
     mid_block_add_attention: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.block_out_channels or any(w % self.norm_num_groups for w in self.block_out_channels):
+            raise ValueError(
+                f"block_out_channels must be multiples of norm_num_groups = {self.norm_num_groups}, got "
+                f"{self.block_out_channels}"
+            )
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], *, source: str) -> Self:

@@ -8,7 +8,6 @@ that hold (data/scenes/facts.py).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 
 from swiftmask.core.files import load_strict
 from swiftmask.core.reading import read_tensors
+from swiftmask.core.settings import check_sizes, read_settings
 from swiftmask.data.scenes import MAX_OBJECTS, SIZES, Facts, Scenes, check_kinds, class_facts, parse_captions
 from swiftmask.rewards.scenes_networks import GRID, INPUT_SIZE, ReaderConfig, ReaderNetwork, Reading
 
@@ -26,6 +26,11 @@ Reward = Callable[[Tensor, Sequence[str]], Tensor]
 """`reward(images_B3HW, prompts) -> scores_B`, pictures in [0, 1]."""
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+
+_EXPECTED = (
+    "a reader is a folder with config.json and model.safetensors; train one with `swiftmask train "
+    "scenes-judge` or `scenes-reward`"
+)
 
 _HEAT_THRESHOLD = 0.4
 _NOMINAL_RADIUS = (8 / 64, 13.5 / 64)
@@ -78,15 +83,15 @@ def load_reward(device: torch.device | str = "cpu") -> NetworkReader:
 def load_reader(folder: str | Path, device: torch.device | str = "cpu") -> NetworkReader:
     """A reader from its folder of `config.json` and `model.safetensors`."""
     folder = Path(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder / name} is missing: a reader is a folder with config.json and model.safetensors; "
-                "train one with `swiftmask train scenes-judge` or `scenes-reward`"
-            )
-    network = ReaderNetwork(ReaderConfig(**json.loads((folder / "config.json").read_text())))
     weights = folder / "model.safetensors"
-    load_strict(network, read_tensors(weights), source=str(weights))
+    config = read_settings(ReaderConfig, folder / "config.json", expected=_EXPECTED)
+    if not weights.is_file():
+        raise FileNotFoundError(f"no {weights}: {_EXPECTED}")
+    state = read_tensors(weights)
+    check_sizes(config, state, source=str(folder / "config.json"))
+    with torch.device("meta"):
+        network = ReaderNetwork(config)
+    load_strict(network, state, source=str(weights))
     return NetworkReader(network).to(device).eval().requires_grad_(False)
 
 

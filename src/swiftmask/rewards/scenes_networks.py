@@ -6,9 +6,8 @@ background. They share nothing else: one is a convolutional residual network, th
 blocks (Liu et al., 2022) with a transformer.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +26,14 @@ _WHOLE_PARTS = (len(PATTERNS), len(COLOURS), 1 + MAX_OBJECTS, len(SHAPES), len(C
 class ReaderConfig:
     """`network` names one of `NETWORKS`; `width` is the channels of its 16x16 map."""
 
-    network: str
+    network: Literal["residual", "hybrid"]
     width: int = 64
     num_features: int = 128
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.width % 16:
+            raise ValueError(f"width must be a multiple of 16, got {self.width}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,6 @@ class ReaderNetwork(nn.Module):
 
     def __init__(self, config: ReaderConfig) -> None:
         super().__init__()
-        if config.network not in NETWORKS:
-            raise ValueError(f"unknown reader network {config.network!r}: use one of {', '.join(NETWORKS)}")
         self.config = config
         self.trunk = NETWORKS[config.network](config.width)
         self.to_features = nn.Linear(4 * config.width, config.num_features)

@@ -97,5 +97,5 @@ def test_damaged_and_missing_files(student, teacher, tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]", '{"method": "shortcut"}', '{"method": "marval"}'])
 def test_bad_config(content, teacher, tmp_path):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"config\.json is no config of a MARVAL student"):
+    with pytest.raises(ValueError, match=r"config\.json( is damaged|: method must be|: timestep is missing)"):
         read_student(tmp_path, teacher)

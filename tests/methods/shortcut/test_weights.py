@@ -151,7 +151,7 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
 )
 def test_bad_config(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"config\.json is no config of a shortcut"):
+    with pytest.raises(ValueError, match=r"config\.json( is damaged|: method must be|: shortcut is missing)"):
         read_shortcut(tmp_path)
 
 

@@ -155,7 +155,7 @@ def test_a_policy_of_another_base_or_a_damaged_one_is_refused(base, golden_maskg
         read_policy(tmp_path / "none", base)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"method": "shortcut"}))
-    with pytest.raises(ValueError, match="it says method 'shortcut'"):
+    with pytest.raises(ValueError, match="method must be 'speed_rl', got 'shortcut'"):
         read_policy(tmp_path, base)
 
 

@@ -186,7 +186,7 @@ def test_blocks_that_there_are_not_or_that_have_nowhere_to_wait(resident: int, d
 @pytest.mark.parametrize("content", [[], {"model": "lumina_dimoo"}])
 def test_a_bad_config_of_ours(content: object, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"config\.json is (no config of|damaged)"):
+    with pytest.raises(ValueError, match=r"config\.json( is damaged|: grid is missing)"):
         LuminaDiMOO.from_pretrained(tmp_path)
 
 
@@ -205,7 +205,7 @@ def test_a_folder_of_ours_in_several_files(
     config = json.loads((tmp_path / "config.json").read_text())
     config["backbone"]["mlp_width"] += 1
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"\(backbone\.\*\) does not fit Backbone: .* wrong shape"):
+    with pytest.raises(ValueError, match=r"mlp_width is 113, but the weights have no axis longer than 112"):
         LuminaDiMOO.from_pretrained(tmp_path)
 
 

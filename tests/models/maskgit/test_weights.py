@@ -4,7 +4,7 @@ import json
 import pickle
 import sys
 import types
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,7 +113,7 @@ def test_converted_folder_holds_the_same_networks(
     model = MaskGIT.from_released(transformer_path, codec_path, num_heads=4, codebook_size=16)
     model.save_pretrained(folder, provenance={"converted_from": "test"})
     again, codec_again, settings = weights.read_model(folder)
-    assert settings["sampling"] == asdict(model.sampling)
+    assert settings.sampling == model.sampling
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -177,7 +177,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         weights.read_model(tmp_path)
     (tmp_path / "config.json").write_text('{"model": "maskgit", "transformer": {"widht": 3}, "codec": {}}')
-    with pytest.raises(ValueError, match="no config of a maskgit model"):
+    with pytest.raises(ValueError, match="unknown key transformer.widht"):
         weights.read_model(tmp_path)
 
 

@@ -5,17 +5,20 @@ wrong teachers; for two models of one size the config keeps the largest magnitud
 parameters, which survives half precision but not another training.
 """
 
-import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from swiftmask.core.files import weights_like, write_folder
-from swiftmask.core.protocol import DenoisingModel, Spec
-from swiftmask.core.reading import State, first_line, read_tensors, some
+from swiftmask.core.protocol import BaseModel, DenoisingModel, Spec
+from swiftmask.core.ranges import RANGES, check, check_fields
+from swiftmask.core.reading import State, read_tensors, some
+from swiftmask.core.settings import read_settings
 from swiftmask.methods.marval.student import Student, as_module, make_student
 
 _NUM_MARKS = 8
@@ -68,19 +71,30 @@ def read_student(folder: str | Path, teacher: DenoisingModel) -> Student:
     return student
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Config of a MARVAL student.
+
+    Attributes:
+        base_marks: largest magnitudes of some parameters of the teacher.
+    """
+
+    method: Literal["marval"]
+    timestep: int
+    base_model: BaseModel
+    base_marks: dict[str, float]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name, mark in self.base_marks.items():
+            check(f"base_marks of {name}", mark, RANGES["base_marks"])
+
+
 def _read_config(path: Path) -> tuple[int, dict[str, object], dict[str, float]]:
     """The timestep, what the teacher must be, and its marks."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: expected the folder of a MARVAL student")
-    try:
-        content = json.loads(path.read_text())
-        if content["method"] != "marval":
-            raise ValueError(f"it says method {content['method']!r}")
-        base = {key: content["base_model"][key] for key in ("family", "width", "grid", "channels", "name")}
-        marks = {str(name): float(mark) for name, mark in content["base_marks"].items()}
-        return int(content["timestep"]), base, marks
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no config of a MARVAL student ({first_line(error)})") from error
+    settings = read_settings(Settings, path, expected="expected the folder of a MARVAL student")
+    base = asdict(settings.base_model) | {"grid": list(settings.base_model.grid)}
+    return settings.timestep, base, settings.base_marks
 
 
 def _identity(base: Spec) -> dict[str, object]:

@@ -8,16 +8,18 @@ trained for: features and token embeddings come from there, and no tensor would 
 another's.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from swiftmask.core.files import count_modules, load_strict, require_keys, write_folder
-from swiftmask.core.protocol import Spec
-from swiftmask.core.reading import State, first_line, read_tensors, some
+from swiftmask.core.protocol import BaseModel, Spec
+from swiftmask.core.ranges import check_fields
+from swiftmask.core.reading import State, read_tensors, some
+from swiftmask.core.settings import check_sizes, read_settings
 from swiftmask.methods.shortcut.features import AnyShortcut
 from swiftmask.methods.shortcut.network import Shortcut, ShortcutConfig
 from swiftmask.methods.shortcut.rotary import RotaryShortcut, RotaryShortcutConfig
@@ -49,6 +51,7 @@ def read_shortcut(path: str | Path, *, num_heads: int | None = None, base: Spec 
         config, made_for = _read_config(path / "config.json")
         source = path / "model.safetensors"
         state = read_tensors(source)
+        check_sizes(config, state, source=str(path / "config.json"))
     else:
         source, made_for, state = path, {}, read_tensors(path)
         config = infer_config(state, num_heads=num_heads, source=str(path))
@@ -143,20 +146,26 @@ def infer_shortcut_config(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Config of a shortcut. `full_steps` is the budget `accelerate` takes when none is asked for."""
+
+    method: Literal["shortcut"]
+    shortcut: ShortcutConfig | RotaryShortcutConfig
+    base_model: BaseModel
+    full_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 def _read_config(path: Path) -> tuple[AnyConfig, dict[str, object]]:
     """Sizes, and what the base model must be."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: expected a shortcut folder, a .pth or a .safetensors file")
-    try:
-        content = json.loads(path.read_text())
-        if content["method"] != "shortcut":
-            raise ValueError(f"it says method {content['method']!r}")
-        made_for = content["base_model"]
-        base = {key: made_for[key] for key in ("family", "width", "grid", "codebook_size", "name")}
-        sizes = content["shortcut"]
-        return (RotaryShortcutConfig if "rope_theta" in sizes else ShortcutConfig)(**sizes), base
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no config of a shortcut ({first_line(error)})") from error
+    settings = read_settings(
+        Settings, path, expected="expected a shortcut folder, a .pth or a .safetensors file"
+    )
+    base = {name: value for name, value in asdict(settings.base_model).items() if value is not None}
+    return settings.shortcut, base | {"grid": list(settings.base_model.grid)}
 
 
 def _identity(base: Spec) -> dict[str, object]:

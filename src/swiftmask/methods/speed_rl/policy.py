@@ -37,9 +37,9 @@ class TuningConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.method not in TUNINGS:
             raise ValueError(f"tuning.method must be one of {', '.join(TUNINGS)}, got {self.method!r}")
-        check_fields(self)
 
 
 def make_policy(base: MaskedGenerator, tuning: TuningConfig) -> ScoringModel:

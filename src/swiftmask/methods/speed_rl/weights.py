@@ -6,16 +6,18 @@ kind, to be saved with its own `save_pretrained`.
 """
 
 import copy
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from swiftmask.core.files import weights_like, write_folder
-from swiftmask.core.protocol import MaskedGenerator, SamplingOptions, Spec
-from swiftmask.core.reading import first_line, read_tensors, some
+from swiftmask.core.protocol import BaseModel, MaskedGenerator, SamplingOptions, Spec
+from swiftmask.core.ranges import check_fields
+from swiftmask.core.reading import read_tensors, some
+from swiftmask.core.settings import read_settings
 from swiftmask.methods.speed_rl.adapters import fold_adapters, name_on_disk
 from swiftmask.methods.speed_rl.policy import (
     TuningConfig,
@@ -99,17 +101,24 @@ def _identity(spec: Spec) -> dict[str, object]:
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Config of a Speed-RL policy. None leaves it to the base model."""
+
+    method: Literal["speed_rl"]
+    tuning: TuningConfig
+    base_model: BaseModel
+    steps: int | None = None
+    sampling: SamplingOptions | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 def _read_config(path: Path, base: Spec) -> TuningConfig:
     """What was tuned. Errors: see `read_policy`."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: expected the folder of a Speed-RL policy")
-    try:
-        content = json.loads(path.read_text())
-        if content["method"] != "speed_rl":
-            raise ValueError(f"it says method {content['method']!r}")
-        tuning, made_for = TuningConfig(**content["tuning"]), dict(content["base_model"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no config of a Speed-RL policy ({first_line(error)})") from error
+    settings = read_settings(Settings, path, expected="expected the folder of a Speed-RL policy")
+    made_for = asdict(settings.base_model) | {"grid": list(settings.base_model.grid)}
     differ = [
         f"{key} {made_for.get(key)} against {value}"
         for key, value in _identity(base).items()
@@ -120,4 +129,4 @@ def _read_config(path: Path, base: Spec) -> TuningConfig:
             f"{path.parent} was tuned from {made_for.get('name')}, and this is another model: "
             f"{some(differ)}; give the one it was tuned from"
         )
-    return tuning
+    return settings.tuning

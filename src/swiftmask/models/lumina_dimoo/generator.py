@@ -14,29 +14,42 @@ In- and outpainting need neither: they are start canvases.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from swiftmask.core.compiled import RepeatedBlocks
-from swiftmask.core.files import steps_of
 from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, TokenDistribution, UnmaskRule
-from swiftmask.core.reading import read_json
 from swiftmask.core.schedule import dimoo_schedule
+from swiftmask.core.settings import about
 from swiftmask.core.tokens import CategoricalTokens, gather_rows, guided_rows
 from swiftmask.core.types import Canvas, Step
 from swiftmask.core.vq_codec import VQCodec
-from swiftmask.models.lumina_dimoo.layout import FreshTokens, Layout, PromptCondition, Vocabulary, grid_of
+from swiftmask.models.lumina_dimoo.layout import (
+    FreshTokens,
+    Layout,
+    PromptCondition,
+    Sampler,
+    Vocabulary,
+    grid_of,
+)
 from swiftmask.models.lumina_dimoo.memory import CodecNeed, Draw, Plan, check_room
 from swiftmask.models.lumina_dimoo.network import Backbone, LayerCache
 from swiftmask.models.lumina_dimoo.prompts import Prompts
 from swiftmask.models.lumina_dimoo.truncation import TruncatedTokens, by_truncated_confidence, guided_logits
 from swiftmask.models.lumina_dimoo.unmask import by_plain_confidence
-from swiftmask.models.lumina_dimoo.weights import Parts, Placement, read_model, read_released, write_model
+from swiftmask.models.lumina_dimoo.weights import (
+    Parts,
+    Placement,
+    read_model,
+    read_own_settings,
+    read_released,
+    write_model,
+)
 
-Sampler = Literal["exact", "bf16_compat"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SAMPLERS: dict[str, UnmaskRule] = {"exact": by_plain_confidence, "bf16_compat": by_truncated_confidence}
 
 RELEASED_SAMPLING = SamplingOptions(guidance=5.0, temperature=1.0, choice_temperature=1.0)
@@ -95,15 +108,19 @@ class LuminaDiMOO(nn.Module):
         """From a model folder of ours. Arguments and errors as for `from_released`; dtype None is the one
         that the model was written from.
         """
-        dtype = dtype or _written_from(Path(folder))
-        placement = Placement(dtype=dtype, device=torch.device(device), blocks_on_device=blocks_on_device)
-        parts = read_model(folder, placement)
-        sampling = parts.settings.get("sampling")
-        return cls._of(
-            parts,
-            SamplingOptions(**sampling) if isinstance(sampling, dict) else RELEASED_SAMPLING,
-            parts.settings.get("sampler", "exact"),  # type: ignore[arg-type]
+        settings = read_own_settings(Path(folder))
+        placement = Placement(
+            dtype=dtype or _DTYPES[settings.dtype],
+            device=torch.device(device),
+            blocks_on_device=blocks_on_device,
         )
+        with about(str(Path(folder) / "config.json"), str(folder)):
+            return cls._of(
+                read_model(folder, settings, placement),
+                settings.sampling or RELEASED_SAMPLING,
+                settings.sampler,
+                settings.steps or RELEASED_STEPS,
+            )
 
     @classmethod
     def from_released(
@@ -129,10 +146,10 @@ class LuminaDiMOO(nn.Module):
         """
         placement = Placement(dtype=dtype, device=torch.device(device), blocks_on_device=blocks_on_device)
         parts = read_released(folder, size=size, placement=placement)
-        return cls._of(parts, RELEASED_SAMPLING, sampler)
+        return cls._of(parts, RELEASED_SAMPLING, sampler, RELEASED_STEPS)
 
     @classmethod
-    def _of(cls, parts: Parts, sampling: SamplingOptions, sampler: Sampler) -> Self:
+    def _of(cls, parts: Parts, sampling: SamplingOptions, sampler: Sampler, steps: int) -> Self:
         return cls(
             parts.backbone,
             parts.codec,
@@ -140,7 +157,7 @@ class LuminaDiMOO(nn.Module):
             vocabulary=parts.vocabulary,
             grid=parts.grid,
             sampling=sampling,
-            steps=steps_of(parts.settings, RELEASED_STEPS),
+            steps=steps,
             sampler=sampler,
         )
 
@@ -346,16 +363,6 @@ class LuminaDiMOO(nn.Module):
             steps=self.steps,
             sampler=sampler or self.sampler,
         )
-
-
-def _written_from(folder: Path) -> torch.dtype:
-    """The precision a model had when it was written, which may be finer than that on disk."""
-    path = folder / "config.json"
-    name = read_json(path, expected="expected a model folder").get("dtype", "float32")
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in dtypes:
-        raise ValueError(f"{path}: expected dtype {', '.join(dtypes)}, got {name!r}")
-    return dtypes[name]
 
 
 def _check_parts(backbone: Backbone, codec: VQCodec, vocabulary: Vocabulary) -> None:

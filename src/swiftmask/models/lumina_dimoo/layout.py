@@ -12,16 +12,20 @@ Nothing outside this folder knows of any of this.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swiftmask.core.ranges import check_fields
+
 _BEFORE = 2
 """Special tokens between the prompt and the first code."""
 
 _PADDING_ID = 0
+
+Sampler = Literal["exact", "bf16_compat"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,15 +45,31 @@ class Vocabulary:
     first_code: int = 126356
     codebook_size: int = 8192
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        ids = self._special_ids()
+        codes = range(self.first_code, self.first_code + self.codebook_size)
+        if len({*ids}) < len(ids) or any(one in codes for one in ids):
+            raise ValueError(f"special tokens must differ from each other and from the codes, got {self}")
+
     @property
     def size(self) -> int:
         """The smallest vocabulary that holds these ids."""
-        return 1 + max(
+        return 1 + max(*self._special_ids(), self.first_code + self.codebook_size - 1)
+
+    def check_words(self, num_ids: int) -> None:
+        """Errors: ValueError if a special token or a code has one of the first ids, which words take."""
+        if min(*self._special_ids(), self.first_code) < num_ids:
+            raise ValueError(f"the first {num_ids} ids are words, got {self}")
+
+    def _special_ids(self) -> tuple[int, ...]:
+        return (
             self.mask,
             self.newline,
+            self.image_start,
             self.image_end,
+            self.answer_start,
             self.answer_end,
-            self.first_code + self.codebook_size - 1,
         )
 
 

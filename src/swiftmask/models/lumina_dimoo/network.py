@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swiftmask.core.llama import LlamaBlock, RMSNorm, Rotary
+from swiftmask.core.ranges import check_fields
 from swiftmask.models.lumina_dimoo.offload import arriving
 
 
@@ -32,6 +33,7 @@ class BackboneConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.width % self.num_heads or self.head_width % 2:
             raise ValueError(
                 "width must be num_heads times an even number, got width "

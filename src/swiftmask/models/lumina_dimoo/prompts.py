@@ -10,9 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from swiftmask.core.optional import library
+from swiftmask.core.ranges import check_fields
 from swiftmask.core.reading import first_line
 
 _SYSTEM = "<system>Generate an image according to the text prompt.</system>"
@@ -146,10 +147,23 @@ class TokenizerPrompts:
         return list(self._tokenizer(_TEMPLATE.format(text))["input_ids"])
 
 
-def read_prompts(folder: Path, settings: object) -> Prompts:
-    """From what `Prompts.settings` wrote. Errors: ValueError if it is neither kind."""
-    if isinstance(settings, dict) and isinstance(words := settings.get("words"), list):
-        return WordPrompts(tuple(str(word) for word in words))
-    if isinstance(settings, dict) and isinstance(name := settings.get("tokenizer"), str):
-        return TokenizerPrompts.from_folder(folder / name)
-    raise ValueError(f"{folder}: prompts must have words or a tokenizer, got {settings!r}")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSettings:
+    """Prompts of a model folder: a list of words, or the name of the folder of a tokenizer."""
+
+    words: tuple[str, ...] | None = None
+    tokenizer: Literal["tokenizer"] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if (self.words is None) == (self.tokenizer is None):
+            raise ValueError("prompts must have words or a tokenizer, and not both")
+        if self.words is not None and (not self.words or len({*self.words}) < len(self.words)):
+            raise ValueError("prompts must have words that differ")
+
+
+def read_prompts(folder: Path, settings: PromptSettings) -> Prompts:
+    """From what `Prompts.settings` wrote."""
+    if settings.words is not None:
+        return WordPrompts(settings.words)
+    return TokenizerPrompts.from_folder(folder / str(settings.tokenizer))

@@ -3,13 +3,13 @@
 Its weights are read straight into their precision and place, never into float32 first: that would be 32 GB.
 """
 
-import json
 from pathlib import Path
 
 import torch
 
 from swiftmask.core.families import Family, Reading, WeightsFile
 from swiftmask.core.protocol import MaskedGenerator
+from swiftmask.core.settings import read_json
 from swiftmask.models.lumina_dimoo.generator import LuminaDiMOO
 
 WEIGHTS_FILES = (
@@ -25,8 +25,8 @@ WEIGHTS_FILES = (
 
 def _is_released_folder(folder: Path) -> bool:
     try:
-        return json.loads((folder / "config.json").read_text()).get("model_type") == "llada"
-    except (OSError, ValueError, AttributeError, RecursionError):  # complained of when it is read
+        return read_json(folder / "config.json").get("model_type") == "llada"
+    except (OSError, ValueError):  # complained of when it is read
         return False
 
 

@@ -7,11 +7,10 @@ be host memory for blocks that the device has no room for. The vocabulary is as 
 whatever the config says.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +25,22 @@ from swiftmask.core.files import (
     weight_files,
     write_folder,
 )
-from swiftmask.core.reading import State, first_line, read_tensors
+from swiftmask.core.protocol import SamplingOptions
+from swiftmask.core.ranges import check_fields
+from swiftmask.core.reading import State, read_tensors
+from swiftmask.core.settings import check_sizes, read_json, read_settings, settings_of
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec, load_vq_codec
-from swiftmask.models.lumina_dimoo.layout import Vocabulary, grid_of
+from swiftmask.models.lumina_dimoo.layout import Sampler, Vocabulary, grid_of
 from swiftmask.models.lumina_dimoo.memory import CodecNeed, Plan, check_fits
 from swiftmask.models.lumina_dimoo.network import Backbone, BackboneConfig
 from swiftmask.models.lumina_dimoo.offload import give_memory
-from swiftmask.models.lumina_dimoo.prompts import Prompts, TokenizerPrompts, read_prompts
+from swiftmask.models.lumina_dimoo.prompts import (
+    Prompts,
+    PromptSettings,
+    TokenizerPrompts,
+    WordPrompts,
+    read_prompts,
+)
 
 RELEASED = BackboneConfig(width=4096, depth=32, num_heads=32, mlp_width=12288, vocabulary_size=134548)
 
@@ -52,20 +60,20 @@ _FIXED: Mapping[str, object] = {
     "input_emb_norm": False,
     "scale_logits": False,
 }
+_EXPECTED = "expected a folder of Lumina-DiMOO, see `swiftmask convert`"
 _EMBEDDING = "model.transformer.wte.weight"
 _BLOCK = r"model\.transformer\.blocks\.(\d+)\."
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a folder holds; `settings` is the rest of the config of one of ours."""
+    """What a folder holds."""
 
     backbone: Backbone
     codec: VQCodec
     prompts: Prompts
     vocabulary: Vocabulary
     grid: tuple[int, int]
-    settings: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,21 +126,22 @@ def infer_backbone_config(
     if settings is None:
         settings = _released_settings(width, depth, mlp_width)
     _check_settings(settings, (width, depth, mlp_width), source)
-    return BackboneConfig(
-        width=width,
-        depth=depth,
-        num_heads=int(str(settings["n_heads"])),
-        mlp_width=mlp_width,
-        vocabulary_size=vocabulary_size,
-        rope_theta=float(str(settings["rope_theta"])),
-        norm_eps=float(str(settings["rms_norm_eps"])),
-    )
+    sizes = {
+        "width": width,
+        "depth": depth,
+        "num_heads": settings["n_heads"],
+        "mlp_width": mlp_width,
+        "vocabulary_size": vocabulary_size,
+        "rope_theta": settings["rope_theta"],
+        "norm_eps": settings["rms_norm_eps"],
+    }
+    return settings_of(BackboneConfig, sizes, source=f"the config.json of {source}")
 
 
 def read_released(folder: str | Path, *, size: tuple[int, int], placement: Placement) -> Parts:
     """All parts of the released folder, in eval mode. Errors: see `LuminaDiMOO.from_released`."""
     folder = Path(folder)
-    settings = _read_json(folder / "config.json")
+    settings = read_json(folder / "config.json", expected=_EXPECTED)
     files = weight_files(folder)
     config = infer_backbone_config(headers(files), settings, source=str(folder))
     vocabulary = Vocabulary()
@@ -145,13 +154,13 @@ def read_released(folder: str | Path, *, size: tuple[int, int], placement: Place
     codec = read_released_codec(folder / "vqvae")
     grid = grid_of(*size, codec.config.downscale)
     backbone = _read_backbone(config, files, "", placement, grid, codec)
-    return Parts(backbone, codec.to(placement.device), prompts, vocabulary, grid, {})
+    return Parts(backbone, codec.to(placement.device), prompts, vocabulary, grid)
 
 
 def read_released_codec(folder: str | Path) -> VQCodec:
     """The codec of diffusers' layout, in float32 on the CPU."""
     path, file = Path(folder) / "config.json", Path(folder) / "diffusion_pytorch_model.safetensors"
-    config = VQConfig.from_settings(_read_json(path), source=str(path))
+    config = VQConfig.from_settings(read_json(path, expected=_EXPECTED), source=str(path))
     return load_vq_codec(config, read_tensors(file), source=str(file))
 
 
@@ -171,23 +180,48 @@ def write_model(
     write_folder(folder, state, config=config, provenance=provenance, dtype=dtype)
 
 
-def read_model(folder: str | Path, placement: Placement) -> Parts:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Config of a Lumina-DiMOO model folder. None leaves it to the family.
+
+    Attributes:
+        grid: rows and columns of codes of the pictures.
+        dtype: that the model was written from, which may be finer than that on disk.
+    """
+
+    model: Literal["lumina_dimoo"]
+    grid: tuple[int, int]
+    vocabulary: Vocabulary
+    prompts: PromptSettings
+    backbone: BackboneConfig
+    codec: VQConfig
+    sampling: SamplingOptions | None = None
+    steps: int | None = None
+    sampler: Sampler = "exact"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.prompts.words is not None:
+            self.vocabulary.check_words(WordPrompts(self.prompts.words).num_ids)
+
+
+def read_own_settings(folder: Path) -> Settings:
+    """`config.json` of a folder of ours."""
+    return read_settings(Settings, folder / "config.json", expected=_EXPECTED)
+
+
+def read_model(folder: str | Path, settings: Settings, placement: Placement) -> Parts:
     """All parts of a folder of ours, in eval mode; the codec in float32."""
     folder = Path(folder)
-    path = folder / "config.json"
-    settings = _read_json(path)
-    try:
-        vocabulary = Vocabulary(**settings.pop("vocabulary"))
-        backbone_config = BackboneConfig(**settings.pop("backbone"))
-        codec_config = VQConfig.from_settings(settings.pop("codec"), source=str(path))
-        height, width = settings.pop("grid")
-        prompts = read_prompts(folder, settings.pop("prompts"))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no config of a lumina_dimoo model ({first_line(error)})") from error
     files = weight_files(folder)
-    codec = _read_codec(codec_config, files)
-    backbone = _read_backbone(backbone_config, files, "backbone.", placement, (height, width), codec)
-    return Parts(backbone, codec.to(placement.device), prompts, vocabulary, (height, width), settings)
+    shapes = headers(files)
+    for sizes in (settings.backbone, settings.codec):
+        check_sizes(sizes, shapes, source=str(folder / "config.json"))
+    prompts = read_prompts(folder, settings.prompts)
+    codec = _read_codec(settings.codec, files)
+    backbone = _read_backbone(settings.backbone, files, "backbone.", placement, settings.grid, codec)
+    return Parts(backbone, codec.to(placement.device), prompts, settings.vocabulary, settings.grid)
 
 
 def _read_backbone(
@@ -238,18 +272,6 @@ def _source(files: Mapping[str, Path], prefix: str) -> str:
     """What a complaint about some tensors names."""
     folder = next(iter(files.values())).parent if files else Path()
     return f"{folder} ({prefix}*)" if prefix else str(folder)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: expected a folder of Lumina-DiMOO, see `swiftmask convert`")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({first_line(error)}): download it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 def _released_settings(width: int, depth: int, mlp_width: int) -> dict[str, object]:

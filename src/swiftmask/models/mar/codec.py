@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftmask.core.convolutions import Decoder, Encoder, resize
+from swiftmask.core.ranges import check_fields
 
 RELEASED_SCALE = 0.2325
 """Brings the released codec's latents to unit variance."""
@@ -42,12 +43,17 @@ class KLConfig:
     num_groups: int = 32
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.ch_mult:
+            raise ValueError("ch_mult must have a multiple for each level, got none")
         if self.ch % self.num_groups:
             raise ValueError(f"ch must be a multiple of num_groups = {self.num_groups}, got {self.ch}")
         if self.resolution % self.downscale:
             raise ValueError(f"resolution must be a multiple of {self.downscale}, got {self.resolution}")
-        if self.scale <= 0:
-            raise ValueError(f"scale must be positive, got {self.scale}")
+        levels = {self.resolution // 2**i for i in range(len(self.ch_mult))}
+        attended = {*self.attn_resolutions, *self.decoder_attn_resolutions}
+        if not attended <= levels:
+            raise ValueError(f"attention must be at some of {sorted(levels)}, got {sorted(attended)}")
 
     @property
     def downscale(self) -> int:

@@ -6,19 +6,19 @@ token, so its features depend on the class alone: they are computed once per cla
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from swiftmask.core.classes import class_number
 from swiftmask.core.compiled import RepeatedBlocks
-from swiftmask.core.files import steps_of
 from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
 from swiftmask.core.schedule import constant_guidance, mar_schedule, rising_guidance, with_denoising
+from swiftmask.core.settings import about
 from swiftmask.core.tokens import gather_rows
 from swiftmask.core.types import Canvas, Step
 from swiftmask.core.unmask import by_order, order_masked
@@ -26,10 +26,9 @@ from swiftmask.models.mar.cache import WeightsCache
 from swiftmask.models.mar.codec import KLCodec
 from swiftmask.models.mar.diffusion import reverse_chain, training_process
 from swiftmask.models.mar.head import DiffusionTokens
-from swiftmask.models.mar.network import KnownTokens, Network
+from swiftmask.models.mar.network import GuidanceSchedule, KnownTokens, Network
 from swiftmask.models.mar.weights import RELEASED, read_model, read_released, write_model
 
-GuidanceSchedule = Literal["linear", "constant"]
 _CURVES = {"linear": rising_guidance, "constant": constant_guidance}
 
 _RELEASED_GUIDANCE = {"mar-b": 2.9, "mar-l": 3.0, "mar-h": 3.2}
@@ -100,15 +99,15 @@ class MAR(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> Self:
         """From a model folder: float32, on the CPU. Errors name the missing or foreign file, key or shape."""
         network, codec, settings = read_model(folder)
-        names = settings.get("class_names", ())
-        return cls(
-            network,
-            codec,
-            sampling=_sampling_of(settings.get("sampling")),
-            steps=steps_of(settings, RELEASED_STEPS),
-            guidance_schedule=settings.get("guidance_schedule", "linear"),  # type: ignore[arg-type]
-            class_names=names if isinstance(names, list) else (),
-        )
+        with about(str(Path(folder) / "config.json")):
+            return cls(
+                network,
+                codec,
+                sampling=settings.sampling or RELEASED_SAMPLING,
+                steps=settings.steps or RELEASED_STEPS,
+                guidance_schedule=settings.guidance_schedule,
+                class_names=settings.class_names,
+            )
 
     @classmethod
     def from_released(
@@ -294,15 +293,6 @@ def to_latents(tokens_BLC: Tensor, patch_size: int) -> Tensor:
     p, side = patch_size, round(tokens_BLC.shape[1] ** 0.5)
     patches = tokens_BLC.unflatten(1, (side, side)).unflatten(3, (-1, p, p))  # B h w C p p
     return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
-
-
-def _sampling_of(settings: object) -> SamplingOptions:
-    """The options a config holds; JSON knows no tuples."""
-    if not isinstance(settings, dict):
-        return RELEASED_SAMPLING
-    sampling = SamplingOptions(**settings)
-    steps = sampling.denoising_steps
-    return replace(sampling, denoising_steps=tuple(steps)) if isinstance(steps, list) else sampling
 
 
 def _check_codec(network: Network, codec: KLCodec) -> None:

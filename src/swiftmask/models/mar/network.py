@@ -8,15 +8,19 @@ their weights load without a key map.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swiftmask.core.attention import attend
+from swiftmask.core.ranges import check_fields
 from swiftmask.core.types import Canvas
 from swiftmask.models.mar.head import HeadNetwork
+
+GuidanceSchedule = Literal["linear", "constant"]
+"""How guidance grows over a decode: with the share of decided tokens, or not at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,7 @@ class NetworkConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for part, width, heads in (
             ("encoder", self.encoder_width, self.encoder_heads),
             ("decoder", self.decoder_width, self.decoder_heads),

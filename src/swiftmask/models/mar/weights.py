@@ -7,17 +7,30 @@ upstream's code are not the released ones. What no tensor tells (the number of h
 argument.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from swiftmask.core.files import count_modules, load_parts, load_strict, require_keys, state_of, write_folder
-from swiftmask.core.reading import State, first_line, read_tensors
+from swiftmask.core.classes import check_class_names
+from swiftmask.core.files import (
+    count_modules,
+    headers,
+    load_parts,
+    load_strict,
+    require_keys,
+    state_of,
+    weight_files,
+    write_folder,
+)
+from swiftmask.core.protocol import SamplingOptions
+from swiftmask.core.ranges import check_fields
+from swiftmask.core.reading import State, read_tensors
+from swiftmask.core.settings import check_sizes, read_settings
 from swiftmask.models.mar.codec import RELEASED_SCALE, KLCodec, KLConfig
-from swiftmask.models.mar.network import Network, NetworkConfig
+from swiftmask.models.mar.network import GuidanceSchedule, Network, NetworkConfig
 
 
 def _released(width: int, depth: int, num_heads: int, head_width: int, head_depth: int) -> NetworkConfig:
@@ -178,24 +191,32 @@ def write_model(
     )
 
 
-def read_model(folder: str | Path) -> tuple[Network, KLCodec, dict[str, object]]:
-    """Both networks (float32, on the CPU, in eval mode) and the other settings of a folder's config."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Config of a MAR model folder. None leaves it to the family."""
+
+    model: Literal["mar"]
+    network: NetworkConfig
+    codec: KLConfig
+    sampling: SamplingOptions | None = None
+    steps: int | None = None
+    guidance_schedule: GuidanceSchedule = "linear"
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_class_names(self.class_names, self.network.num_classes)
+
+
+def read_model(folder: str | Path) -> tuple[Network, KLCodec, Settings]:
+    """Both networks (float32, on the CPU, in eval mode) and the folder's settings."""
     folder = Path(folder)
-    network_config, codec_config, settings = _read_config(folder / "config.json")
+    path = folder / "config.json"
+    settings = read_settings(Settings, path, expected="expected a model folder, see `swiftmask convert`")
+    shapes = headers(weight_files(folder))
+    for sizes in (settings.network, settings.codec):
+        check_sizes(sizes, shapes, source=str(path))
     with torch.device("meta"):
-        network, codec = Network(network_config), KLCodec(codec_config)
+        network, codec = Network(settings.network), KLCodec(settings.codec)
     load_parts(folder / "model.safetensors", {"network": network, "codec": codec})
     return network, codec, settings
-
-
-def _read_config(path: Path) -> tuple[NetworkConfig, KLConfig, dict[str, object]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: expected a model folder, see `swiftmask convert`")
-    try:
-        settings = json.loads(path.read_text())
-        codec = settings.pop("codec")
-        for key in ("ch_mult", "attn_resolutions", "decoder_attn_resolutions"):
-            codec[key] = tuple(codec[key])
-        return NetworkConfig(**settings.pop("network")), KLConfig(**codec), settings
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no config of a mar model ({first_line(error)})") from error

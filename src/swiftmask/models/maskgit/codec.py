@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swiftmask.core.convolutions import Decoder, Encoder, resize
+from swiftmask.core.ranges import check_fields
 
 COMMITMENT_WEIGHT = 0.25
 
@@ -43,10 +44,18 @@ class VQGANConfig:
     num_groups: int = 32
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.ch_mult:
+            raise ValueError("ch_mult must have a multiple for each level, got none")
         if self.ch % self.num_groups:
             raise ValueError(f"ch must be a multiple of num_groups = {self.num_groups}, got {self.ch}")
         if self.resolution % self.downscale:
             raise ValueError(f"resolution must be a multiple of {self.downscale}, got {self.resolution}")
+        levels = {self.resolution // 2**i for i in range(len(self.ch_mult))}
+        if not levels.issuperset(self.attn_resolutions):
+            raise ValueError(
+                f"attn_resolutions must be some of {sorted(levels)}, got {self.attn_resolutions}"
+            )
 
     @classmethod
     def from_ddconfig(cls, ddconfig: Mapping[str, object], *, n_embed: int, embed_dim: int) -> "VQGANConfig":

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from swiftmask.core.classes import class_number
 from swiftmask.core.compiled import RepeatedBlocks
-from swiftmask.core.files import steps_of
 from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
 from swiftmask.core.schedule import valeo_schedule
@@ -81,14 +80,12 @@ class MaskGIT(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> Self:
         """From a model folder: float32, on the CPU. Errors name the missing or foreign file, key or shape."""
         transformer, codec, settings = read_model(folder)
-        sampling = settings.get("sampling")
-        names = settings.get("class_names", ())
         return cls(
             transformer,
             codec,
-            sampling=SamplingOptions(**sampling) if isinstance(sampling, dict) else RELEASED_SAMPLING,
-            steps=steps_of(settings, RELEASED_STEPS),
-            class_names=names if isinstance(names, list) else (),
+            sampling=settings.sampling or RELEASED_SAMPLING,
+            steps=settings.steps or RELEASED_STEPS,
+            class_names=settings.class_names,
         )
 
     @classmethod

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swiftmask.core.attention import attend
+from swiftmask.core.ranges import check_fields
 
 _EDGE_EPS = 1e-12
 
@@ -32,6 +33,7 @@ class TransformerConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.width % self.num_heads:
             raise ValueError(
                 f"width must be a multiple of num_heads, got width {self.width} and {self.num_heads} heads"

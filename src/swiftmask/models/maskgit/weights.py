@@ -6,17 +6,30 @@ beside `loss.*`. Sizes are read off the tensors; what no tensor tells (the numbe
 and classes begin, the nominal resolution) is an argument. Pickles are only read with `weights_only=True`.
 """
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from swiftmask.core.files import count_modules, load_parts, load_strict, require_keys, state_of, write_folder
-from swiftmask.core.reading import State, first_line, read_tensors
+from swiftmask.core.classes import check_class_names
+from swiftmask.core.files import (
+    count_modules,
+    headers,
+    load_parts,
+    load_strict,
+    require_keys,
+    state_of,
+    weight_files,
+    write_folder,
+)
+from swiftmask.core.protocol import SamplingOptions
+from swiftmask.core.ranges import check_fields
+from swiftmask.core.reading import State, read_tensors
+from swiftmask.core.settings import check_sizes, read_settings
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
 
@@ -147,27 +160,34 @@ def write_model(
     write_folder(folder, state, config=config, provenance=provenance, dtype=dtype)
 
 
-def read_model(folder: str | Path) -> tuple[Transformer, VQGAN, dict[str, object]]:
-    """Both networks (float32, on the CPU, in eval mode) and the other settings of a folder's config."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Config of a MaskGIT model folder. None leaves it to the family."""
+
+    model: Literal["maskgit"]
+    transformer: TransformerConfig
+    codec: VQGANConfig
+    sampling: SamplingOptions | None = None
+    steps: int | None = None
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_class_names(self.class_names, self.transformer.num_classes)
+
+
+def read_model(folder: str | Path) -> tuple[Transformer, VQGAN, Settings]:
+    """Both networks (float32, on the CPU, in eval mode) and the folder's settings."""
     folder = Path(folder)
-    transformer_config, codec_config, settings = _read_config(folder / "config.json")
+    path = folder / "config.json"
+    settings = read_settings(Settings, path, expected="expected a model folder, see `swiftmask convert`")
+    shapes = headers(weight_files(folder))
+    for sizes in (settings.transformer, settings.codec):
+        check_sizes(sizes, shapes, source=str(path))
     with torch.device("meta"):
-        transformer, codec = Transformer(transformer_config), VQGAN(codec_config)
+        transformer, codec = Transformer(settings.transformer), VQGAN(settings.codec)
     load_parts(folder / "model.safetensors", {"transformer": transformer, "codec": codec})
     return transformer, codec, settings
-
-
-def _read_config(path: Path) -> tuple[TransformerConfig, VQGANConfig, dict[str, object]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: expected a model folder, see `swiftmask convert`")
-    try:
-        settings = json.loads(path.read_text())
-        codec = settings.pop("codec")
-        for key in ("ch_mult", "attn_resolutions"):
-            codec[key] = tuple(codec[key])
-        return TransformerConfig(**settings.pop("transformer")), VQGANConfig(**codec), settings
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no config of a maskgit model ({first_line(error)})") from error
 
 
 def is_newer_family(state: State) -> bool:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from swiftmask.core.compiled import RepeatedBlocks
-from swiftmask.core.files import steps_of
 from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
 from swiftmask.core.schedule import meissonic_schedule
+from swiftmask.core.settings import about
 from swiftmask.core.tokens import CategoricalTokens, guided_rows
 from swiftmask.core.types import Canvas, Schedule, Step
 from swiftmask.core.unmask import by_confidence
@@ -105,12 +105,9 @@ class Meissonic(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> Self:
         """From a model folder: float32, on the CPU. Errors name the missing or foreign file, key or shape."""
         parts, settings = read_model(folder)
-        size, sampling = settings.get("size"), settings.get("sampling")
-        if not isinstance(size, list) or len(size) != 2:
-            raise ValueError(f"{Path(folder) / 'config.json'}: expected size as [height, width], got {size}")
-        options = SamplingOptions(**sampling) if isinstance(sampling, dict) else RELEASED_SAMPLING
-        steps = steps_of(settings, RELEASED_STEPS)
-        return cls(*parts, size=(int(size[0]), int(size[1])), sampling=options, steps=steps)
+        sampling, steps = settings.sampling or RELEASED_SAMPLING, settings.steps or RELEASED_STEPS
+        with about(str(Path(folder) / "config.json")):
+            return cls(*parts, size=settings.size, sampling=sampling, steps=steps)
 
     @classmethod
     def from_released(cls, folder: str | Path, *, text_encoder: str | Path | None = None) -> Self:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swiftmask.core.ranges import check_fields
 from swiftmask.models.meissonic.blocks import EPS, DoubleBlock, SingleBlock
 from swiftmask.models.meissonic.rotary import Rotary
 
@@ -52,6 +53,7 @@ class TransformerConfig:
     downsample: bool
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if len(self.rotary_axes) != 3 or sum(self.rotary_axes) != self.head_width:
             raise ValueError(
                 f"rotary_axes must be three widths that add up to head_width {self.head_width}, "

@@ -9,12 +9,13 @@ state of the end token, and attends to padding, which therefore belongs to what 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from swiftmask.core.optional import library
+from swiftmask.core.ranges import check_fields
 from swiftmask.core.reading import first_line
 
 _START, _END, _UNKNOWN = "<start>", "<end>", "<unknown>"
@@ -37,9 +38,19 @@ class TextConfig:
     num_hidden_layers: int
     num_attention_heads: int
     max_position_embeddings: int = 77
-    hidden_act: str = "gelu"
+    hidden_act: Literal["gelu", "quick_gelu"] = "gelu"
     layer_norm_eps: float = 1e-5
     eos_token_id: int = 2
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
+                f"{self.num_attention_heads} heads"
+            )
+        if self.eos_token_id >= self.vocab_size:
+            raise ValueError(f"eos_token_id must be below {self.vocab_size}, got {self.eos_token_id}")
 
 
 class TextEmbedding(NamedTuple):

@@ -10,17 +10,27 @@ The pictures published of the 1024-pixel model were not drawn with its own `text
 `laion/CLIP-ViT-H-14-laion2B-s32B-b79K`; those of Monetico were drawn with its own.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from swiftmask.core.files import count_modules, load_strict, require_keys, state_of, write_folder
+from swiftmask.core.files import (
+    count_modules,
+    headers,
+    load_strict,
+    require_keys,
+    state_of,
+    weight_files,
+    write_folder,
+)
 from swiftmask.core.optional import library
-from swiftmask.core.reading import State, first_line, read_tensors
+from swiftmask.core.protocol import SamplingOptions
+from swiftmask.core.ranges import check_fields
+from swiftmask.core.reading import State, read_tensors
+from swiftmask.core.settings import check_sizes, read_json, read_settings, settings_of
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec, load_vq_codec
 from swiftmask.models.meissonic.network import Transformer, TransformerConfig
 from swiftmask.models.meissonic.text import (
@@ -40,6 +50,7 @@ _WEIGHTS = (
     "diffusion_pytorch_model.fp16.safetensors",
     "diffusion_pytorch_model.bin",
 )
+_WHOLE = "download the whole folder"
 _TEXT_WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin")
 
 
@@ -126,7 +137,7 @@ def read_released(folder: str | Path, *, text_encoder: str | Path | None = None)
 def read_released_transformer(path: str | Path) -> Transformer:
     """The transformer from its folder or a weights file alone; training prefixes are dropped."""
     path = Path(path)
-    content = _read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    content = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     named = content.get("_class_name", "Transformer2DModel")
     if named != "Transformer2DModel":
         raise ValueError(
@@ -163,13 +174,37 @@ def write_model(
     )
 
 
-def read_model(folder: str | Path) -> tuple[Parts, dict[str, object]]:
-    """The networks and the other settings of a folder's config."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Config of a Meissonic model folder. None leaves it to the family.
+
+    Attributes:
+        size: height and width of the pictures.
+    """
+
+    model: Literal["meissonic"]
+    size: tuple[int, int]
+    transformer: TransformerConfig
+    text_encoder: TextConfig
+    codec: VQConfig
+    sampling: SamplingOptions | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def read_model(folder: str | Path) -> tuple[Parts, Settings]:
+    """The networks and the folder's settings."""
     folder = Path(folder)
-    configs, settings = _read_config(folder / "config.json")
+    path = folder / "config.json"
+    settings = read_settings(Settings, path, expected="expected a model folder, see `swiftmask convert`")
+    shapes = headers(weight_files(folder))
+    for sizes in (settings.transformer, settings.text_encoder, settings.codec):
+        check_sizes(sizes, shapes, source=str(path))
     state = read_tensors(folder / "model.safetensors")
-    tokenizer = read_tokenizer(folder / TOKENIZER, length=configs[1].max_position_embeddings)
-    parts = _empty(*configs, tokenizer)
+    tokenizer = read_tokenizer(folder / TOKENIZER, length=settings.text_encoder.max_position_embeddings)
+    parts = _empty(settings.transformer, settings.text_encoder, settings.codec, tokenizer)
     for name, network in _networks(parts).items():
         prefix = f"{name}."
         part = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
@@ -206,7 +241,7 @@ def _read_text_encoder(folder: Path, tokenizer_folder: Path) -> TextEncoder:
         for key, value in read_tensors(file).items()
         if key.startswith(("text_model.", "text_projection.")) and not key.endswith(".position_ids")
     }
-    config = _infer_text_config(state, _read_json(folder / "config.json"), source=str(file))
+    config = _infer_text_config(state, read_json(folder / "config.json", expected=_WHOLE), source=str(file))
     tokenizer = read_tokenizer(tokenizer_folder, length=config.max_position_embeddings)
     encoder = _empty_text_encoder(config, tokenizer)
     load_strict(encoder.clip, state, source=str(file))
@@ -233,49 +268,25 @@ def _infer_text_config(state: State, content: Mapping[str, Any], *, source: str)
         "max_position_embeddings": state[positions].shape[0],
     }
     # A config that leaves the activation or the heads out means CLIP's own.
-    return TextConfig(**{"hidden_act": "quick_gelu", "num_attention_heads": 8, **told, **sizes})
+    found = {"hidden_act": "quick_gelu", "num_attention_heads": 8, **told, **sizes}
+    return settings_of(TextConfig, found, source=f"the config.json of {source}")
 
 
 def _read_codec(folder: Path) -> VQCodec:
     path = folder / "config.json"
-    config = VQConfig.from_settings(_read_json(path), source=str(path))
+    config = VQConfig.from_settings(read_json(path, expected=_WHOLE), source=str(path))
     file = _first_file(folder, _WEIGHTS)
     return load_vq_codec(config, read_tensors(file), source=str(file))
 
 
 def _check_scheduler(path: Path, config: TransformerConfig) -> None:
     """Released models sample by the cosine, with the last id for the mask: anything else is another model."""
-    content = _read_json(path) if path.is_file() else {}
+    content = read_json(path) if path.is_file() else {}
     curve, mask_id = content.get("masking_schedule", "cosine"), content.get("mask_token_id", config.mask_id)
     if (curve, mask_id) != ("cosine", config.mask_id):
         raise ValueError(
             f"{path}: expected a cosine schedule and mask id {config.mask_id}, got {curve} and {mask_id}"
         )
-
-
-def _read_config(path: Path) -> tuple[tuple[TransformerConfig, TextConfig, VQConfig], dict[str, object]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: expected a model folder, see `swiftmask convert`")
-    settings = _read_json(path)
-    try:
-        transformer, text, codec = (settings.pop(name) for name in Parts._fields)
-        transformer["rotary_axes"] = tuple(transformer["rotary_axes"])
-        codec["block_out_channels"] = tuple(codec["block_out_channels"])
-        return (TransformerConfig(**transformer), TextConfig(**text), VQConfig(**codec)), settings
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no config of a meissonic model ({first_line(error)})") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: download the whole folder")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({first_line(error)}): download it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 def _first_file(folder: Path, names: Sequence[str]) -> Path:
