@@ -18,6 +18,7 @@ from torch._dynamo.utils import counters
 
 from swiftmask.api import accelerate, load
 from swiftmask.core.compiled import MODES, MarkedSteps, compile_blocks, mode_of
+from swiftmask.core.protocol import SamplingOptions
 from swiftmask.methods.marval import make_student, network_parameters
 from swiftmask.methods.shortcut import RotaryShortcut, RotaryShortcutConfig, Shortcut, ShortcutConfig
 from swiftmask.pipeline import Pipeline
@@ -86,15 +87,27 @@ def test_the_first_decode_compiles_each_class_of_block_and_later_ones_nothing(fa
     fast = compiled(pipelines(family), counter)
     same(draw(fast, first), draw(eager, first))
     assert counter.frame_count == NUM_COMPILATIONS[family]
-    # Lumina-DiMOO's attention is told how long each prompt is, in numbers: see docs/compile.md.
-    others = [(first, 7)] if family == "dimoo" else [(slice(2, 7), 5), (slice(1, 4), 5), (first, 7)]
-    for which, steps in others:
+    for which, steps in ((slice(2, 7), 5), (slice(1, 4), 5), (first, 7)):
         same(draw(fast, which, steps=steps), draw(eager, which, steps=steps))
     assert counter.frame_count == NUM_COMPILATIONS[family]
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize("family", ["maskgit", "mar", "meissonic"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("first", [(1, 2), (0, 1, 4)], ids=["equal lengths", "different lengths"])
+def test_prompts_of_other_lengths_compile_nothing(first, guidance, pipelines) -> None:
+    sampling, counter = SamplingOptions(guidance=guidance), CompileCounter()
+    eager = replace(pipelines("dimoo"), sampling=sampling)
+    fast = compiled(replace(pipelines("dimoo"), sampling=sampling), counter)
+    for chosen in (first, (0, 3, 4, 5), (5, 4), (1, 2, 6), (3, 1)):
+        prompts = [PROMPTS[index] for index in chosen]
+        one, other = (each.generate(prompts=prompts) for each in (fast, eager))
+        same(one.trajectory.tokens_BL, other.trajectory.tokens_BL)
+        assert counter.frame_count == 1, chosen
+    assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("family", NUM_COMPILATIONS)
 def test_accelerators_draw_the_same_and_compile_in_the_first_decode_alone(family, pipelines) -> None:
     for eager in accelerators(pipelines(family)):
         counter, first = CompileCounter(), FIRST[family]

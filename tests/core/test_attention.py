@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from swiftmask.core import attention
-from swiftmask.core.attention import attend, attend_in_blocks, attend_padded
+from swiftmask.core.attention import attend, attend_in_blocks, attend_padded, padding_on_host
 
 
 def processor_with(monkeypatch: pytest.MonkeyPatch, *instructions: str) -> None:
@@ -115,9 +115,18 @@ def test_padded_attention_is_the_masked_one(padding: list[int], trained: bool) -
     q, k, v = (torch.randn(4, 3, n, 8, requires_grad=trained) for n in (5, 7, 7))
     first_B111 = torch.tensor(padding or [0] * 4)[:, None, None, None]
     masked = F.scaled_dot_product_attention(q, k, v, attn_mask=torch.arange(7) >= first_B111)
-    torch.testing.assert_close(attend_padded(q, k, v, padding), masked)
+    torch.testing.assert_close(attend_padded(q, k, v, padding_on_host(padding)), masked)
+
+
+@pytest.mark.parametrize("padding", [[0, 3, 3], [0, 0, 0], [7, 1, 0]])
+def test_compiled_padded_attention_is_the_eager_one(padding: list[int]) -> None:
+    q, k, v = (torch.randn(3, 2, n, 4) for n in (5, 7, 7))
+    padding_B = torch.tensor(padding)
+    fast = torch.compile(attend_padded, backend="aot_eager", dynamic=True, fullgraph=True)
+    torch.testing.assert_close(fast(q, k, v, padding_B), attend_padded(q, k, v, padding_B))
+    torch.library.opcheck(torch.ops.swiftmask.attend_padded.default, (q, k, v, padding_B))
 
 
 def test_a_row_of_padding_alone_is_finite() -> None:
     q, k, v = (torch.randn(2, 1, 3, 4) for _ in range(3))
-    assert attend_padded(q, k, v, [3, 0]).isfinite().all()
+    assert attend_padded(q, k, v, torch.tensor([3, 0])).isfinite().all()

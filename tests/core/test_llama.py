@@ -10,20 +10,34 @@ from swiftmask.core.llama import LlamaBlock, Rotary
 def test_attention_in_training_equals_attention_in_inference(padded: bool) -> None:
     block, x_XTD = LlamaBlock(16, 2, 24), torch.randn(2, 5, 16)
     places_XT = torch.arange(5) - torch.tensor([[0], [2]])
-    padding = [0, 2] if padded else []
+    padding_X = torch.tensor([0, 2]) if padded else None
     rotary = Rotary.at(places_XT, 8, 1e4)
-    trained_XTD = block(x_XTD, rotary, padding)
+    trained_XTD = block(x_XTD, rotary, padding_X)
     assert trained_XTD.requires_grad
     with torch.no_grad():
-        inferred_XTD = block(x_XTD, rotary, padding)
+        inferred_XTD = block(x_XTD, rotary, padding_X)
     counts_XT = places_XT >= 0
     torch.testing.assert_close(trained_XTD[counts_XT], inferred_XTD[counts_XT])
+
+
+def test_a_compiled_block_trains_on_padded_rows_as_an_eager_one() -> None:
+    block, x_XTD = LlamaBlock(16, 2, 24), torch.randn(3, 5, 16)
+    padding_X = torch.tensor([0, 2, 2])
+    rotary = Rotary.at(torch.arange(5) - padding_X[:, None], 8, 1e4)
+    counts_XT = torch.arange(5) >= padding_X[:, None]
+    gradients = []
+    for forward in (block, torch.compile(block, backend="eager", dynamic=True, fullgraph=True)):
+        block.zero_grad(set_to_none=True)
+        forward(x_XTD, rotary, padding_X)[counts_XT].square().sum().backward()
+        gradients.append([parameter.grad for parameter in block.parameters()])
+    for eager, fast in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, eager)
 
 
 def test_a_query_without_any_key_stays_finite_in_training() -> None:
     block, x_XTD = LlamaBlock(16, 2, 24), torch.randn(1, 3, 16)
     rotary = Rotary.at(torch.arange(3)[None], 8, 1e4)
-    block(x_XTD, rotary, [3]).sum().backward()
+    block(x_XTD, rotary, torch.tensor([3])).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
 
 

@@ -98,16 +98,50 @@ def _has(instructions: str) -> bool:
     return bool(capabilities.get(instructions))
 
 
-def attend_padded(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, padding: Sequence[int]) -> Tensor:
-    """`attend` with keys that are padded on the left, without a mask: [B, heads, T, H].
+def padding_on_host(padding: Sequence[int]) -> Tensor | None:
+    """What `attend_padded` takes: int64 [B] on the CPU, None if `padding` is empty."""
+    return torch.tensor(padding, dtype=torch.int64, device="cpu") if padding else None
 
-    With a mask, GPUs fall back from flash attention to slower kernels. Neighbouring rows with equal padding
-    share one call, on their keys without the padding.
+
+def attend_padded(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, padding_B: Tensor | None) -> Tensor:
+    """`attend` with keys that are padded on the left: [B, heads, T, H].
+
+    Without a mask, as GPUs fall back from flash attention to slower kernels with one. Neighbouring rows with
+    equal padding share one call, on their keys without the padding. In compiled code this is one operation
+    that reads the padding when it runs, so that no other padding compiles anything; it has no gradient, and
+    compiled training takes a mask.
 
     Args:
-        padding: how many keys at the start of each row do not count; empty if all do. A row in which none
-            counts attends to its last key: the result is finite and means nothing.
+        padding_B: int64, on the CPU: how many keys at the start of each row do not count; None if all do. A
+            row in which none counts attends to its last key: the result is finite and means nothing.
     """
+    if padding_B is None:
+        return attend(q_BNTH, k_BNSH, v_BNSH)
+    if not torch.compiler.is_compiling():
+        return _attend_to_rest(q_BNTH, k_BNSH, v_BNSH, padding_B)
+    if q_BNTH.requires_grad or k_BNSH.requires_grad or v_BNSH.requires_grad:
+        keys_S = torch.arange(k_BNSH.shape[2], device=k_BNSH.device)
+        first_B1 = padding_B.to(k_BNSH.device).clamp(max=k_BNSH.shape[2] - 1)[:, None]
+        return attend(q_BNTH, k_BNSH, v_BNSH, mask_B11S=(keys_S >= first_B1)[:, None, None])
+    return _attend_padded_opaquely(q_BNTH, k_BNSH, v_BNSH, padding_B).transpose(1, 2)
+
+
+# Recorded in a CUDA graph, the operation would repeat the first decode's padding for ever.
+@torch.library.custom_op("swiftmask::attend_padded", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def _attend_padded_opaquely(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, padding_B: Tensor) -> Tensor:
+    """`attend_padded`, contiguous in the order [B, T, heads, H]."""
+    return _attend_to_rest(q_BNTH, k_BNSH, v_BNSH, padding_B).transpose(1, 2).contiguous()
+
+
+@_attend_padded_opaquely.register_fake
+def _(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, padding_B: Tensor) -> Tensor:
+    B, N, T, _ = q_BNTH.shape
+    return q_BNTH.new_empty(B, T, N, v_BNSH.shape[-1])
+
+
+def _attend_to_rest(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, padding_B: Tensor) -> Tensor:
+    """`attend_padded`, a call for each run of equal padding."""
+    padding = padding_B.tolist()
     if not any(padding):
         return attend(q_BNTH, k_BNSH, v_BNSH)
     last = k_BNSH.shape[2] - 1

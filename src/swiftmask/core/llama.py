@@ -8,7 +8,6 @@ Query, key and value are one matrix product here, gate and up another; on disk t
 Attention is fused, but for training on a CPU (attention.py).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -98,9 +97,9 @@ class LlamaBlock(nn.Module):
         for weight in (self.qkv_weight, self.gate_up_weight, self.attn_out.weight, self.ff_out.weight):
             init_by_fan_in(weight)
 
-    def forward(self, x_XTD: Tensor, rotary: Rotary, padding: Sequence[int] = ()) -> Tensor:
-        """Self-attention block. `padding` says how many keys at the start of each row do not count."""
-        return self.finish(x_XTD, *self.project(x_XTD, rotary), padding)
+    def forward(self, x_XTD: Tensor, rotary: Rotary, padding_X: Tensor | None = None) -> Tensor:
+        """Self-attention. `padding_X`, on the CPU: how many keys at the start of a row do not count."""
+        return self.finish(x_XTD, *self.project(x_XTD, rotary), padding_X)
 
     def project(self, x_XTD: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """Turned queries and keys, and values: [X, heads, T, H] each."""
@@ -119,10 +118,10 @@ class LlamaBlock(nn.Module):
         return rotary.turn(key), value
 
     def finish(
-        self, x_XTD: Tensor, query: Tensor, key: Tensor, value: Tensor, padding: Sequence[int] = ()
+        self, x_XTD: Tensor, query: Tensor, key: Tensor, value: Tensor, padding_X: Tensor | None = None
     ) -> Tensor:
         """Attention of projected heads, then the feed-forward layer."""
-        out_XHTh = attend_padded(query, key, value, padding)
+        out_XHTh = attend_padded(query, key, value, padding_X)
         x_XTD = x_XTD + self.attn_out(out_XHTh.transpose(1, 2).flatten(2))
         gate_XTF, up_XTF = F.linear(self.ff_norm(x_XTD), self.gate_up_weight).chunk(2, dim=-1)
         if gate_XTF.requires_grad:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self, cast
 
 from torch import Tensor, nn
 
+from swiftmask.core.attention import padding_on_host
 from swiftmask.core.llama import LlamaBlock, RMSNorm, Rotary
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.types import Decision
@@ -110,8 +111,8 @@ class RotaryShortcut(nn.Module):
             features_XTD: of the step before, last hidden states after the final norm.
             masked_ratio_X: share of the canvas still masked after the fresh tokens, in [0, 1].
         """
-        rows = self._rotary(fresh.row_places_XT), fresh.row_padding
-        keys = self._rotary(fresh.places_XN), fresh.padding
+        rows = self._rotary(fresh.row_places_XT), padding_on_host(fresh.row_padding)
+        keys = self._rotary(fresh.places_XN), padding_on_host(fresh.padding)
         x_XTD = self.proj_in(features_XTD)
         fresh_XND = self.new_token_proj_in(fresh.embedded_XND)
         for block in self.blocks:
@@ -136,7 +137,7 @@ class RotaryShortcut(nn.Module):
         return Rotary.at(places_XT, self.config.head_width, self.config.rope_theta)
 
 
-_Placed = tuple[Rotary, Sequence[int]]
+_Placed = tuple[Rotary, Tensor | None]
 
 
 class _Block(nn.Module):
@@ -147,8 +148,8 @@ class _Block(nn.Module):
         self.self_attn = LlamaBlock(*sizes, eps=config.norm_eps)
 
     def forward(self, x_XTD: Tensor, fresh_XND: Tensor, rows: _Placed, keys: _Placed) -> Tensor:
-        (row_rotary, row_padding), (key_rotary, key_padding) = rows, keys
+        (row_rotary, row_padding_X), (key_rotary, key_padding_X) = rows, keys
         query = self.cross_attn.project_queries(x_XTD, row_rotary)
         key, value = self.cross_attn.project_keys(fresh_XND, key_rotary)
-        x_XTD = self.cross_attn.finish(x_XTD, query, key, value, key_padding)
-        return self.self_attn(x_XTD, row_rotary, row_padding)
+        x_XTD = self.cross_attn.finish(x_XTD, query, key, value, key_padding_X)
+        return self.self_attn(x_XTD, row_rotary, row_padding_X)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swiftmask.core.attention import padding_on_host
 from swiftmask.core.llama import LlamaBlock, RMSNorm, Rotary
 from swiftmask.core.ranges import check_fields
 from swiftmask.models.lumina_dimoo.offload import arriving
@@ -108,15 +109,16 @@ class Backbone(nn.Module):
             padding: how many tokens at the start of each row do not count; their features mean nothing.
         """
         rotary, x_XTD = self.rotary(places_XT), self.embed(ids_XT)
+        padding_X = padding_on_host(padding)
         for block in self._arriving(ids_XT.device):
-            x_XTD = block(x_XTD, rotary, padding)
+            x_XTD = block(x_XTD, rotary, padding_X)
         return self.model.transformer.ln_f(x_XTD)
 
     def forward_with_cache(
         self, ids_XT: Tensor, places_XT: Tensor, padding: Sequence[int] = ()
     ) -> tuple[Tensor, LayerCache]:
         """`forward`, and the keys and values it computed."""
-        rotary = self.rotary(places_XT)
+        rotary, padding_X = self.rotary(places_XT), padding_on_host(padding)
         x_XTD, keys, values = self.embed(ids_XT), [], []
         for block in self._arriving(ids_XT.device):
             query, key, value = block.project(x_XTD, rotary)
@@ -124,7 +126,7 @@ class Backbone(nn.Module):
             value = value.clone(memory_format=torch.contiguous_format)
             keys.append(key)
             values.append(value)
-            x_XTD = block.finish(x_XTD, query, key, value, padding)
+            x_XTD = block.finish(x_XTD, query, key, value, padding_X)
         return self.model.transformer.ln_f(x_XTD), LayerCache(tuple(keys), tuple(values))
 
     def recompute(
@@ -143,7 +145,7 @@ class Backbone(nn.Module):
             cache: left as it is: the record of the step before holds it.
             padding: of the whole rows, as in `forward`.
         """
-        rotary = self.rotary(places_XT.gather(1, rows_XK))
+        rotary, padding_X = self.rotary(places_XT.gather(1, rows_XK)), padding_on_host(padding)
         x_XKD, keys, values = self.embed(ids_XK), [], []
         blocks = self._arriving(ids_XK.device)
         for block, old_key, old_value in zip(blocks, cache.keys, cache.values, strict=True):
@@ -151,7 +153,7 @@ class Backbone(nn.Module):
             index = rows_XK[:, None, :, None].expand_as(key)
             keys.append(old_key.scatter(2, index, key))
             values.append(old_value.scatter(2, index, value))
-            x_XKD = block.finish(x_XKD, query, keys[-1], values[-1], padding)
+            x_XKD = block.finish(x_XKD, query, keys[-1], values[-1], padding_X)
         return self.model.transformer.ln_f(x_XKD), LayerCache(tuple(keys), tuple(values))
 
     def logits(self, features_XMD: Tensor, first: int, count: int) -> Tensor:
