@@ -7,6 +7,7 @@ makes another one around the same model; nothing is copied and nothing is change
 import copy
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from swiftmask.core.compiled import MarkedSteps, compile_blocks, mode_of, records_graphs
+from swiftmask.core.compiled import MarkedSteps, compile_blocks, equal_sizes_apart, mode_of, records_graphs
 from swiftmask.core.decode import FullFeatures, check_finite, decode, prepare_condition
 from swiftmask.core.protocol import (
     Condition,
@@ -317,16 +318,17 @@ class Pipeline:
         canvas: Canvas,
         on_step: Callable[[Record], None] | None,
     ) -> Trajectory:
-        return decode(
-            self.model,
-            prepare_condition(self.model, condition, schedule),
-            schedule,
-            noise,
-            canvas=canvas,
-            features_fn=self.step_features,
-            unmask=self.model.unmask_rule(canvas, noise),
-            on_step=on_step,
-        )
+        with nullcontext() if self.compile_mode is None else equal_sizes_apart():
+            return decode(
+                self.model,
+                prepare_condition(self.model, condition, schedule),
+                schedule,
+                noise,
+                canvas=canvas,
+                features_fn=self.step_features,
+                unmask=self.model.unmask_rule(canvas, noise),
+                on_step=on_step,
+            )
 
 
 def to_pil(images_B3HW: Tensor) -> list[Image.Image]:

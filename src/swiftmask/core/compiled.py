@@ -7,11 +7,13 @@ on: prompts of other lengths, other batches and later decode steps need no furth
 (batch 1 without guidance) is the exception, which PyTorch always compiles for itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+from torch.fx.experimental import _config as sizes_config
 
 from swiftmask.core.protocol import Condition, FeatureFn
 from swiftmask.core.types import Canvas, Features, Record, Step
@@ -72,6 +74,17 @@ def compile_blocks(part: object, mode: str, *, backend: Any = "inductor") -> Non
         options = {} if mode_of_blocks == "default" else {"mode": mode_of_blocks}
         for module in modules:
             module.compile(dynamic=True, backend=backend, **options)
+
+
+@contextmanager
+def equal_sizes_apart() -> Iterator[None]:
+    """What compiles within takes sizes that happen to be equal for different ones.
+
+    Else PyTorch takes it for a rule that, say, the batch has as many rows as a matrix, and compiles again for
+    the next batch.
+    """
+    with sizes_config.patch(use_duck_shape=False):  # pyright: ignore[reportAttributeAccessIssue]
+        yield
 
 
 def records_graphs(mode: str | None) -> bool:
