@@ -45,13 +45,14 @@ def test_the_loss_reads_masked_codes_only_and_padding_changes_nothing() -> None:
     model = trainer()
     codes_BL = torch.randint(6, (2, 6))
     drawn = batch(0, [[5, 6, 7, 8], [9]], codes_BL)
-    assert any(drawn.condition.padding)
+    assert drawn.condition.lengths == (1, 4), "the shortest prompt comes first"
+    assert torch.equal(drawn.codes_BL, codes_BL.flip(0))
     whole, _ = model(drawn)
     singles, counts = [], []
-    for i, prompt in enumerate(([5, 6, 7, 8], [9])):
+    for i, prompt in enumerate(([9], [5, 6, 7, 8])):
         condition = type(drawn.condition).of([prompt], NULL, "cpu")
         masked_1L = drawn.masked_BL[i : i + 1]
-        loss, _ = model(MaskedBatch(condition, codes_BL[i : i + 1], masked_1L))
+        loss, _ = model(MaskedBatch(condition, drawn.codes_BL[i : i + 1], masked_1L))
         singles.append(loss * masked_1L.sum())
         counts.append(masked_1L.sum())
     torch.testing.assert_close(whole, sum(singles) / sum(counts))

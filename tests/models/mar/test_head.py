@@ -20,6 +20,7 @@ from swiftmask.models.mar import MAR
 from swiftmask.models.mar import head as h
 from swiftmask.models.mar.diffusion import AncestralStep, ReverseStep, reverse_chain, training_process
 from swiftmask.models.mar.network import Network
+from swiftmask.pipeline import Pipeline
 from swiftmask.verify.kinds.mar import RecordedNormals
 
 B, M, C, WIDTH = 2, 3, 4, 48
@@ -72,9 +73,9 @@ def test_equal_to_the_straightforward_sampler(head, straightforward, guidance, b
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-5 * float(theirs[0].abs().max()))
 
 
-def test_the_benchmark_runs(straightforward, network, tmp_path, monkeypatch) -> None:
+def test_the_benchmark_runs(straightforward, model, tmp_path, monkeypatch) -> None:
     row = straightforward.measure(
-        straightforward.with_unused_codec(network),
+        model,
         batch=2,
         num_steps=4,
         num_denoising=3,
@@ -82,7 +83,7 @@ def test_the_benchmark_runs(straightforward, network, tmp_path, monkeypatch) -> 
         repeats=1,
     )
     assert row.head_ratio == pytest.approx(row.straightforward_ms / row.ours_ms)
-    monkeypatch.setattr(straightforward, "random_network", lambda name: network)
+    monkeypatch.setattr(straightforward, "random_pipeline", lambda name: Pipeline(model))
     arguments = (
         "--batch 1 --dtype bfloat16 --ar-steps 4 --steps 1 2 --denoising-steps 3 --repeats 1 --json".split()
     )

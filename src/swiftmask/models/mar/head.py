@@ -271,8 +271,9 @@ class DiffusionTokens:
                 timestep=step.timestep,
                 context_XD=self.context_GBMD.flatten(1, 2),
             )
-        for modulation_GXKW in self._modulations(chain[len(precise) :]):
-            yield partial(self.head.predict, modulation_XKW=modulation_GXKW)
+        if others := chain[len(precise) :]:
+            for modulation_GXKW in self._modulations(others):
+                yield partial(self.head.predict, modulation_XKW=modulation_GXKW)
 
     def _modulations(self, chain: Sequence[ReverseStep]) -> Iterator[Tensor]:
         """The modulations [G, X, K, W] of every step, computed for several steps together."""
