@@ -229,7 +229,7 @@ def store_of(pipeline: "Pipeline", folder: Path) -> "Store":
 
 def refuse_another_model(path: Path, model: str, *, overwrite: bool) -> None:
     """Before anything is measured. Errors: ValueError if `path` is there and no report of `model`."""
-    from swiftmask.core.reading import read_json
+    from swiftmask.core.settings import read_json
 
     if overwrite or not path.exists():
         return
