@@ -134,7 +134,7 @@ def test_what_accelerate_refuses(pipeline: swiftmask.Pipeline, tiny_shortcut_fol
     refused("got shortcut and caching", shortcut=tiny_shortcut_folder, caching="reuse")
     refused("no diffusion head", marval="./nowhere")
     refused("did you mean extrapolation-", caching="extrapolation")
-    refused("at least 1", caching="reuse", full_steps=0)
+    refused("full_steps must be a whole number between 1 and", caching="reuse", full_steps=0)
     refused("step 0", caching="reuse", full_steps=[1, 2])
     refused("no such shortcut", shortcut="./nowhere")
     refused("unknown shortcut", shortcut="nowhere")
@@ -146,6 +146,9 @@ def test_what_accelerate_refuses(pipeline: swiftmask.Pipeline, tiny_shortcut_fol
 def test_a_student_takes_the_models_place(golden_mar: MAR, tmp_path: Path) -> None:
     teacher = swiftmask.Pipeline(golden_mar)
     student = make_student(golden_mar, head_parameters(golden_mar))
+    with torch.no_grad():  # an untrained one is refused as its teacher's own weights
+        for parameter in student.parameters():
+            parameter.mul_(1.01 if parameter.requires_grad else 1.0)
     write_student(tmp_path / "student", student, provenance={})
     fast = swiftmask.accelerate(teacher, marval=tmp_path / "student")
     assert fast.generate([1], steps=4).cost.calls == {"backbone": 4, "head": 4, "decoder": 1, "branches": 1}

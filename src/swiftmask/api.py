@@ -12,6 +12,8 @@ import torch
 from swiftmask.core.compiled import compile_blocks, mode_of
 from swiftmask.core.families import Reading
 from swiftmask.core.protocol import DenoisingModel, FeatureFn, MaskedGenerator, SamplingOptions
+from swiftmask.core.ranges import RANGES, check
+from swiftmask.evaluate.fingerprints import weights_fingerprint
 from swiftmask.methods.caching import (
     ExtrapolatedFeatures,
     MLCacheFeatures,
@@ -147,7 +149,7 @@ def accelerate(
             adapters (LoRA) or of the whole model. The pipeline's steps become those it was tuned for, and so
             does what its sampling leaves open.
         full_steps: how many steps still run the backbone, or which (step 0 among them). Default: what the
-            shortcut's config says, else half of the pipeline's steps.
+            shortcut's config says, else half of the pipeline's steps; at most half of a decode's.
 
     Errors: ValueError unless exactly one of the four is given and fits the model; FileNotFoundError.
     """
@@ -175,7 +177,13 @@ def accelerate(
         default_full = _recommended_full_steps(found) or default_full
     placed = default_full if full_steps is None else full_steps
     _compile_like(pipeline, features_fn)
-    return replace(pipeline, features_fn=features_fn, full_steps=_placement(placed), _flops={})
+    return replace(
+        pipeline,
+        features_fn=features_fn,
+        full_steps=_placement(placed),
+        full_steps_by_default=full_steps is None,
+        _flops={},
+    )
 
 
 def _compile_like(pipeline: Pipeline, part: object) -> None:
@@ -309,6 +317,10 @@ def _read_tuned(pipeline: Pipeline, folder: Path) -> MaskedGenerator:
         return merged(read_policy(folder, pipeline.model))
     reading = Reading(device=pipeline.model.device, dtype=pipeline.dtype)
     model = read_model(folder, reading)
+    if weights_fingerprint(model) == weights_fingerprint(pipeline.model):
+        raise ValueError(
+            f"{folder} holds the weights of {pipeline.name} itself: expected what Speed-RL tuned"
+        )
     if model.spec != pipeline.model.spec:
         raise ValueError(
             f"{folder} was tuned from another model than {pipeline.name}: expected {pipeline.model.spec}, "
@@ -346,6 +358,11 @@ def _refuse_model_file(path: Path, what: str) -> None:
 
 
 def _shortcut(pipeline: Pipeline, shortcut: AnyShortcut) -> FeatureFn:
+    if shortcut.config.width != pipeline.model.spec.width:
+        raise ValueError(
+            f"this shortcut is for features of width {shortcut.config.width}, and {pipeline.name} has width "
+            f"{pipeline.model.spec.width}: give the shortcut of this model"
+        )
     shortcut = shortcut.to(device=pipeline.model.device, dtype=pipeline.dtype).eval()
     return ShortcutFeatures(pipeline.model, shortcut)
 
@@ -362,11 +379,12 @@ def _recommended_full_steps(path: Path) -> int | None:
 
 
 def _placement(full_steps: int | Sequence[int]) -> int | tuple[int, ...]:
-    if isinstance(full_steps, int):
-        if full_steps < 1:
-            raise ValueError(f"full_steps must be at least 1 (step 0 is always full), got {full_steps}")
-        return full_steps
-    placed = tuple(sorted({int(index) for index in full_steps}))
+    if not isinstance(full_steps, Sequence):
+        check("full_steps", full_steps, RANGES["full_steps"], int)
+        return int(full_steps)
+    for place, index in enumerate(full_steps):
+        check(f"full_steps[{place}]", index, RANGES["Settings.full_steps"], int)
+    placed = tuple(sorted(set(full_steps)))
     if not placed or placed[0] != 0:
         raise ValueError(f"full_steps must contain step 0 (nothing precedes it), got {list(placed)}")
     return placed

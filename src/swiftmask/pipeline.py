@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from swiftmask.core.arguments import check_options, chosen_seeds, height_and_width, with_chains
 from swiftmask.core.compiled import MarkedSteps, compile_blocks, equal_sizes_apart, mode_of, records_graphs
 from swiftmask.core.decode import FullFeatures, check_finite, decode, prepare_condition
 from swiftmask.core.protocol import (
@@ -29,16 +30,23 @@ from swiftmask.core.protocol import (
     MaskedGenerator,
     Noise,
     SamplingOptions,
-    Spec,
     WeighedGenerator,
 )
-from swiftmask.core.rng import NUM_SEEDS, SeededNoise, ShapesOfNoise
+from swiftmask.core.ranges import RANGES, Range, check
+from swiftmask.core.rng import SeededNoise, ShapesOfNoise
 from swiftmask.core.schedule import uniform_full_steps, with_full_steps
 from swiftmask.core.types import Canvas, Record, Schedule, Step, Trajectory
 from swiftmask.data.images.inpainting import start_picture
 from swiftmask.data.prompts import require_text
+from swiftmask.models.meissonic import Meissonic, with_negative
 
 Images = list[Image.Image] | Tensor
+OutputType = Literal["pil", "pt"]
+
+_MOST_TIMES_ITS_SIZE = 2
+"""Sides longer than so many times a model's own, or as many times shorter than four, are refused: positions
+that no training has shown.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +94,7 @@ class Pipeline:
     Attributes:
         features_fn: where acceleration plugs in; None is the full model.
         full_steps: how many steps run the backbone (placed by `uniform_full_steps`), or which; None is all.
+        full_steps_by_default: whether nobody asked for that many: then at most half of a decode is full.
         sampling: overrides of the model's sampling defaults.
         steps: decode steps. 0, the default, takes the model's own, or one a token if it has fewer of them.
         folder: that the model came from, if it came from one; its provenance lies there.
@@ -96,6 +105,7 @@ class Pipeline:
     name: str = "model"
     features_fn: FeatureFn | None = None
     full_steps: int | tuple[int, ...] | None = None
+    full_steps_by_default: bool = False
     sampling: SamplingOptions = SamplingOptions()
     steps: int = 0
     folder: Path | None = field(default=None, compare=False)
@@ -112,23 +122,31 @@ class Pipeline:
         parameters = self.model.parameters() if isinstance(self.model, nn.Module) else iter(())
         return next(parameters, torch.empty(())).dtype
 
-    def generate(
+    def generate(  # noqa: PLR0913 - the call that everybody makes: one argument for each question
         self,
         labels: Sequence[int | str] | None = None,
         *,
         prompts: Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         seeds: Sequence[int] | None = None,
         steps: int | None = None,
+        guidance: float | None = None,
+        sampling: SamplingOptions | None = None,
+        size: int | tuple[int, int] | None = None,
         canvas: Canvas | None = None,
-        output_type: Literal["pil", "pt"] = "pil",
+        output_type: OutputType = "pil",
         on_step: Callable[[Record], None] | None = None,
     ) -> Result:
         """Draw one picture per label or prompt.
 
         Args:
             labels: classes by number or name; `prompts` for a text-to-image model.
+            negative_prompt: what guidance leads away from: one for all prompts, or one for each.
             seeds: one per picture (default 0, 1, 2, ...); a seed gives the same picture in any batch.
             steps: decode steps N (default: the pipeline's).
+            guidance: scale of guidance, 1 is off (default: the pipeline's).
+            sampling: temperatures and what else `SamplingOptions` has, over the pipeline's.
+            size: side in pixels, or height and width, for a model of several sizes.
             canvas: start from these tokens instead of a blank canvas; unmasked tokens are kept (inpainting,
                 see `start_canvas`). Every image must have the same number of masked tokens.
             on_step: called after every step with its record.
@@ -137,8 +155,23 @@ class Pipeline:
         pictures than a large model finds memory for; FloatingPointError if the weights, or their dtype, gave
         numbers that are not finite.
         """
+        if output_type not in get_args(OutputType):
+            raise ValueError(f"output_type must be 'pil' or 'pt', got {output_type!r}")
+        if (guidance, sampling, size) != (None, None, None):
+            asked = SamplingOptions(guidance=guidance).over(sampling or SamplingOptions())
+            sized = self if size is None else self.sized(*height_and_width(size))
+            return replace(sized, sampling=asked.over(self.sampling), _flops={}).generate(
+                labels,
+                prompts=prompts,
+                negative_prompt=negative_prompt,
+                seeds=seeds,
+                steps=steps,
+                canvas=canvas,
+                output_type=output_type,
+                on_step=on_step,
+            )
         with torch.no_grad():  # not inference_mode: models keep what they computed, and may be trained later
-            condition = self._encode(labels, prompts)
+            condition = self._encode(labels, prompts, negative_prompt)
         seeds = chosen_seeds(seeds, len(condition))
         if canvas is None:
             canvas = self.model.blank(len(condition))
@@ -196,16 +229,22 @@ class Pipeline:
         """The steps of one decode, with the full ones placed."""
         num_masked = self.model.spec.num_tokens if num_masked is None else num_masked
         steps = self.steps if steps is None else steps
-        _check_options(self.sampling, self.model.spec)
+        check("steps", steps, RANGES["steps"], int)
+        check_options(self.sampling, self.model.spec)
         schedule = self.model.schedule(steps, num_masked=num_masked, options=self.sampling)
         if self.full_steps is None:
             return schedule
-        placed = (
-            uniform_full_steps(steps, self.full_steps)
-            if isinstance(self.full_steps, int)
-            else self.full_steps
-        )
-        return with_full_steps(schedule, placed)
+        return with_full_steps(schedule, self._placed(steps))
+
+    def _placed(self, steps: int) -> Sequence[int]:
+        """Which of so many steps are full; by default at most half."""
+        count = self.full_steps
+        assert count is not None
+        if not isinstance(count, int):
+            return count
+        if self.full_steps_by_default:
+            count = min(count, max(1, steps // 2))
+        return uniform_full_steps(steps, count)
 
     def calls(self, schedule: Schedule) -> dict[str, int]:
         """Forward calls per picture, by part."""
@@ -224,7 +263,7 @@ class Pipeline:
         key = tuple(schedule)
         if key not in self._flops:
             if any(step.denoising for step in schedule):
-                two_S, three_S = (self.step_flops(_with_chains(schedule, length)) for length in (2, 3))
+                two_S, three_S = (self.step_flops(with_chains(schedule, length)) for length in (2, 3))
                 extra_S = [0 if s.denoising is None else s.denoising.num_steps - 2 for s in schedule]
                 per_step = [a + n * (b - a) for a, b, n in zip(two_S, three_S, extra_S, strict=True)]
             else:
@@ -258,9 +297,18 @@ class Pipeline:
         Errors: ValueError for a size that it cannot draw, a model of one size, or an accelerator in place,
         which belongs to the size it was made for.
         """
+        own = self.picture_size()
         if not hasattr(self.model, "sized"):
-            own = "x".join(map(str, self.picture_size()))
-            raise ValueError(f"{self.name} draws pictures of {own} only: leave out the size")
+            raise ValueError(f"{self.name} draws pictures of {own[0]}x{own[1]} only: leave out the size")
+        for name, side, least, most in zip(
+            ("height", "width"),
+            (height, width),
+            (side // 4 for side in own),
+            (side * _MOST_TIMES_ITS_SIZE for side in own),
+            strict=True,
+        ):
+            hint = f"{self.name} was made for {own[0]}x{own[1]} pixels"
+            check(name, side, Range(low=max(1, least), high=most, hint=hint), int)
         if self.features_fn is not None:
             raise ValueError(f"{self.name} is accelerated already: choose its size before that")
         model: MaskedGenerator = self.model.sized(height, width)  # type: ignore[attr-defined]
@@ -297,7 +345,12 @@ class Pipeline:
         features_fn = self.features_fn or FullFeatures(self.model)
         return MarkedSteps(features_fn) if records_graphs(self.compile_mode) else features_fn
 
-    def _encode(self, labels: Sequence[int | str] | None, prompts: Sequence[str] | None) -> Condition:
+    def _encode(
+        self,
+        labels: Sequence[int | str] | None,
+        prompts: Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None = None,
+    ) -> Condition:
         draws = self.model.spec.draws
         given, refused = (labels, prompts) if draws == "class" else (prompts, labels)
         wanted = "classes (labels=[...])" if draws == "class" else "prompts (prompts=[...])"
@@ -305,10 +358,20 @@ class Pipeline:
             raise ValueError(
                 f"{self.name} draws {wanted}, got {'the other kind' if refused is not None else 'none'}"
             )
+        if isinstance(given, str):
+            raise ValueError(f"{self.name} draws {wanted}, got one string: write [{given!r}]")
+        if len(given) == 0:
+            raise ValueError(f"nothing to generate: {self.name} draws {wanted}, got an empty list")
         for text in given:
             if isinstance(text, str):
                 require_text(text)
-        return self.model.encode(list(given))  # type: ignore[arg-type]
+        if negative_prompt is None:
+            return self.model.encode(list(given))  # type: ignore[arg-type]
+        if not isinstance(self.model, Meissonic):
+            raise ValueError(f"{self.name} takes no negative_prompt: leave it out, or use a meissonic model")
+        if self.sampling.guidance == 1.0:
+            raise ValueError("negative_prompt needs guidance, got guidance 1, which turns it off")
+        return self.model.encode(with_negative(given, negative_prompt))  # type: ignore[arg-type]
 
     def _decode(
         self,
@@ -335,34 +398,6 @@ def to_pil(images_B3HW: Tensor) -> list[Image.Image]:
     """Tensor pictures in [0, 1] to 8-bit PIL pictures."""
     pixels_BHW3 = (images_B3HW.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(np.ascontiguousarray(pixels)) for pixels in pixels_BHW3]
-
-
-def _check_options(sampling: SamplingOptions, spec: Spec) -> None:
-    """Errors: ValueError for an option that the kind of head has no use for."""
-    kind, foreign = ("continuous tokens", ("choice_temperature",))
-    if spec.codebook_size is not None:
-        kind, foreign = "codes, sampled in one head call", ("denoising_steps", "sampler", "noisiest_timestep")
-    given = [name for name in foreign if getattr(sampling, name) is not None]
-    if given:
-        raise ValueError(f"{spec.name} draws {kind}: leave out {' and '.join(given)}")
-
-
-def _with_chains(schedule: Schedule, length: int) -> list[Step]:
-    """The schedule with every denoising chain that long."""
-    return [
-        step if step.denoising is None else replace(step, denoising=replace(step.denoising, num_steps=length))
-        for step in schedule
-    ]
-
-
-def chosen_seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
-    """One seed for each of `count` images. Errors: ValueError for another number, or one out of range."""
-    chosen = list(range(count)) if seeds is None else [int(seed) for seed in seeds]
-    if len(chosen) != count:
-        raise ValueError(f"one seed per picture: got {len(chosen)} seeds for {count} pictures")
-    if any(not 0 <= seed < NUM_SEEDS for seed in chosen):
-        raise ValueError("seeds must be between 0 and 2**64 - 1")
-    return chosen
 
 
 def _check_start(canvas: Canvas) -> None:

@@ -171,9 +171,9 @@ class BenchQuality:
         ways += self._drawn_otherwise(map(self._evaluate, self.steps or ()), base)
         ways += self._heads(base)
         ways += self._students(base)
-        once: dict[str, Way] = {}
-        for way in ways:
-            once.setdefault(way.row.fingerprint, way)
+        once: dict[tuple[str | None, str], Way] = {}
+        for way in ways:  # two cachings may differ in a rule alone, which no fingerprint knows of
+            once.setdefault((way.evaluate.caching, way.row.fingerprint), way)
         return list(once.values())
 
     def _accelerated(self, base: "Pipeline") -> "Iterator[Way]":

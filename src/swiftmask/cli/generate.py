@@ -360,12 +360,10 @@ def _refuse_file(folder: Path) -> None:
 
 
 def _fingerprint(pipeline: "Pipeline") -> str:
-    """A checksum over settings and a sample of every weight: a retrained model counts as another one."""
+    """A checksum over a sample of every weight, so that a retrained model counts as another one."""
     import torch
 
-    from swiftmask.evaluate.fingerprints import stated_settings
-
-    checksum = zlib.crc32(stated_settings(pipeline.model, pipeline.features_fn).encode())
+    checksum = 0
     for part in (pipeline.model, pipeline.features_fn):
         for parameter in part.parameters() if isinstance(part, torch.nn.Module) else ():
             checksum = zlib.crc32(

@@ -98,9 +98,9 @@ def check_jobs(pipeline: "Pipeline", jobs: Sequence[Job]) -> None:
     """Errors: ValueError naming all that the model cannot read, such as unknown classes or too long prompts,
     and for two jobs that would be written to one file.
     """
+    from swiftmask.core.arguments import chosen_seeds
     from swiftmask.data.prompts import name_all
     from swiftmask.models.meissonic import Meissonic
-    from swiftmask.pipeline import chosen_seeds
 
     model = pipeline.model
     chosen_seeds([job.seed for job in jobs], len(jobs))

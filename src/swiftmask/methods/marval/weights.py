@@ -18,7 +18,7 @@ from swiftmask.core.files import weights_like, write_folder
 from swiftmask.core.protocol import BaseModel, DenoisingModel, Spec
 from swiftmask.core.ranges import RANGES, check, check_fields
 from swiftmask.core.reading import State, read_tensors, some
-from swiftmask.core.settings import read_settings
+from swiftmask.core.settings import read_json, settings_of
 from swiftmask.methods.marval.student import Student, as_module, make_student
 
 _NUM_MARKS = 8
@@ -92,7 +92,10 @@ class Settings:
 
 def _read_config(path: Path) -> tuple[int, dict[str, object], dict[str, float]]:
     """The timestep, what the teacher must be, and its marks."""
-    settings = read_settings(Settings, path, expected="expected the folder of a MARVAL student")
+    content = read_json(path, expected="expected the folder of a MARVAL student")
+    if "model" in content:
+        raise ValueError(f"{path.parent} holds a {content['model']} model, no MARVAL student")
+    settings = settings_of(Settings, content, source=str(path))
     base = asdict(settings.base_model) | {"grid": list(settings.base_model.grid)}
     return settings.timestep, base, settings.base_marks
 
@@ -115,6 +118,12 @@ def _check_teacher(
         if base[key] != value
     ]
     differ = differ or _misfits(state, parameters) or _other_marks(marks, parameters)
+    if not differ and all(
+        torch.equal(parameters[key], value.to(parameters[key])) for key, value in state.items()
+    ):
+        raise ValueError(
+            f"{folder} holds the weights of {base['name']} itself: expected a student distilled from them"
+        )
     if differ:
         raise ValueError(
             f"the student {folder} was made from {base['name']}, and this teacher is another model: "
