@@ -172,7 +172,11 @@ def _model(case: Case) -> LuminaDiMOO:
 def _no_codec(codebook_size: int) -> VQCodec:
     """One that holds nothing: token decodes do not run it."""
     config = VQConfig(
-        block_out_channels=(1,), layers_per_block=1, latent_channels=1, num_vq_embeddings=codebook_size
+        block_out_channels=(1,),
+        layers_per_block=1,
+        latent_channels=1,
+        num_vq_embeddings=codebook_size,
+        norm_num_groups=1,
     )
     return VQCodec(config, nn.Module())
 

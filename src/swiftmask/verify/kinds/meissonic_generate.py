@@ -81,7 +81,7 @@ def _model(transformer: Transformer, size: tuple[int, int], grid: tuple[int, ...
     """The base with a text encoder and a codec that hold nothing."""
     sizes = transformer.config
     text = TextConfig(
-        vocab_size=1,
+        vocab_size=3,
         hidden_size=sizes.text_width,
         intermediate_size=1,
         projection_dim=sizes.width,
@@ -94,6 +94,7 @@ def _model(transformer: Transformer, size: tuple[int, int], grid: tuple[int, ...
         layers_per_block=1,
         latent_channels=1,
         num_vq_embeddings=sizes.codebook_size,
+        norm_num_groups=1,
     )
     absent: Any = None
     encoder = TextEncoder(text, nn.Module(), Tokenizer(absent, 1))
