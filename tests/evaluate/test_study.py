@@ -163,6 +163,81 @@ def test_other_weights_are_not_mixed(real: RealPictures, tmp_path: Path) -> None
     assert len(counter) == 6
 
 
+def _stored(folder: Path, names: list[str]) -> tuple[Store, list[bytes]]:
+    store = Store(folder, "m")
+    for name in names:
+        store.add(_measurement(_row(name), 0.5))
+    return store, store.path.read_bytes().splitlines(keepends=True)
+
+
+def test_a_torn_last_line_costs_that_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _, lines = _stored(tmp_path, ["vanilla-4", "vanilla-8"])
+    head, last = b"".join(lines[:-1]), lines[-1]
+    for kept in range(len(last) + 1):
+        caplog.clear()
+        store = Store(tmp_path, "m")
+        store.path.write_bytes(head + last[:kept])
+        is_whole = kept >= len(last) - 1  # without its line end, at most
+        for _ in range(2):
+            assert [m.row for m in store.read()] == ["vanilla-4", "vanilla-8"][: 1 + is_whole]
+        assert len(caplog.messages) == (0 < kept and not is_whole)
+        assert all(f"{store.path}: skipped damaged lines (3)" in said for said in caplog.messages)
+        store.add(_measurement(_row("vanilla-16"), 0.5))
+        written = store.path.read_bytes()
+        assert len([json.loads(line) for line in written.splitlines()]) == 3 + is_whole
+        assert written.endswith(b"}\n")
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\xff\x00\x80",
+        b"[" * 100_000,
+        b"null",
+        b"[1]",
+        b"{}",
+        b'{"row": "vanilla-8"}',
+        b'{"row": "\xe2\x80\xa8',
+        (b'"score": 0.5', b'"score": "0.5"'),
+        (b'"score": 0.5', b'"score": NaN'),
+        (b'"score": 0.5', b'"score": 1e999'),
+        (b'"score": 0.5', b'"score": true'),
+        (b'"seed": 0', b'"seed": 0.5'),
+        (b'"row": "vanilla-8"', b'"row": ["vanilla-8"]'),
+        (b'"score"', b'"scor"'),
+    ],
+)
+def test_garbage_costs_its_line(
+    garbage: bytes | tuple[bytes, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, lines = _stored(tmp_path, ["vanilla-4", "vanilla-8", "vanilla-16"])
+    bad = garbage if isinstance(garbage, bytes) else lines[2].strip().replace(*garbage)
+    assert bad != lines[2].strip()
+    store.path.write_bytes(b"".join([*lines[:2], bad + b"\n", lines[3]]))
+    assert [m.row for m in store.read()] == ["vanilla-4", "vanilla-16"]
+    assert len(caplog.messages) == 1
+    store.path.write_bytes(b"".join([bad + b"\n", *lines[1:]]))
+    assert [m.row for m in store.read()] == ["vanilla-4", "vanilla-8", "vanilla-16"]
+    assert "lines (1)" in caplog.messages[-1]
+
+
+def test_only_the_rows_of_damaged_lines_are_measured_again(real: RealPictures, tmp_path: Path) -> None:
+    counters: list[list[tuple[list[int], list[int]]]] = [[], []]
+    rows = [_row(f"vanilla-{4 * i + 4}", draw=_painter(0, counters[i])) for i in range(2)]
+    rows.append(_row("shortcut-4", noise=0.1, reference="vanilla-4"))
+    sample, store = replace(SAMPLE, num_seeds=1), Store(tmp_path, "m")
+    found = run_study(rows, sample, store, real)
+    lines = store.path.read_text().splitlines(keepends=True)
+    store.path.write_text("".join([*lines[:2], lines[2][:40], *lines[3:]]))  # and its line end
+    again = run_study(rows, sample, Store(tmp_path, "m"), real)
+    assert [m.score for m in again] == [m.score for m in found]
+    assert [len(counter) for counter in counters] == [3, 6]
+    (tokens,) = tmp_path.glob("tokens-*.npy")
+    tokens.write_bytes(tokens.read_bytes()[:-5])
+    assert [m.agreement for m in run_study(rows, sample, store, real)] == [m.agreement for m in found]
+    assert [len(counter) for counter in counters] == [6, 6]
+
+
 def test_complaints(real: RealPictures, tmp_path: Path) -> None:
     store = Store(tmp_path, "m")
     with pytest.raises(ValueError, match="must differ"):

@@ -3,20 +3,28 @@
 The folder holds `measurements.jsonl` (first line: which model) and the tokens of reference rows; every file
 is written whole or not at all, so a killed run continues where it was. Seeds are the outer loop: what the
 machine does meanwhile hits all rows alike. A row whose own weights or schedule changed is measured again;
-results of another base model are refused.
+results of another base model are refused. A damaged line is skipped, and its row measured again.
 """
 
 import json
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 from filelock import FileLock
 
+from swiftmask.core.reading import first_line, some
+from swiftmask.core.settings import parse_json, settings_of
 from swiftmask.core.writing import remove_partials, write_text, written_whole
 from swiftmask.evaluate.processes import ALONE, Processes
 from swiftmask.evaluate.quality import Measurement, RealPictures, Row, Sample, measure
+
+_log = logging.getLogger(__name__)
 
 OnProgress = Callable[[str, int], None]
 """`on_progress(row name, pictures)`: called for every batch drawn and for every measurement found done."""
@@ -35,28 +43,48 @@ class Store:
     model: str
     commit: str | None = None
     date: str | None = None
+    _said: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @property
     def path(self) -> Path:
         return self.folder / "measurements.jsonl"
 
     def read(self) -> list[Measurement]:
-        """Everything measured so far. Errors: ValueError if it belongs to another model or is damaged."""
+        """Everything measured so far. Damaged lines are skipped and logged, once; `add` drops them.
+
+        If the first line is damaged, rows are still told apart by their own fingerprints.
+
+        Errors: ValueError if the file belongs to another model, or has no whole line.
+        """
         if not self.path.exists():
             return []
-        try:
-            header, *lines = [json.loads(line) for line in self.path.read_text().splitlines()]
-            found, measurements = header["model"], [Measurement(**line) for line in lines]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self.path} holds no measurements ({error}): remove it to start anew"
-            ) from error
-        if found != self.model:
+        found: str | None = None
+        measurements, damaged = [], []
+        for number, line in enumerate(self.path.read_bytes().split(b"\n"), start=1):
+            try:
+                if number == 1:
+                    found = _model(line)
+                elif line.strip():
+                    measurements.append(_measurement(line))
+            except ValueError:
+                damaged.append(str(number))
+        if damaged and found is None and not measurements:
+            raise ValueError(f"{self.path} holds no measurements: remove it to start anew")
+        if found not in (None, self.model):
             raise ValueError(
                 f"{self.path} holds results of another model ({found}, this is {self.model}): remove "
                 f"{self.folder} or choose another --out"
             )
+        if damaged:
+            self._say_once(
+                f"{self.path}: skipped damaged lines ({some(damaged)}): measuring their rows again"
+            )
         return measurements
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            _log.warning(line)
 
     def add(self, measurement: Measurement) -> list[Measurement]:
         """Write one more, and return all there are: several processes can share the work of a study."""
@@ -71,8 +99,15 @@ class Store:
         return found
 
     def read_tokens(self, row: Row, seed: int, count: int) -> np.ndarray | None:
+        """None if there are none; damaged ones count as none, and are logged."""
         path = self._tokens_path(row, seed, count)
-        return np.load(path) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return np.load(path)
+        except (ValueError, OSError, EOFError) as error:
+            self._say_once(f"{path} is damaged ({first_line(error)}): measuring its row again")
+            return None
 
     def write_tokens(self, row: Row, seed: int, tokens_XL: np.ndarray) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -143,6 +178,33 @@ def _measure(
     if _is_reference(row, rows):
         store.write_tokens(row, seed, tokens_XL)
     return measurement
+
+
+def _model(line: bytes) -> str:
+    """What the first line names. Errors: ValueError if it is damaged."""
+    model = parse_json(line, source="line 1").get("model")
+    if not isinstance(model, str):
+        raise ValueError(f"line 1 names no model: got {model!r}")
+    return model
+
+
+def _measurement(line: bytes) -> Measurement:
+    """Errors: ValueError unless every field is there and of its type."""
+    found = settings_of(Measurement, parse_json(line, source="line"), source="line")
+    for name, annotation in get_type_hints(Measurement).items():
+        if not _fits(getattr(found, name), annotation):
+            raise ValueError(f"{name} must be {annotation}, got {getattr(found, name)!r}")
+    return found
+
+
+def _fits(value: object, annotation: Any) -> bool:
+    if get_origin(annotation) is UnionType:
+        return any(_fits(value, kind) for kind in get_args(annotation))
+    if get_origin(annotation) is dict:
+        return isinstance(value, dict) and all(_fits(each, float) for each in value.values())
+    if annotation is float:
+        return isinstance(value, int | float) and type(value) is not bool and isfinite(value)
+    return type(value) is annotation  # a bool is no int
 
 
 def _line(measurement: Measurement) -> dict[str, object]:
