@@ -1,5 +1,6 @@
 # One-line targets; CI calls the same ones. Everything lives in .venv of this checkout.
 PYTHON ?= python3
+JOBS ?= 2
 BIN := .venv/bin
 
 .PHONY: demo test check bench browser docs clean
@@ -9,8 +10,8 @@ demo: .venv/installed ## pictures, tables and reports: full models against accel
 	$(BIN)/swiftmask demo --model mar-scenes --out demo/mar-scenes
 
 test: .venv/installed ## the test-suite, CPU only, and the rehearsal of a GPU in a process of its own
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest tests/rehearsal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) tests/rehearsal
 
 check: .venv/installed ## formatting, lint and types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright --project .
