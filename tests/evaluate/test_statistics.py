@@ -1,5 +1,6 @@
 """Streaming moments: any division of the data gives numpy's; files come back or complain."""
 
+import pickle
 from functools import reduce
 from pathlib import Path
 
@@ -68,12 +69,102 @@ def test_reference_statistics_of_others(tmp_path: Path) -> None:
         ({"mu": np.zeros((1, 3)), "sigma": np.eye(3)}, r"got \(1, 3\) and \(3, 3\)"),
         ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "NaN or infinity"),
         ({"mu": np.array([None]), "sigma": np.eye(1)}, "holds no reference statistics"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, r"got \(0,\) and \(0, 0\)"),
+        ({"mu": np.zeros(2), "sigma": np.diag([1, np.inf])}, "NaN or infinity"),
+        *(
+            ({"mu": np.zeros(2, dtype), "sigma": np.eye(2)}, f"mu is {shown}, expected float64")
+            for dtype, shown in ((int, "int64"), (bool, "bool"), (complex, "complex128"), ("S3", r"\|S3"))
+        ),
+        ({"mu": np.zeros(2), "sigma": np.eye(2, dtype=np.uint8)}, "sigma is uint8"),
+        ({"mu": np.zeros(3), "sigma": -np.eye(3)}, "negative eigenvalues"),
+        ({"mu": np.zeros(3), "sigma": np.diag([1, 1, -1e-3])}, "negative eigenvalues"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2], [2, 1]])}, "negative eigenvalues"),
+        ({"mu": np.zeros(2), "sigma": np.array([[0.0, 1e300], [1e300, 0]])}, "negative eigenvalues"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0.4, 1]])}, "not symmetric"),
     ],
 )
 def test_strange_npz_files(tmp_path: Path, arrays: dict[str, np.ndarray], complaint: str) -> None:
     np.savez(tmp_path / "x.npz", **arrays)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=complaint):
         read_moments(tmp_path / "x.npz")
+
+
+class _Runs:
+    """Writes a file if it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.marker,)
+
+
+def test_no_pickle_is_run(tmp_path: Path) -> None:
+    path, marker = tmp_path / "x.npz", tmp_path / "marker"
+    np.savez(path, mu=np.array([_Runs(marker)]), sigma=np.eye(1))
+    with pytest.raises(ValueError, match="x.npz holds no reference statistics"):
+        read_moments(path)
+    path.write_bytes(pickle.dumps(_Runs(marker)))
+    with pytest.raises(ValueError, match="x.npz holds no reference statistics"):
+        read_moments(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4", np.longdouble])
+@pytest.mark.parametrize("count", [2, 20, 400])
+def test_rounding_is_no_damage(dtype: str, count: int, tmp_path: Path) -> None:
+    """Fewer pictures than features leave eigenvalues of zero, which rounding makes negative."""
+    rows_XD = features(count, 60, offset=3.0).numpy()
+    sigma = np.cov(rows_XD, rowvar=False).astype(dtype)
+    np.savez(tmp_path / "x.npz", mu=rows_XD.mean(0).astype(dtype), sigma=sigma)
+    found = read_moments(tmp_path / "x.npz").covariance_DD
+    assert torch.equal(found, torch.from_numpy(sigma.astype(np.float64)))
+
+
+def test_statistics_of_constant_features(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", mu=np.ones(2), sigma=np.zeros((2, 2)))
+    assert not read_moments(tmp_path / "x.npz").covariance_DD.any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"count": torch.tensor(1)}, "at least 2 pictures, got 1"),
+        ({"count": torch.tensor(-5)}, "at least 2 pictures, got -5"),
+        ({"count": torch.tensor(9.5)}, "whole number .* got 9.5"),
+        ({"count": torch.tensor([9, 9])}, "whole number"),
+        ({"mean": torch.zeros(4, dtype=torch.int32)}, "mean is int32"),
+        ({"scatter": torch.eye(4).to(torch.float8_e4m3fn)}, "scatter is float8_e4m3fn"),
+        ({"mean": torch.full((4,), torch.nan)}, "NaN or infinity"),
+        ({"mean": torch.zeros(3)}, r"got \(3,\) and \(4, 4\)"),
+        ({"scatter": -torch.eye(4)}, "negative eigenvalues"),
+        ({"scatter": torch.ones(4, 4).triu()}, "not symmetric"),
+    ],
+)
+def test_strange_statistics_of_our_own(
+    changes: dict[str, torch.Tensor], complaint: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.safetensors"
+    sound = {"mean": torch.zeros(4), "scatter": torch.eye(4), "count": torch.tensor(9)}
+    save_file(sound, path)
+    assert read_moments(path).count == 9
+    save_file(sound | changes, path)
+    with pytest.raises(ValueError, match=complaint) as error:
+        read_moments(path)
+    assert str(path) in str(error.value)
+
+
+def test_damage_at_every_byte_is_a_complaint_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, mu=np.zeros(2), sigma=np.eye(2))
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]):
+            path.write_bytes(damaged)
+            try:
+                read_moments(path)
+            except ValueError as error:
+                assert str(path) in str(error) and "\n" not in str(error)
 
 
 def test_damaged_and_foreign_files(tmp_path: Path) -> None:

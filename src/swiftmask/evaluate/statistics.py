@@ -7,8 +7,10 @@ covariance only.
 """
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Self
 
 import numpy as np
@@ -20,6 +22,27 @@ from torch import Tensor
 from swiftmask.core.files import require_keys
 from swiftmask.core.reading import first_line, some
 from swiftmask.core.writing import written_whole
+
+_DAMAGES = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    RuntimeError,
+    ArithmeticError,
+    MemoryError,
+    SyntaxError,
+    TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy raises for damaged or foreign files, depending on where they are damaged."""
+
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_ROUNDING = 1e-5
+"""Relative error that a covariance may have: a file in float64 may have been computed in float32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +123,8 @@ class FeatureStatistics:
 def read_statistics(path: str | Path) -> tuple[FeatureStatistics, str]:
     """What `FeatureStatistics.save` wrote, and its extractor's SHA-256.
 
-    Errors: FileNotFoundError; ValueError if it is another file or damaged.
+    Errors: FileNotFoundError; ValueError if it is another file or damaged, of fewer than two pictures, or
+    holds no covariance (`_check_covariance`).
     """
     path = _existing(path)
     try:
@@ -112,8 +136,14 @@ def read_statistics(path: str | Path) -> tuple[FeatureStatistics, str]:
             f"{path} is truncated or no safetensors file ({first_line(error)}): make it again"
         ) from error
     require_keys(tensors, ("mean", "scatter", "count"), str(path), "a file of feature statistics")
-    _check_shapes(tensors["mean"].shape, tensors["scatter"].shape, path)
-    return FeatureStatistics(int(tensors["count"]), tensors["mean"], tensors["scatter"]), extractor
+    for name in ("mean", "scatter"):
+        if tensors[name].dtype not in _FLOATS:
+            _refuse_dtype(path, name, str(tensors[name].dtype).removeprefix("torch."))
+    count, mean_D, scatter_DD = tensors["count"], tensors["mean"].double(), tensors["scatter"].double()
+    _check_covariance(mean_D, scatter_DD, path, rounding=torch.finfo(tensors["scatter"].dtype).eps)
+    if count.dtype != torch.int64 or count.shape != () or int(count) < 2:
+        raise ValueError(f"{path}: count must be a whole number of at least 2 pictures, got {count.tolist()}")
+    return FeatureStatistics(int(count), mean_D, scatter_DD), extractor
 
 
 def read_moments(path: str | Path) -> Moments:
@@ -122,9 +152,10 @@ def read_moments(path: str | Path) -> Moments:
     An `.npz` names neither its extractor nor its number of pictures: that it is of the same network (for
     `adm_in256_stats.npz`, Inception) and the same resolution is the caller's knowledge.
 
-    Errors: FileNotFoundError; ValueError naming what is missing, damaged or of the wrong shape.
+    Errors: FileNotFoundError; ValueError naming what is missing, damaged, of the wrong shape or dtype, not
+    finite or no covariance. Pickled objects are refused.
     """
-    if Path(path).suffix == ".npz":
+    if Path(path).suffix.lower() == ".npz":
         return _read_npz(_existing(path))
     statistics, extractor = read_statistics(path)
     return statistics.moments(extractor)
@@ -145,22 +176,43 @@ def _read_npz(path: Path) -> Moments:
             missing = [name for name in ("mu", "sigma") if name not in file]
             if missing:
                 raise ValueError(f"it lacks {some(missing)} and has {some(list(file))}")
-            mean, covariance = (np.asarray(file[name], np.float64) for name in ("mu", "sigma"))
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+            mean, covariance = (np.asarray(file[name]) for name in ("mu", "sigma"))
+    except _DAMAGES as error:
         raise ValueError(
             f"{path} holds no reference statistics mu and sigma ({first_line(error)})"
         ) from error
-    _check_shapes(mean.shape, covariance.shape, path)
-    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+    for name, array in (("mu", mean), ("sigma", covariance)):
+        if array.dtype.kind != "f":
+            _refuse_dtype(path, name, str(array.dtype))
+    mean_D, covariance_DD = (torch.from_numpy(array.astype(np.float64)) for array in (mean, covariance))
+    _check_covariance(mean_D, covariance_DD, path, rounding=float(np.finfo(covariance.dtype).eps))
+    return Moments(mean_D, covariance_DD)
+
+
+def _refuse_dtype(path: Path, name: str, dtype: str) -> None:
+    raise ValueError(f"{path}: {name} is {dtype}, expected float64 or float32: make the statistics again")
+
+
+def _check_covariance(mean_D: Tensor, square_DD: Tensor, path: Path, *, rounding: float) -> None:
+    """Errors: ValueError unless the mean is [D] and the covariance (or scatter) [D, D], both finite, and the
+    latter symmetric and positive semi-definite within rounding: `rounding` is that of the dtype on disk.
+    """
+    mean, square = tuple(mean_D.shape), tuple(square_DD.shape)
+    if len(mean) != 1 or square != (*mean, *mean) or not mean[0]:
+        raise ValueError(f"{path}: expected a mean [D] and a covariance [D, D], got {mean} and {square}")
+    if not (mean_D.isfinite().all() and square_DD.isfinite().all()):
         raise ValueError(f"{path} holds NaN or infinity: download it again")
-    return Moments(torch.from_numpy(mean), torch.from_numpy(covariance))
-
-
-def _check_shapes(mean: tuple[int, ...], square: tuple[int, ...], path: Path) -> None:
-    if len(mean) != 1 or tuple(square) != (*mean, *mean):
-        raise ValueError(
-            f"{path}: expected a mean [D] and a covariance [D, D], got {tuple(mean)} and {tuple(square)}"
-        )
+    largest = square_DD.abs().max()
+    if not largest:
+        return
+    scaled_DD, rounding = square_DD / largest, max(rounding, _ROUNDING)
+    if (scaled_DD - scaled_DD.mT).abs().max() > rounding:
+        raise ValueError(f"{path}: the covariance is not symmetric: make the statistics again")
+    # Cholesky's factor exists if no eigenvalue is below minus what is added; it costs less than eigenvalues.
+    shift = rounding * scaled_DD.norm()
+    shifted_DD = (scaled_DD + scaled_DD.mT) / 2 + shift * torch.eye(*square, dtype=scaled_DD.dtype)
+    if int(torch.linalg.cholesky_ex(shifted_DD).info):
+        raise ValueError(f"{path}: the covariance has negative eigenvalues: make the statistics again")
 
 
 def _existing(path: str | Path) -> Path:
