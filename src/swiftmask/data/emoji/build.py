@@ -7,7 +7,7 @@ images are there without npm and without a renderer.
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -195,7 +195,7 @@ def _write_texts(out: Path, records: list[EmojiRecord], *, size: int, sha256: st
         write_text(out / name, text)
 
 
-def _jsonl(lines: Iterable[dict[str, object]]) -> str:
+def _jsonl(lines: Iterable[Mapping[str, object]]) -> str:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 

