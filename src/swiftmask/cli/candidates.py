@@ -181,6 +181,7 @@ class Workshop:
             self._built[accelerators],
             steps=settings.steps or self.base.steps,
             full_steps=settings.full_steps,
+            full_steps_by_default=False,
             sampling=settings.sampling.over(self.base.sampling),
             _flops={},
         )
