@@ -195,14 +195,14 @@ def test_wrong_budgets(text: str) -> None:
 @pytest.mark.parametrize("text", ["0", "x", "x10", "8x", "0x10", "8x0", "8x10x2", "ten"])
 def test_wrong_denoising_steps(text: str) -> None:
     with pytest.raises(ValueError, match="such as 8x10, got"):
-        check_denoising([], [text])
+        check_denoising([], [text], [])
 
 
 @pytest.mark.parametrize("text", ["1", "8x1"])
 def test_one_ancestral_denoising_step_is_refused(text: str) -> None:
-    check_denoising([], [text])
+    check_denoising([], [text], [])
     with pytest.raises(ValueError, match=f"take --ddim-steps {text}$"):
-        check_denoising(["10", text], [])
+        check_denoising(["10", text], [], [])
 
 
 def test_mistakes_are_one_clear_line(
@@ -217,7 +217,7 @@ def test_mistakes_are_one_clear_line(
         replace(evaluate, pictures=1).run()
     alone = write_tiny_scenes(tmp_path / "alone")
     (tmp_path / "alone" / "tiny-shortcut").rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="no bundled shortcut: name one or its folder"):
+    with pytest.raises(ValueError, match="has no shortcut of its own: name one, or its folder"):
         replace(evaluate, model=str(alone), shortcut="auto").run()
 
 

@@ -220,13 +220,13 @@ def untouched(here: Path) -> None:
         (untouched, "--reference nowhere", "no such reference: nowhere (expected a folder of real pictures"),
         (untouched, "--reference means.pt", "means.pt is truncated or no safetensors file"),
         (untouched, "--reference large", "are 6x6, the real ones 17x13: metrics need one size; --crop"),
-        (untouched, "--batch 0", "--batch must be at least 1, got 0"),
-        (untouched, "--crop 0", "--crop must be at least 1, got 0"),
+        (untouched, "--batch 0", "--batch must be a whole number between 1 and 1_048_576, got 0"),
+        (untouched, "--crop 0", "--crop must be a whole number between 1 and 16_384, got 0"),
         (untouched, "--save-statistics s.npz", "--save-statistics s.npz: name a .safetensors file"),
         (foreign_statistics, "--reference f.safetensors", "f.safetensors was made with other weights"),
         (foreign_statistics, "--reference f.safetensors --crop 6", "--crop goes with a folder of real"),
-        (file, "--out file", "--out file is a file: name a folder"),
-        (file, "--out file/x", "not a directory"),
+        (file, "--out file", "--out file: file is a file: name a folder"),
+        (file, "--out file/x", "--out file/x: file is a file: name a folder"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -84,12 +84,12 @@ def test_rewards_by_name(
     monkeypatch.setattr(f"swiftmask.rewards.{load}", loader)
     monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", interrupt)
     with pytest.raises(SystemExit) as stop:
-        main(["serve-reward", name, *arguments, "--dtype", "bfloat16", "--port", "0"])
+        main(["serve-reward", name, *arguments, "--device", "cpu", "--dtype", "bfloat16", "--port", "0"])
     assert stop.value.code == 130
     assert asked == [expected]
     said = capsys.readouterr()
     assert said.out.startswith(f"{name} at http://127.0.0.1:")
-    assert said.err.strip() == "swiftmask: interrupted"
+    assert said.err == f"{name} on cpu\n\nswiftmask: interrupted\n"
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,11 @@ def test_rewards_by_name(
         ([":score"], "cannot import the reward ':score'"),
         (["own_reward:score", "--device", "toaster"], "unknown device 'toaster'"),
         (["pick-score", "--dtype", "float12"], "unknown dtype 'float12'"),
-        (["own_reward:score", "--port", "70000"], "cannot listen on 127.0.0.1:70000"),
-        (["own_reward:score", "--max-pictures", "0"], "must be at least 1"),
+        (
+            ["own_reward:score", "--port", "70000"],
+            "--port must be a whole number between 0 and 65_535, got 70000",
+        ),
+        (["own_reward:score", "--max-pictures", "0"], "--max-pictures must be a whole number between 1 and"),
     ],
 )
 def test_mistakes_are_one_line(
