@@ -304,7 +304,8 @@ def _tuned(pipeline: Pipeline, source: str | Path, full_steps: int | Sequence[in
         folder = folder / "policy"
     model, config = _read_tuned(pipeline, folder), read_config(folder)  # checked with it
     _compile_like(pipeline, model)
-    steps, sampling = config.get("steps") or pipeline.steps, SamplingOptions(**config.get("sampling") or {})
+    sampling = SamplingOptions(**config.get("sampling") or {})
+    steps = min(config.get("steps") or pipeline.steps, model.spec.num_tokens)  # as a pipeline's own default
     return replace(pipeline, model=model, steps=steps, sampling=pipeline.sampling.over(sampling), _flops={})
 
 

@@ -105,7 +105,8 @@ def test_damaged_weights(tiny_folder: Path, tmp_path: Path, capsys: pytest.Captu
     (broken / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     assert "truncated" in failed(capsys, "generate", broken, "0", "--out", tmp_path / "out")
     (broken / "model.safetensors").unlink()
-    assert "no such weights file" in failed(capsys, "generate", broken, "0", "--out", tmp_path / "out")
+    said = failed(capsys, "generate", broken, "0", "--out", tmp_path / "out")
+    assert f"no weights in {broken}: expected model.safetensors" in said
     (broken / "config.json").write_text("{")
     assert "damaged" in failed(capsys, "generate", broken, "0", "--out", tmp_path / "out")
 

@@ -106,14 +106,22 @@ def test_the_world_must_be_known(model_folder: Path, tmp_path: Path) -> None:
         Evaluate(model=str(tmp_path / "other"), pictures=2, seeds=1, out=tmp_path).run()
 
 
-def test_without_tuned_weights_auto_says_how_to_get_them(model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [("alone", ""), ("maskgit-scenes", r", or train it \(swiftmask train maskgit-scenes-speed-rl\)")],
+)
+def test_without_tuned_weights_auto_says_how_to_get_them(
+    model_folder: Path, tmp_path: Path, name: str, trained: str
+) -> None:
+    """A recipe is named if there is one of that name."""
+    model = tmp_path / name
     Meissonic.from_pretrained(model_folder).save_pretrained(
-        tmp_path / "alone", provenance={"world": {"simple_percent": 100}}
+        model, provenance={"world": {"simple_percent": 100}}
     )
     with pytest.raises(
-        ValueError, match="no bundled speed-rl: name one or its folder, or train alone-speed-rl"
+        ValueError, match=rf"{name} has no speed-rl of its own: name one, or its folder{trained}$"
     ):
-        Evaluate(model=str(tmp_path / "alone"), speed_rl="auto", pictures=2, seeds=1, out=tmp_path).run()
+        Evaluate(model=str(model), speed_rl="auto", pictures=2, seeds=1, out=tmp_path).run()
 
 
 def test_pictures_that_are_not_square_are_no_scenes(model_folder: Path) -> None:

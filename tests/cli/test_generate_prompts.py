@@ -129,7 +129,10 @@ def test_tuned_weights_draw_at_the_steps_they_were_tuned_for(
 ) -> None:
     tuned = generated(capsys, tiny_meissonic, *PROMPT, "--lora", tiny_lora, "--flops", "--out", "o")
     assert tuned["settings"]["steps"] == 2
-    base = generated(capsys, tiny_meissonic, *PROMPT, "--steps", 2, "--flops", "--out", "o")
+    arguments = (tiny_meissonic, *PROMPT, "--steps", 2, "--flops", "--out", "o")
+    said = refused(capsys, *arguments)
+    assert f"o holds pictures drawn with other settings (a-red-circle-0.png: lora {tiny_lora} there" in said
+    base = generated(capsys, *arguments, "--overwrite")
     assert base["drawn"] == 1, "the tuned picture was taken for the base's"
     assert base["cost"]["gflop_per_picture"] == tuned["cost"]["gflop_per_picture"], "adapters are folded in"
     pipeline = swiftmask.accelerate(swiftmask.load(tiny_meissonic), speed_rl=tiny_lora)
@@ -148,9 +151,13 @@ def test_tuned_weights_draw_as_they_were_tuned(tiny_meissonic: Path, tiny_lora: 
     assert swiftmask.accelerate(base, speed_rl=tmp_path / "lora").sampling.temperature == 0.5
     asked = replace(base, sampling=SamplingOptions(temperature=0.7))
     assert swiftmask.accelerate(asked, speed_rl=tmp_path / "lora").sampling.temperature == 0.7
-    for damage in ({"sampling": {"heat": 1}}, {"sampling": 3}, {"steps": "many"}, {"steps": None}):
+    for damage, complaint in (
+        ({"sampling": {"heat": 1}}, "unknown key sampling.heat"),
+        ({"sampling": 3}, "sampling must be"),
+        ({"steps": "many"}, "steps must be"),
+    ):
         path.write_text(json.dumps(config | damage))
-        with pytest.raises(ValueError, match=r"config.json: damaged steps or sampling"):
+        with pytest.raises(ValueError, match=f"config.json: {complaint}"):
             swiftmask.accelerate(base, speed_rl=tmp_path / "lora")
 
 
@@ -198,14 +205,16 @@ def test_inpainting_costs_less_than_drawing_everything(tiny_folder: Path) -> Non
     assert some < every, "the head runs at masked positions alone"
 
 
-def test_a_changed_start_picture_is_another_picture(
+def test_a_changed_start_picture_is_another_setting(
     tiny_meissonic: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = (tiny_meissonic, *PROMPT, "--init-image", "image.png", "--mask", "half.png", "--steps", 2)
     assert generated(capsys, *arguments, "--out", "o")["drawn"] == 1
     assert generated(capsys, *arguments, "--out", "o")["drawn"] == 0
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("image.png")
-    assert generated(capsys, *arguments, "--out", "o")["drawn"] == 1
+    said = refused(capsys, *arguments, "--out", "o")
+    assert "o holds pictures drawn with other settings (a-red-circle-0.png: init_image image.png" in said
+    assert generated(capsys, *arguments, "--out", "o", "--overwrite")["drawn"] == 1
 
 
 @pytest.mark.parametrize(
@@ -239,7 +248,7 @@ def test_a_changed_start_picture_is_another_picture(
             "8 masked tokens: take fewer steps",
         ),
         ([TINY, *PROMPT, "--lora", "./nowhere"], "no such Speed-RL result"),
-        ([TINY, *PROMPT, "--lora", "auto"], "has no bundled speed-rl: name one or its folder"),
+        ([TINY, *PROMPT, "--lora", "auto"], "has no speed-rl of its own: name one, or its folder"),
         ([TINY, *PROMPT, "--lora", CLASSES], "was tuned from another model than tiny-meissonic"),
         ([CLASSES, "0", "--lora", LORA], "tuned from meissonic, and this is another model"),
     ],

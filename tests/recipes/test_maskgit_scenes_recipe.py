@@ -109,7 +109,7 @@ def test_a_toy_run_ends_in_a_folder_that_draws(tmp_path: Path) -> None:
 
     recipe = _tiny_shortcut(folder)
     fast = swiftmask.accelerate(model, shortcut=recipe.run(tmp_path / "shortcut"))
-    result = fast.generate(["red circle"], steps=3, output_type="pt")
+    result = fast.generate(["red circle"], steps=6, output_type="pt")
     assert result.cost.calls["backbone"] == 2
     provenance = json.loads((tmp_path / "shortcut" / "model" / "provenance.json").read_text())
     assert provenance["rounds"]["updates_per_round"] == 2

@@ -132,15 +132,17 @@ def test_step_seeds_differ_between_steps_ranks_and_runs():
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path):
+    """Decay multiplies a row that no batch uses by 1 - 10 * 10; loss and gradient stay finite."""
+    model = fresh()
+    with torch.no_grad():
+        model.emb.weight[1] = 1e37
+
+    def first_row_only(step: int, rank: int, num_ranks: int) -> Tensor:
+        return torch.zeros(16, dtype=torch.long)
+
+    settings = config(1, learning_rate=10.0, warmup_steps=0, weight_decay=10.0)
     with pytest.raises(NonFiniteError, match="weights are NaN or infinite after step 1"):
-        train(
-            fresh(),
-            batches,
-            train_step,
-            config(1, learning_rate=1e37, warmup_steps=0, weight_decay=34.0),
-            tmp_path,
-            name="toy",
-        )
+        train(model, first_row_only, train_step, settings, tmp_path, name="toy")
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
