@@ -191,7 +191,7 @@ def test_what_is_kept_is_kept(
     assert opened[0] is not None
     canvas = pipeline.start_canvas(opened[0], opened[1], count=2)
     assert canvas.num_masked == (8 if start[1] else 12)
-    asked = {"prompts": ["a red circle"] * 2} if model == TINY else {"labels": [3, 3]}
+    asked: dict[str, Any] = {"prompts": ["a red circle"] * 2} if model == TINY else {"labels": [3, 3]}
     result = pipeline.generate(**asked, steps=3, canvas=canvas)
     known_BL = ~canvas.masked_BL
     assert torch.equal(result.trajectory.tokens_BL[known_BL], canvas.tokens_BL[known_BL])
