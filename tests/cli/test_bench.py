@@ -205,6 +205,13 @@ def test_one_ancestral_denoising_step_is_refused(text: str) -> None:
         check_denoising(["10", text], [], [])
 
 
+@pytest.mark.parametrize("text", ["5", "x", "50:", "0:5", "50:0", "50:1", "1:5"])
+def test_wrong_annealed_denoising_steps(text: str) -> None:
+    check_denoising([], [], ["50:5"])
+    with pytest.raises(ValueError, match=rf"such as 50:5, got '{text}'|--disa {text}: .* at least 2"):
+        check_denoising([], [], [text])
+
+
 def test_mistakes_are_one_clear_line(
     tiny_scenes: Path, tmp_path: Path, write_tiny_scenes: Callable[..., Path]
 ) -> None:

@@ -265,7 +265,10 @@ def check_unguided(rows: Sequence[str]) -> None:
 def check_denoising(ancestral: Sequence[str], ddim: Sequence[str], annealed: Sequence[str]) -> None:
     """Errors: ValueError for what is no number of denoising steps, or too few of them."""
     for text in annealed:
-        parse_annealing(text)
+        if min(parse_annealing(text)) < 2:
+            raise ValueError(
+                f"--disa {text}: ancestral sampling needs at least 2 denoising steps, first and last"
+            )
     for text in (*ancestral, *ddim):
         parse_denoising(text)
     if few := [text for text in ancestral if parse_denoising(text)[1] == (1,)]:
