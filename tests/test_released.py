@@ -98,7 +98,7 @@ def test_meissonic_with_another_text_encoder(
         return str(other)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    words = ("generate", "MeissonFlow/Meissonic", "a red circle", "--size", 8, "--steps", 2)
+    words = ("generate", "MeissonFlow/Meissonic", "a red circle", "--size", 32, "--steps", 2)
     own, _ = typed(capsys, *words)
     by_folder, _ = typed(capsys, *words, "--text-encoder", "clip", "--out", "b")
     by_name, _ = typed(capsys, *words, "--text-encoder", LAION, "--out", "c")
@@ -106,7 +106,7 @@ def test_meissonic_with_another_text_encoder(
     assert own["settings"]["weights"] != by_folder["settings"]["weights"] == by_name["settings"]["weights"]
     typed(capsys, "convert", "MeissonFlow/Meissonic", "--text-encoder", "clip", "--out", "converted")
     converted, _ = typed(
-        capsys, "generate", "converted", "a red circle", "--size", 8, "--steps", 2, "--out", "d"
+        capsys, "generate", "converted", "a red circle", "--size", 32, "--steps", 2, "--out", "d"
     )
     assert converted["settings"]["weights"] == by_folder["settings"]["weights"]
     assert swiftmask.load("MeissonFlow/Meissonic").steps == 64  # the model of two scales is of 1024 pixels
@@ -116,7 +116,7 @@ def test_dimoo_folder_shortcut_and_conversion(here: Path, capsys: pytest.Capture
     write_dimoo(here / "Alpha-VLLM" / "Lumina-DiMOO")
     _, shortcut = write_shortcuts(here)
     assert swiftmask.load("Alpha-VLLM/Lumina-DiMOO").steps == 64
-    words = ("generate", "Alpha-VLLM/Lumina-DiMOO", "image", "--size", 32)
+    words = ("generate", "Alpha-VLLM/Lumina-DiMOO", "image", "--size", 256)
     drawn, said = typed(capsys, *words, "--steps", 3)
     assert drawn["settings"]["dtype"] == "bfloat16"
     assert "Lumina-DiMOO on cpu in bfloat16" in said
@@ -125,7 +125,7 @@ def test_dimoo_folder_shortcut_and_conversion(here: Path, capsys: pytest.Capture
     typed(capsys, "convert", "Alpha-VLLM/Lumina-DiMOO", "--out", "dimoo")
     kept = load_file(here / "dimoo" / "model.safetensors")
     assert kept["backbone.model.transformer.wte.weight"].dtype == torch.bfloat16
-    again, _ = typed(capsys, "generate", "dimoo", "image", "--size", 32, "--steps", 3, "--out", "again")
+    again, _ = typed(capsys, "generate", "dimoo", "image", "--size", 256, "--steps", 3, "--out", "again")
     assert again["settings"]["dtype"] == "bfloat16"
     converted = ("convert", shortcut, "--base", "dimoo", "--out", "dimoo-shortcut")
     assert typed(capsys, *converted)[0]["shortcut"]["mlp_width"] == 12

@@ -73,7 +73,7 @@ _DECAY = Range(low=0, high=1, below=True)
 _TEMPERATURE = Range(low=0, high=100)
 _POWER = Range(low=0.1, high=10)
 _DENOISING_STEPS = Range(low=1, high=1000)
-_TIMESTEP = Range(low=0, high=10**4)
+_TIMESTEP = Range(low=0, high=999)
 
 RANGES: dict[str, Range] = {
     # how a model samples

@@ -7,7 +7,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from swiftmask.models.lumina_dimoo.prompts import TokenizerPrompts, WordPrompts, read_prompts
+from swiftmask.core.settings import settings_of
+from swiftmask.models.lumina_dimoo.prompts import PromptSettings, TokenizerPrompts, WordPrompts, read_prompts
 
 RELEASED_IDS = {
     "<system>": 126332, "Generate": 36289, "an": 289, "image": 3972, "according": 4631, "to": 297, "the": 268,
@@ -47,7 +48,7 @@ def test_prompts_that_spell_special_tokens_are_refused(text: str) -> None:
 def test_a_tokenizer_is_written_and_read(tmp_path: Path) -> None:
     prompts = TokenizerPrompts(released_tokenizer())
     prompts.save(tmp_path)
-    again = read_prompts(tmp_path, prompts.settings())
+    again = read_prompts(tmp_path, written(prompts.settings()))
     assert again.ids("red fox") == prompts.ids("red fox")
 
 
@@ -62,7 +63,7 @@ def test_words() -> None:
     assert prompts.null_ids == (4, 5, 6)
     assert prompts.ids("A red,circle") == [4, 0, 1, 3, 2, 6]
     assert prompts.ids("") == [4, 6]
-    assert read_prompts(Path(), prompts.settings()) == prompts
+    assert read_prompts(Path(), written(prompts.settings())) == prompts
 
 
 def test_an_unknown_word_is_named() -> None:
@@ -70,7 +71,20 @@ def test_an_unknown_word_is_named() -> None:
         WordPrompts(("a", "circle")).ids("a cirle")
 
 
-@pytest.mark.parametrize("settings", [None, {}, {"words": "a b"}])
-def test_bad_settings(settings: Any) -> None:
-    with pytest.raises(ValueError, match="prompts must have words or a tokenizer"):
-        read_prompts(Path(), settings)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (None, "config.json"),
+        ({}, "prompts must have words or a tokenizer"),
+        ({"words": "a b"}, "words"),
+        ({"words": ["a", "a"]}, "prompts must have words that differ"),
+    ],
+)
+def test_bad_settings(settings: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        written(settings)
+
+
+def written(settings: Any) -> PromptSettings:
+    """What `config.json` says of prompts, as it is read back."""
+    return settings_of(PromptSettings, settings, source="config.json")

@@ -111,7 +111,7 @@ def test_the_scale_of_nothing_is_refused(codec: KLCodec) -> None:
     [
         ({"ch": 20}, "multiple of num_groups = 8, got 20"),
         ({"resolution": 9}, "multiple of 2, got 9"),
-        ({"scale": 0.0}, "scale must be positive, got 0"),
+        ({"scale": 0.0}, "scale must be a number between 1e-06 and 1_000_000, got 0"),
     ],
 )
 def test_impossible_sizes(codec: KLCodec, changes: dict[str, int], message: str) -> None:
