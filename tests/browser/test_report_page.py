@@ -242,7 +242,7 @@ def test_slider_and_choice_of_pictures(opened: Opened) -> None:
     assert " 0%" in page.locator("#left-image").evaluate("e => e.style.clipPath")
     page.keyboard.press("Home")
     assert "100%" in page.locator("#left-image").evaluate("e => e.style.clipPath")
-    assert slider.get_attribute("aria-valuetext") == "0 % left, 100 % right"
+    assert slider.get_attribute("aria-valuetext") == "0 % vanilla-16, 100 % shortcut-16:4", "rows by name"
     quarter = page.locator("#stage").evaluate("e => e.clientWidth / 4")
     page.locator("#stage").click(position={"x": quarter, "y": 20})
     assert slider.input_value() == "25"
