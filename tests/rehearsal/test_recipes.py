@@ -31,6 +31,7 @@ SMALLER: dict[str, object] = {
     "updates_per_round": 1,
     "images_per_update": 2,
     "step_counts": (4,),
+    "full_steps": 2,
     "num_generations": 3,
     "generation_batch_size": 6,
     "images_per_forward": 6,

@@ -73,7 +73,7 @@ _DECAY = Range(low=0, high=1, below=True)
 _TEMPERATURE = Range(low=0, high=100)
 _POWER = Range(low=0.1, high=10)
 _DENOISING_STEPS = Range(low=1, high=1000)
-_TIMESTEP = Range(low=0, high=999)
+_TIMESTEP = Range(low=0, high=10**4)
 
 RANGES: dict[str, Range] = {
     # how a model samples
@@ -224,7 +224,7 @@ RANGES: dict[str, Range] = {
     "max_rollout": Range(low=1, high=1000),
     "token_weight": _WEIGHT,
     # MARVAL
-    "timestep": _TIMESTEP,
+    "timestep": Range(low=0, high=999),
     "first_timestep": _TIMESTEP,
     "last_timestep": _TIMESTEP,
     "second_weight": _WEIGHT,
