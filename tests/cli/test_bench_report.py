@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from swiftmask.cli.bench_report import BenchReport
+from swiftmask.cli.demo import Demo
 from swiftmask.cli.report_requests import num_classes
 from swiftmask.models.maskgit import MaskGIT
 
@@ -68,7 +69,13 @@ def test_report(
     another = shutil.copytree(tiny_scenes, tmp_path / "another")
     with pytest.raises(ValueError, match="report of another model .*tiny, this is another.*--overwrite"):
         replace(command, model=str(another)).run()
+    with pytest.raises(ValueError, match="report of other settings .*temperatures 0.5.*--overwrite"):
+        replace(command, temperatures=()).run()
+    with pytest.raises(ValueError, match="report of other settings .swiftmask bench report"):
+        Demo(model=str(tiny_scenes), out=tmp_path).run()
     assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert replace(command, temperatures=(), overwrite=True, batch=3).run() == 0
+    assert json.loads((tmp_path / "report.json").read_text()) != report
 
 
 class _Thirds(nn.Module):

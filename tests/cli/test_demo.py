@@ -20,7 +20,6 @@ def _demo(model: Path, out: Path) -> Demo:
         full_steps=1,
         pictures=12,
         shown=3,
-        results=out / "results",
         json=True,
     )
 
@@ -82,7 +81,9 @@ def test_again_is_the_same_and_shows_the_frontier(
         out=tmp_path / "results",
     ).run()
     capsys.readouterr()
-    replace(demo, json=False).run()
+    with pytest.raises(FileNotFoundError, match="no measurements of tiny in --results .*nowhere"):
+        replace(demo, results=tmp_path / "nowhere").run()
+    replace(demo, json=False, results=tmp_path / "results").run()
     printed = capsys.readouterr().out
     assert "report.html" in printed
     assert (tmp_path / "grid.png").read_bytes() == grid

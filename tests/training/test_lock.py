@@ -42,6 +42,15 @@ def test_an_error_inside_frees_the_folder(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_made_for_a_run_that_fails_at_once_is_removed(tmp_path: Path) -> None:
+    for wrote, kept in (((), False), (("a.png",), True)):
+        with pytest.raises(KeyError), sole_writer(tmp_path / "new"):
+            for name in wrote:
+                (tmp_path / "new" / name).touch()
+            raise KeyError
+        assert (tmp_path / "new").exists() == kept
+
+
 def test_of_several_processes_of_one_run_the_first_holds_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,7 +112,7 @@ class BenchReport:
     out: Path = Path("report")
     """Folder of the report; finished parts are kept there and used again."""
     overwrite: bool = False
-    """Replace the report of another model."""
+    """Replace the report of another model or of other settings, or a demo."""
     json: bool = False
     """Print JSON instead of what was found."""
 
@@ -126,8 +126,11 @@ class BenchReport:
         sample = Sample(num_pictures=self.pictures, num_seeds=self.seeds, batch_size=self.batch)
         processes = Processes.here()
         base = load(self.model, dtype=self.dtype, device=own_device(processes, self.device))
-        measure.refuse_another_model(self.out / "report.json", base.name, overwrite=self.overwrite)
-        return self.fitted_to(base)._measure(base, sample, processes)
+        fitted = self.fitted_to(base)
+        measure.refuse_another_report(
+            self.out / "report.json", base.name, fitted.command(), overwrite=self.overwrite
+        )
+        return fitted._measure(base, sample, processes)
 
     def fitted_to(self, base: "Pipeline") -> "BenchReport":
         """With what step counts that were left out mean for this model."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from swiftmask.training.lock import sole_writer
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -64,9 +66,10 @@ class Convert:
         pipeline = load_with(self.source, self._reading(), text_encoder=self.text_encoder)
         model = pipeline.model
         facts = {"converted_from": [Path(self.source).name, *([self.codec.name] if self.codec else [])]}
-        model.save_pretrained(  # type: ignore[attr-defined]
-            self.out, provenance=facts, dtype=self._dtype(pipeline.dtype)
-        )
+        with sole_writer(self.out):
+            model.save_pretrained(  # type: ignore[attr-defined]
+                self.out, provenance=facts, dtype=self._dtype(pipeline.dtype)
+            )
         return _sizes(model)  # type: ignore[arg-type]
 
     def _dtype(self, own: "torch.dtype") -> "torch.dtype":
@@ -93,14 +96,15 @@ class Convert:
         path = find_method(self.source, "shortcut")
         base = load(base_name, device="cpu")
         shortcut = read_shortcut(path, num_heads=self.num_heads, base=base.model.spec)
-        write_shortcut(
-            self.out,
-            shortcut,
-            base=base.model.spec,
-            base_name=base.name,
-            provenance={"converted_from": [path.name]},
-            dtype=self._dtype(next(shortcut.parameters()).dtype),
-        )
+        with sole_writer(self.out):
+            write_shortcut(
+                self.out,
+                shortcut,
+                base=base.model.spec,
+                base_name=base.name,
+                provenance={"converted_from": [path.name]},
+                dtype=self._dtype(next(shortcut.parameters()).dtype),
+            )
         return {"shortcut": _size(shortcut)}
 
 

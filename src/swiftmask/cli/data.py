@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from swiftmask.cli.progress import progress_bar
+from swiftmask.training.lock import sole_writer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,7 @@ class DataEmoji:
             raise ValueError(f"--size must be between 16 and 1024 pixels, got {self.size}")
         if self.source is not None and not self.source.is_dir():
             raise FileNotFoundError(f"no such folder: {self.source}")
-        with progress_bar() as progress:
+        with sole_writer(self.out), progress_bar() as progress:
             task = progress.add_task("writing", total=None, unit="images")
             built = build_emoji(
                 self.out,

@@ -25,6 +25,7 @@ _RIVAL_DENOISING = 10
 """DDIM steps of a diffusion head that spares as many as it can without being trained."""
 
 _FRAMES = 8
+_RESULTS = Path("benchmarks/results")
 
 NO_DIFFERENCE = 1.06
 """Ratios of cost or time below this are called none."""
@@ -50,7 +51,9 @@ class Demo:
         pictures: pictures per row, for judging.
         shown: pictures side by side.
         device: where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu).
-        results: folder of `swiftmask bench quality`; its frontier is shown if it is there.
+        results: folder of `swiftmask bench quality`, whose frontier is shown (default: benchmarks/results, if
+            the model was measured there).
+        overwrite: replace the report of another model, of other settings or of bench report.
         json: print JSON instead of a table.
     """
 
@@ -64,7 +67,8 @@ class Demo:
     pictures: int = 192
     shown: int = 8
     device: str = "auto"
-    results: Path = Path("benchmarks/results")
+    results: Path | None = None
+    overwrite: bool = False
     json: bool = False
 
     def run(self) -> int:
@@ -72,7 +76,16 @@ class Demo:
         if not 1 <= self.shown <= self.pictures:
             raise ValueError(f"--shown must be between 1 and --pictures ({self.pictures}), got {self.shown}")
         base = self._base()
-        return self.fitted_to(base)._show(base)
+        if self.results is not None and not self._benchmark(base.name).exists():
+            raise FileNotFoundError(
+                f"no measurements of {base.name} in --results {self.results} (expected "
+                f"{self._benchmark(base.name).name}): swiftmask bench quality writes them"
+            )
+        fitted = self.fitted_to(base)
+        measure.refuse_another_report(
+            self.out / "demo.json", base.name, fitted.command(), overwrite=self.overwrite
+        )
+        return fitted._show(base)
 
     def fitted_to(self, base: "Pipeline") -> "Demo":
         """With what step counts that were left out mean for this model.
@@ -198,13 +211,17 @@ class Demo:
         )
         write_text(self.out / "report.html", page)
 
+    def _benchmark(self, model: str) -> Path:
+        """Where `bench quality` writes what it measures."""
+        return (self.results or _RESULTS) / f"{model.replace('/', '--')}-quality.json"
+
     def _frontier(self, report: "QualityReport") -> "list[Picture]":
         """The plot of the whole benchmark, if it was run."""
         from swiftmask.evaluate.frontier import frontier_png
         from swiftmask.evaluate.report import Picture
         from swiftmask.evaluate.summary import read_report
 
-        path = self.results / f"{report.model.replace('/', '--')}-quality.json"
+        path = self._benchmark(report.model)
         if not path.exists():
             return []
         benchmark = read_report(path)

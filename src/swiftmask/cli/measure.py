@@ -241,6 +241,34 @@ def refuse_another_model(path: Path, model: str, *, overwrite: bool) -> None:
         )
 
 
+REPORTS = ("report.json", "demo.json")
+"""What `bench report` and `demo` write beside their report.html."""
+
+
+def refuse_another_report(path: Path, model: str, command: str, *, overwrite: bool) -> None:
+    """Before anything is measured. Errors: ValueError if the folder of `path`, one of `REPORTS`, holds the
+    report of another model, of other settings, or of the other command.
+    """
+    from swiftmask.core.settings import read_json
+
+    refuse_another_model(path, model, overwrite=overwrite)
+    there = [path.with_name(name) for name in REPORTS if path.with_name(name).exists()]
+    for other in () if overwrite else there:
+        found = str(read_json(other, expected="expected a report").get("command", ""))
+        if other != path or _what_is_measured(found) != _what_is_measured(command):
+            raise ValueError(
+                f"{path.parent} holds the report of other settings ({found}): choose another --out, or "
+                "--overwrite to replace it"
+            )
+
+
+def _what_is_measured(command: str) -> list[str]:
+    """A command without the options that leave the report as it is."""
+    words = shlex.split(command)
+    own = [place for place, word in enumerate(words) if word in ("--out", "--device", "--batch")]
+    return [word for place, word in enumerate(words) if place not in own and place - 1 not in own]
+
+
 def study(
     rows: "Sequence[Row]",
     sample: "Sample",

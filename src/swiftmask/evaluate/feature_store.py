@@ -12,12 +12,13 @@ from functools import reduce
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from swiftmask.core.reading import read_tensors
-from swiftmask.core.writing import write_text, written_whole
+from swiftmask.core.writing import remove_partials, write_text, written_whole
 from swiftmask.evaluate.extractors import Description, Extractor, Identity
 from swiftmask.evaluate.pictures import Pictures
 from swiftmask.evaluate.statistics import FeatureStatistics, Moments
@@ -48,12 +49,17 @@ class FeatureStore:
         return [chunk for chunk in range(self.num_chunks) if not self._path(chunk).exists()]
 
     def begin(self) -> None:
-        """Claim the folder. Errors: ValueError if it holds features of other pictures or extractors."""
+        """Claim the folder, and remove what killed processes were writing there.
+
+        Errors: ValueError if it holds features of other pictures or extractors.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         path, wanted = self.folder / "features.json", self._settings()
-        if not path.exists():
-            write_text(path, wanted)
-        elif path.read_text() != wanted:
+        with self._lock():
+            remove_partials(self.folder)
+            if not path.exists():
+                write_text(path, wanted)
+        if path.read_text() != wanted:
             raise ValueError(
                 f"{self.folder} holds features of other pictures, or of another extractor than "
                 f"{self.identity.name}: remove it, or choose another folder"
@@ -65,7 +71,7 @@ class FeatureStore:
         if description.log_probabilities_BV is not None:
             tensors["log_probabilities"] = description.log_probabilities_BV.contiguous()
         metadata = {"changes": json.dumps(changes)}
-        with written_whole(self._path(chunk)) as partial:
+        with self._lock(), written_whole(self._path(chunk)) as partial:
             save_file(tensors, partial, metadata)
 
     def changes(self) -> dict[str, int]:
@@ -115,6 +121,10 @@ class FeatureStore:
                 f"{path} does not hold {len(self.indices(chunk))} pictures: remove it and run again"
             )
         return description
+
+    def _lock(self) -> FileLock:
+        """Held while a file is written: what lies there half-written when free is a killed process's."""
+        return FileLock(self.folder / ".lock")
 
     def _path(self, chunk: int) -> Path:
         return self.folder / f"features-{chunk * CHUNK:08d}.safetensors"

@@ -10,6 +10,7 @@ from torch import Tensor
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec
 from swiftmask.recipes.captioned_scenes import World, codec_pictures
+from swiftmask.recipes.runs import run_name
 from swiftmask.recipes.vq_codec_training import CodecTrainer, pruned, train_step
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import TrainingConfig
@@ -51,13 +52,14 @@ class TokenizerRecipe:
     def run(self, folder: Path, on_log: Callable[[Progress], None] | None = None) -> VQCodec:
         """Train, or continue, in `folder`; returns the averaged codec in evaluation mode."""
         torch.manual_seed(self.training.seed)
+        trainer = CodecTrainer(build_vq_codec(self.codec))
         trained = train(
-            CodecTrainer(build_vq_codec(self.codec)),
+            trainer,
             self.batches,
             train_step,
             self.training,
             folder,
-            name=f"meissonic-scenes-tokenizer-{self.resolution}px-{self.world.name}",
+            name=run_name("meissonic-scenes-tokenizer", trainer, self.codec, self.resolution, self.world),
             on_log=on_log,
         )
         return pruned(trained.codec, trained.running.count_V, self.num_codes)

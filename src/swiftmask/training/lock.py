@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,13 +17,15 @@ def sole_writer(folder: Path) -> Iterator[None]:
     """Keep others out of a run's folder, or be told that one is in it already; what killed runs left there of
     files they were writing is removed.
 
-    Of processes that `torchrun` started, the first stands for all.
+    Of processes that `torchrun` started, the first stands for all. A folder made for a run that fails
+    before it writes anything is removed.
 
     Errors: ValueError if another process writes there.
     """
     if os.environ.get("RANK", "0") != "0":
         yield
         return
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _NAME)
     try:
@@ -35,5 +37,11 @@ def sole_writer(folder: Path) -> Iterator[None]:
     try:
         remove_partials(folder)
         yield
+    except BaseException:
+        if is_new and [path.name for path in folder.iterdir()] == [_NAME]:
+            (folder / _NAME).unlink()
+            with suppress(OSError):  # others may have come meanwhile
+                folder.rmdir()
+        raise
     finally:
         lock.release()
