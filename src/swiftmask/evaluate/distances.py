@@ -15,8 +15,11 @@ from torch import Tensor
 
 from swiftmask.evaluate.statistics import Moments, require_same_width
 
-_BLOCK_ENTRIES = 1 << 24
-"""Distances held at a time (128 MB), however many pictures there are."""
+_BLOCK_ENTRIES = 1 << 22
+"""Distances held at a time (32 MB), however many pictures there are."""
+
+_TOGETHER = 1024
+"""Rows held in float64 at a time."""
 
 _RESOLUTION = 1e-12
 """Squared distances below this share of the rows' squared lengths are rounding, of equal float32 rows."""
@@ -76,8 +79,12 @@ def kernel_distance(
     *,
     num_subsets: int = 100,
     subset_size: int = 1000,
+    scale: float = 1.0,
 ) -> Estimate:
     """The unbiased squared MMD of random subsets (drawn without replacement), which may fall below 0.
+
+    Args:
+        scale: features are divided by it.
 
     Errors: ValueError if the features differ in width, or a set has fewer rows than a subset.
     """
@@ -88,7 +95,7 @@ def kernel_distance(
             f"expected at least one subset of 2 to {fewest} pictures, got {num_subsets} of {subset_size}"
         )
     values = [
-        squared_mmd(*(_drawn(rows, subset_size, generator) for rows in (first_XD, second_YD)))
+        squared_mmd(*(_drawn(rows, subset_size, generator) / scale for rows in (first_XD, second_YD)))
         for _ in range(num_subsets)
     ]
     return _estimate(values)
@@ -132,15 +139,14 @@ def neighbourhoods(generated_XD: Tensor, real_YD: Tensor, *, nearest: int) -> Ne
     Errors: ValueError if the features differ in width, or a set has no `nearest` neighbours.
     """
     require_same_width(generated_XD, real_YD)
-    origin_D = real_YD[:1].double()  # near the data, so that squares do not cancel
-    generated_XD, real_YD = generated_XD.double() - origin_D, real_YD.double() - origin_D
-    radius_X, radius_Y = squared_radii(generated_XD, nearest), squared_radii(real_YD, nearest)
+    origin_D = real_YD[0].double()  # near the data, so that squares do not cancel
+    radius_X, radius_Y = (squared_radii(rows, nearest, origin_D) for rows in (generated_XD, real_YD))
     num_precise, num_balls = 0, 0
     recalled_Y = torch.zeros(len(real_YD), dtype=torch.bool, device=real_YD.device)
     covered_Y = recalled_Y.clone()
     rows = _rows_per_block(len(real_YD))
     for block_BD, radius_B in zip(generated_XD.split(rows), radius_X.split(rows), strict=True):
-        distance_BY = squared_distances(block_BD, real_YD)
+        distance_BY = _distances_to_all(block_BD, real_YD, origin_D)
         inside_BY = distance_BY <= radius_Y
         num_precise += int(inside_BY.any(dim=1).sum())
         num_balls += int(inside_BY.sum())
@@ -154,8 +160,11 @@ def neighbourhoods(generated_XD: Tensor, real_YD: Tensor, *, nearest: int) -> Ne
     )
 
 
-def squared_radii(features_XD: Tensor, nearest: int) -> Tensor:
+def squared_radii(features_XD: Tensor, nearest: int, origin_D: Tensor | None = None) -> Tensor:
     """Squared distance of each row to its `nearest`-th other row: float64 [X].
+
+    Args:
+        origin_D: near the rows (default: the first), to be subtracted from them.
 
     Errors: ValueError for fewer than `nearest` other rows.
     """
@@ -164,11 +173,11 @@ def squared_radii(features_XD: Tensor, nearest: int) -> Tensor:
             f"neighbour {nearest} of a picture needs at least {max(nearest, 1) + 1} pictures, got "
             f"{len(features_XD)}: give more, or choose nearer neighbours"
         )
-    features_XD = features_XD.double()
+    origin_D = features_XD[0].double() if origin_D is None else origin_D
     blocks = features_XD.split(_rows_per_block(len(features_XD)))
     # The nearest row is the row itself, at distance 0.
     radii = [
-        squared_distances(block_BD, features_XD).topk(nearest + 1, largest=False).values[:, -1]
+        _distances_to_all(block_BD, features_XD, origin_D).topk(nearest + 1, largest=False).values[:, -1]
         for block_BD in blocks
     ]
     return torch.cat(radii)
@@ -179,6 +188,15 @@ def squared_distances(first_XD: Tensor, second_YD: Tensor) -> Tensor:
     scale_XY = first_XD.square().sum(dim=1)[:, None] + second_YD.square().sum(dim=1)
     distance_XY = torch.addmm(scale_XY, first_XD, second_YD.mT, alpha=-2)
     return distance_XY.masked_fill_(distance_XY <= _RESOLUTION * scale_XY, 0.0)
+
+
+def _distances_to_all(block_BD: Tensor, rows_YD: Tensor, origin_D: Tensor) -> Tensor:
+    """Squared distances [B, Y] in float64, of rows of any precision, few of which are float64 at a time."""
+    block_BD = block_BD.double() - origin_D
+    distance_BY = block_BD.new_empty(len(block_BD), len(rows_YD))
+    for part_BY, part_YD in zip(distance_BY.split(_TOGETHER, 1), rows_YD.split(_TOGETHER), strict=True):
+        part_BY.copy_(squared_distances(block_BD, part_YD.double() - origin_D))
+    return distance_BY
 
 
 def _symmetric_root(covariance_DD: Tensor) -> Tensor:

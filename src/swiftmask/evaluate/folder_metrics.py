@@ -145,11 +145,12 @@ def _compared(ours: _Sample, real: _Sample, identity: Identity, settings: Metric
         )
     scale = 1.0 if identity.canonical else _root_mean_square(real.features_XD)
     kernel = kernel_distance(
-        ours.features_XD / scale,
-        real.features_XD / scale,
+        ours.features_XD,
+        real.features_XD,
         _generator(settings),
         num_subsets=settings.kid_subsets,
         subset_size=min(settings.kid_subset_size, fewest),
+        scale=scale,
     )
     overlap = neighbourhoods(ours.features_XD, real.features_XD, nearest=settings.nearest)
     found: Found = {"fd": (frechet_distance(ours.moments(), real.moments()), None), "kid": kernel}
@@ -195,7 +196,8 @@ def _result(
 
 def _root_mean_square(features_XD: Tensor) -> float:
     """Brings features of any network to the size the cubic kernel is made for; raw ones make it explode."""
-    return features_XD.square().mean(dtype=torch.float64).sqrt().item() or 1.0
+    norm = torch.linalg.vector_norm(features_XD, dtype=torch.float64).item()
+    return norm / features_XD.numel() ** 0.5 or 1.0
 
 
 def fewest_pictures(settings: MetricSettings) -> int:
