@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_generate(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     kept: list[int] = []
     sizes: list[int] = []
 
-    def saved(folder: PictureFolder, *what: object) -> None:
+    def saved(folder: PictureFolder, *what: Any) -> None:
         save(folder, *what)
         sizes.append(memory())
         if len(sizes) in (80, 320):
