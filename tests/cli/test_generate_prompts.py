@@ -302,12 +302,15 @@ def test_long_prompts_are_named_at_once_or_cut(
 ) -> None:
     """Prompts of at most 8 tokens, start and end among them."""
     long = "a red circle left a blue square"
-    Path("list.txt").write_text(f"a circle\n{long}\na {long}\n")
+    Path("list.txt").write_text(f"\na circle\n\n{long}\na {long}\n")
     arguments = (tiny_meissonic, "--prompts", "list.txt", "--steps", 2, "--out", "o")
     said = refused(capsys, *arguments)
-    assert "2 of 3 cannot be drawn: number 2: prompt of 9 tokens" in said
-    assert "number 3: prompt of 10 tokens" in said and "--truncate" in said
+    assert "list.txt: 2 of 3 cannot be drawn: line 4: prompt of 9 tokens" in said
+    assert "line 5: prompt of 10 tokens" in said and "--truncate" in said
     assert not Path("o").exists()
+    Path("one.csv").write_text(f"prompt,seed\na circle,1\n{long},2\n")
+    said = refused(capsys, tiny_meissonic, "--prompts", "one.csv", "--steps", 2, "--out", "o")
+    assert said.startswith("swiftmask: one.csv, line 3: prompt of 9 tokens")
     summary = generated(capsys, *arguments, "--truncate")
     assert [entry["what"] for entry in summary["pictures"]] == [
         "a circle",

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,8 @@ def test_comments_are_counted_and_said(tmp_path: Path, caplog: pytest.LogCapture
         "a seed, a prompt and a cat",
         "c:\\\\cats",
         "1",
+        "4,000 people",
+        "prompt delivery, a seed",
     ],
 )
 def test_prompts_that_are_taken_as_they_are(prompt: str, tmp_path: Path) -> None:
@@ -104,8 +108,14 @@ def test_prompts_that_are_taken_as_they_are(prompt: str, tmp_path: Path) -> None
         ("prompt\na\n", "looks like the header"),
         ("a\tb\n", r"line 1: looks like a row of a table .*\.tsv or \.csv"),
         ('"a","b"\n', "line 1: looks like a row of a table"),
-        ('"a, b",5\n', "every line ends in a comma and a number"),
-        ("a red circle,5\na blue square,6\n", "every line ends in a comma and a number"),
+        ('"a, b",5\n', "every line has a number beside a comma"),
+        ("a red circle,5\na blue square,6\n", "every line has a number beside a comma"),
+        ("a red circle;5\na blue square;6\n", "every line has a number beside a comma"),
+        ("1|a red circle\n2|a blue square\n", "every line has a number beside a comma"),
+        ('a red circle\n"a blue square"\n', "line 2: is in quotes"),
+        ("'a red circle'\n", "line 1: is in quotes"),
+        ("- prompt: a red circle\n", "line 1: looks like a setting"),
+        ('seed = 3\n"prompt": "a"\n', "2 lines cannot be read: line 1: looks like a setting"),
         ("a\rb\rc", "line 1: has a carriage return inside"),
     ],
 )
@@ -130,6 +140,12 @@ def test_other_formats_are_refused_by_name(text: str, complaint: str, tmp_path: 
         ('{"prompt": "\\ud800"}', "line 2: .*half of a surrogate pair"),
         ('{"prompt": "a", "negative_prompt": "\\udfff"}', "line 2: .*half of a surrogate pair"),
         ("[" * 100_000, "line 2: expected a JSON object"),
+        ('{"prompt": "a", "prompt": "b"}', "line 2: .*the column prompt is there twice"),
+        (
+            '{"prompt": "a", "negative": "b"}',
+            "line 2: .*the column 'negative' is not read: call it negative_pro",
+        ),
+        ('{"prompt": "a", "Seed": 3}', "line 2: .*the column 'Seed' is not read: call it seed"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(line: str, complaint: str, tmp_path: Path) -> None:
@@ -152,7 +168,12 @@ def test_all_bad_lines_are_named_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [("a,b\nc,d\n", "line 1: expected a first line of column names"), ('prompt\n"a"b\n', "in double quotes")],
+    [
+        ("a,b\nc,d\n", "line 1: expected a first line of column names"),
+        ('prompt\n"a"b\n', "in double quotes"),
+        ("prompt,negativ_prompt\na,b\n", "line 1: the column 'negativ_prompt' is not read"),
+        ("seed,prompt,seed\n1,a,2\n", "line 1: the column seed is there twice"),
+    ],
 )
 def test_tables_that_cannot_be_read(text: str, complaint: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=complaint):
@@ -162,6 +183,11 @@ def test_tables_that_cannot_be_read(text: str, complaint: str, tmp_path: Path) -
 def test_no_file_no_prompts_no_text(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file of prompts"):
         read_prompts(tmp_path / "nowhere.txt")
+    with pytest.raises(FileNotFoundError, match="it is a folder"):
+        read_prompts(tmp_path)
+    for suffix in (".yaml", ".YML", ".html", ".toml", ".xml"):
+        with pytest.raises(ValueError, match=f"{suffix.lower()} is not read: save the prompts as"):
+            read_prompts(written(tmp_path, "a cat\n", f"p{suffix}"))
     for text in ("", "\n \n", "\ufeff", "# only a comment\n"):
         for name in ("p.txt", "p.jsonl", "p.csv"):
             if name == "p.txt" or "#" not in text:
@@ -182,6 +208,13 @@ def test_other_encodings_are_named(content: bytes, complaint: str, tmp_path: Pat
     (tmp_path / "p.txt").write_bytes(content)
     with pytest.raises(ValueError, match=rf"p\.txt.*{complaint}"):
         read_prompts(tmp_path / "p.txt")
+
+
+def test_a_pipe_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as writer:
+        writer.submit((tmp_path / "pipe").write_text, "a cat\n")
+        assert read_prompts(tmp_path / "pipe") == [ListedPrompt("a cat")]
 
 
 def test_half_a_surrogate_pair_is_no_prompt() -> None:

@@ -122,7 +122,7 @@ class Generate:
         wanted = self._jobs(pipeline.model.spec.draws)
         if self.truncate:
             wanted = list(dict.fromkeys(jobs.truncated(pipeline, wanted)))
-        jobs.check_jobs(pipeline, wanted)
+        jobs.check_jobs(pipeline, wanted, self.prompts)
         canvas = self._canvas(pipeline)
         folder = PictureFolder(self.out, self._settings(pipeline, canvas))  # complains about impossible steps
         processes = Processes.here()

@@ -4,7 +4,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,13 @@ class Job:
     Attributes:
         what: class or prompt.
         negative: what a prompt's picture is not to show.
+        line: of the file of prompts, from 1; None without one.
     """
 
     what: str
     seed: int
     negative: str = ""
+    line: int | None = field(default=None, compare=False)
 
     @property
     def file_name(self) -> str:
@@ -78,7 +80,7 @@ def prompt_jobs(
     wide = list(map(require_text, negatives)) or [""]
     wide = wide * len(listed) if len(wide) == 1 else wide
     return _once(
-        Job(entry.text, seed, (other if entry.negative is None else entry.negative).strip())
+        Job(entry.text, seed, (other if entry.negative is None else entry.negative).strip(), entry.line)
         for entry, other in zip(listed, wide, strict=True)
         for seed in (seeds if entry.seed is None else range(entry.seed, entry.seed + len(seeds)))
     )
@@ -94,9 +96,12 @@ def asked_of(jobs: Sequence[Job]) -> "list[str] | list[Prompt]":
     return with_negative(texts, [job.negative for job in jobs])
 
 
-def check_jobs(pipeline: "Pipeline", jobs: Sequence[Job]) -> None:
+def check_jobs(pipeline: "Pipeline", jobs: Sequence[Job], file: Path | None = None) -> None:
     """Errors: ValueError naming all that the model cannot read, such as unknown classes or too long prompts,
     and for two jobs that would be written to one file.
+
+    Args:
+        file: of the prompts, whose lines are named.
     """
     from swiftmask.core.arguments import chosen_seeds
     from swiftmask.data.prompts import name_all
@@ -107,14 +112,20 @@ def check_jobs(pipeline: "Pipeline", jobs: Sequence[Job]) -> None:
     if any(job.negative for job in jobs) and not isinstance(model, Meissonic):
         raise ValueError(f"{pipeline.name} takes no negative prompt: leave it out, or use a meissonic model")
     check: Any = model.check_prompts if isinstance(model, Meissonic) else model.encode
-    unique = list(dict.fromkeys(asked_of(jobs)))
-    if _complaint(check, unique):
+    unique: dict[Any, int | None] = {}
+    for asked, job in zip(asked_of(jobs), jobs, strict=True):
+        unique.setdefault(asked, job.line)
+    if _complaint(check, list(unique)):
         problems = [
-            (f"number {i}", said) for i, one in enumerate(unique, 1) if (said := _complaint(check, [one]))
+            (f"number {i}" if line is None else f"line {line}", said)
+            for i, (asked, line) in enumerate(unique.items(), 1)
+            if (said := _complaint(check, [asked]))
         ]
         if len(problems) == 1:
-            raise ValueError(problems[0][1])
-        raise ValueError(f"{len(problems)} of {len(unique)} cannot be drawn: {name_all(problems)}")
+            place, said = problems[0]
+            raise ValueError(f"{file}, {place}: {said}" if place.startswith("line") else said)
+        source = "" if file is None else f"{file}: "
+        raise ValueError(f"{source}{len(problems)} of {len(unique)} cannot be drawn: {name_all(problems)}")
     _require_own_files(jobs)
 
 
@@ -158,9 +169,10 @@ def start_canvas(pipeline: "Pipeline", image: Path, mask: Path | None, decoding:
     from swiftmask.data.images.decode import counted, open_picture, said, to_rgb
 
     start = to_rgb(open_picture(image), decoding)
+    canvas = pipeline.start_canvas(start.image, None if mask is None else open_picture(mask))
     for line in said(counted([start.changes]), 1, decoding):
         note(f"{image}: {line}")
-    return pipeline.start_canvas(start.image, None if mask is None else open_picture(mask))
+    return canvas
 
 
 def repeated(canvas: "Canvas", count: int) -> "Canvas":

@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,7 +64,10 @@ def note(text: str) -> None:
 
 
 def show_warnings() -> None:
-    """Have what the library warns of (`logging`) written as notes."""
+    """Have what the library warns of (`logging`) written as notes, and nothing of Pillow's sizes: what is too
+    large is refused (data/images/decode.py).
+    """
+    warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     log = logging.getLogger("swiftmask")
     if not any(isinstance(handler, _Notes) for handler in log.handlers):
         log.addHandler(_Notes(logging.WARNING))

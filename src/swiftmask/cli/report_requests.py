@@ -65,10 +65,10 @@ def prompt_requests(path: Path, pipeline: "Pipeline", *, truncate: bool = False)
     from swiftmask.data.prompts import read_prompts
 
     listed = read_prompts(path)
-    asked = [jobs.Job(prompt.text, 0, (prompt.negative or "").strip()) for prompt in listed]
+    asked = [jobs.Job(prompt.text, 0, (prompt.negative or "").strip(), prompt.line) for prompt in listed]
     if truncate:
         asked = jobs.truncated(pipeline, asked)
-    jobs.check_jobs(pipeline, asked)
+    jobs.check_jobs(pipeline, asked, path)
     names = tuple(job.what for job in asked)
     return Requests(tuple(jobs.asked_of(asked)), names, tuple(prompt.seed for prompt in listed))
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 _Settings = TypeVar("_Settings")
 
-_POINTER = b"version https://git-lfs"
+POINTER = b"version https://git-lfs"
 """How the text file starts that git leaves in place of a large file."""
 
 _MODULES = frozenset(
@@ -78,7 +78,7 @@ def parse_json(text: str | bytes, *, source: str) -> dict[str, Any]:
 def refuse_pointer(path: Path) -> None:
     """Errors: ValueError for a file that git left in place of a large one."""
     with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
+        if file.read(len(POINTER)) == POINTER:
             raise ValueError(
                 f"{path} is a Git-LFS pointer, not the file itself: run `git lfs pull` in its repository"
             )

@@ -14,6 +14,10 @@ _log = logging.getLogger(__name__)
 
 _DELIMITERS = {".csv": ",;\t", ".tsv": "\t"}
 _COLUMNS = {"prompt", "negative_prompt", "seed"}
+_NEARLY = re.compile(r"neg|seeds?$")
+"""How names begin that are meant for columns which are read."""
+
+_MARKUP = (".yaml", ".yml", ".toml", ".xml", ".html", ".htm")
 _MOST_NAMED = 5
 _JSON = re.compile(r"""\[?\s*[{\[]\s*(["'{\[].*)?|[\]}],?""")
 """How a line of JSON begins that may go on in the next line. `{red|blue} car` is a prompt."""
@@ -46,15 +50,23 @@ def read_prompts(path: str | Path) -> list[ListedPrompt]:
     Errors: FileNotFoundError; ValueError naming all lines that cannot be read, or for a file without prompts.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file of prompts: {path}")
-    text, suffix = _text_of(path), path.suffix.lower()
+    if not path.exists() or path.is_dir():  # a pipe is read, too
+        mend = " (it is a folder: name a file)" if path.is_dir() else ""
+        raise FileNotFoundError(f"no such file of prompts: {path}{mend}")
+    suffix = path.suffix.lower()
+    if suffix in _MARKUP:
+        raise ValueError(f"{path}: {suffix} is not read: save the prompts as .txt, .jsonl or .csv")
+    text = _text_of(path)
     if suffix in _DELIMITERS:
         parsed = _rows_of_csv(text, path, _DELIMITERS[suffix])
     elif suffix in (".jsonl", ".ndjson"):
         parsed = ((number, line, _of_json) for number, line in _lines(text))
     else:
-        parsed = ((number, line, _of_text) for number, line in _without_comments(text, path))
+        lines = list(_lines(text))
+        kept = _without_comments(lines, path)
+        listed = _all_or_errors(((number, line, _of_text) for number, line in kept), path)
+        _say_comments(len(lines) - len(kept), path)
+        return listed
     return _all_or_errors(parsed, path)
 
 
@@ -94,22 +106,26 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, stripped
 
 
-def _without_comments(text: str, path: Path) -> list[tuple[int, str]]:
-    lines = list(_lines(text))
-    kept = [(number, line) for number, line in lines if not line.startswith("#")]
-    if num_comments := len(lines) - len(kept):
+def _say_comments(count: int, path: Path) -> None:
+    if count:
         _log.warning(
-            f"{path}: {num_comments} line{'s' * (num_comments > 1)} beginning with # passed over as comments "
+            f"{path}: {count} line{'s' * (count > 1)} beginning with # passed over as comments "
             "(a prompt that begins so can be given in a .jsonl file)"
         )
+
+
+def _without_comments(lines: Sequence[tuple[int, str]], path: Path) -> list[tuple[int, str]]:
+    """Errors: ValueError for the lines of a table."""
+    kept = [(number, line) for number, line in lines if not line.startswith("#")]
     if kept and _is_csv_header(kept[0][1]):
         raise ValueError(
             f"{path}, line {kept[0][0]}: {kept[0][1][:40]!r} looks like the header of a table: name the file "
             ".csv or .tsv"
         )
-    if kept and all(re.search(r",-?\d+$", line) for _, line in kept):
+    numbered = (r".*[,;|]-?\d+", r"\d+[,;|]\D.*")
+    if kept and any(all(re.fullmatch(row, line) for _, line in kept) for row in numbered):
         raise ValueError(
-            f"{path}: every line ends in a comma and a number, like a table: name the file .csv, with a "
+            f"{path}: every line has a number beside a comma, like a table: name the file .csv, with a "
             "first line of column names (prompt,seed)"
         )
     return kept
@@ -124,6 +140,10 @@ def _is_csv_header(line: str) -> bool:
 def _of_text(line: str) -> ListedPrompt:
     if _looks_like_json(line):
         raise ValueError(f"looks like JSON ({line[:40]!r}): name the file .jsonl, with one object a line")
+    if re.fullmatch(r'"([^"]|"")*"|\'[^\']*\'', line):
+        raise ValueError(f"is in quotes ({line[:40]!r}), like JSON or a table: take them off")
+    if re.match(r"[-*\s]*[\"']?(prompt|negative_prompt|seed)[\"']?\s*[:=]", line):
+        raise ValueError(f"looks like a setting ({line[:40]!r}): name the file .jsonl, one object a line")
     if "\t" in line or re.fullmatch(r'"([^"]|"")*"(,("([^"]|"")*"|-?\d*))+', line):
         raise ValueError(f"looks like a row of a table ({line[:40]!r}): name the file .tsv or .csv")
     if "\r" in line:
@@ -142,13 +162,25 @@ def _looks_like_json(line: str) -> bool:
 
 def _of_json(line: str) -> ListedPrompt:
     try:
-        columns = json.loads(line)
+        columns = json.loads(line, object_pairs_hook=_columns)
     except (ValueError, RecursionError) as error:
         why = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
         raise ValueError(f"expected a JSON object, got {line[:40]!r} ({why})") from error
     if not isinstance(columns, dict) or not isinstance(columns.get("prompt"), str):
         raise ValueError(f'expected an object with a text under "prompt", got {line[:40]!r}')
     return _of_columns(columns["prompt"], columns.get("negative_prompt"), columns.get("seed"))
+
+
+def _columns(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Errors: ValueError for a column that is there twice, or whose name is nearly one that is read."""
+    names = [name for name, _ in pairs]
+    if twice := next((name for name in names if name in _COLUMNS and names.count(name) > 1), None):
+        raise ValueError(f"the column {twice} is there twice")
+    for name in names:
+        if _NEARLY.match(name.strip().lower()) and name not in _COLUMNS:
+            meant = "seed" if name.strip().lower().startswith("s") else "negative_prompt"
+            raise ValueError(f"the column {name!r} is not read: call it {meant}")
+    return dict(pairs)
 
 
 def _of_columns(text: str, negative: object, seed: object) -> ListedPrompt:
@@ -184,7 +216,11 @@ def _rows_of_csv(text: str, path: Path, delimiters: str) -> Parsed:
                 yield rows.line_num, (names, row), _of_row
                 continue
             names = [cell.strip().lower() for cell in row]
-            if names.count("prompt") != 1:
+            try:
+                _columns([(name, None) for name in names])
+            except ValueError as error:
+                raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
+            if "prompt" not in names:
                 raise ValueError(
                     f"{path}, line {rows.line_num}: expected a first line of column names, one of them "
                     f"prompt, got {header[:40]!r}"

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -330,3 +331,47 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"cannot read image .*x\.png"):
         open_picture(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(("bits", "scale"), [(2, 85), (4, 17)])
+def test_the_transparent_grey_of_few_bits(bits: int, scale: int) -> None:
+    """Pillow scales the greys of the picture, but not the transparent one."""
+    levels_HW = np.arange(16).reshape(4, 4) % 2**bits
+    rows = [
+        b"\0" + np.packbits((row[:, None] >> np.arange(bits)[::-1]) & 1).tobytes()
+        for row in levels_HW.astype(np.uint8)
+    ]
+    clear = png_chunk(b"tRNS", struct.pack(">H", 2))
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, bits, 0, 0, 0, 0))
+    body = png_chunk(b"IDAT", zlib.compress(b"".join(rows))) + png_chunk(b"IEND", b"")
+    found = decode_picture(b"\x89PNG\r\n\x1a\n" + header + clear + body, "x")
+    expected_HW = np.where(levels_HW == 2, 255, levels_HW * scale)
+    assert np.array_equal(pixels(found.image)[..., 0], expected_HW)
+    assert found.changes == ("transparency",)
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_a_ppm_of_16_bits_is_counted() -> None:
+    wide_HW3 = (np.arange(48).reshape(4, 4, 3) * 1285).astype(">u2")
+    found = decode_picture(b"P6 4 4 65535\n" + wide_HW3.tobytes(), "x.ppm")
+    assert np.array_equal(pixels(found.image), wide_HW3 >> 8)
+    assert found.changes == ("depth",)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "empty"),
+        (b"<svg/>", "no image of a format that is read"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "Git-LFS pointer.*git lfs pull",
+        ),
+    ],
+)
+def test_what_is_no_image_is_called_what_it_is(content: bytes, why: str) -> None:
+    with pytest.raises(ValueError, match=rf"^cannot read image x\.png \(.*{why}"):
+        decode_picture(content, "x.png")

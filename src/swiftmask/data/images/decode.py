@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps
 
 from swiftmask.core.reading import first_line
+from swiftmask.core.settings import POINTER
 
-RULES = 1
+RULES = 2
 """Version of the rules: nothing that was made under another one is used again."""
 
 _ORIENTATION = 0x0112
@@ -156,7 +157,9 @@ def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(content)) as image:
             getattr(image, "n_frames", 1)  # counted while the file is open
-            image.info[_DEEP] = any(";16" in str(tile.args) for tile in image.tile)
+            image.info[_DEEP] = any(map(_has_16_bits, image.tile))
+            if image.mode == "L" and isinstance(image.info.get("transparency"), int):
+                image.info["transparency"] *= next(map(_grey_scale, image.tile), 1)
             image.load()
             yield image
     except Image.DecompressionBombError as error:
@@ -164,8 +167,24 @@ def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
         raise ValueError(
             f"cannot read image {name} (more than {most} million pixels): scale it down"
         ) from error
+    except Image.UnidentifiedImageError as error:
+        if content.startswith(POINTER):
+            why = "a Git-LFS pointer: run `git lfs pull` in its repository"
+        else:
+            why = "no image of a format that is read" if content else "empty"
+        raise ValueError(f"cannot read image {name} ({why})") from error
     except Exception as error:  # Pillow's plugins raise almost anything for hostile files
         raise ValueError(f"cannot read image {name} ({first_line(error)})") from error
+
+
+def _has_16_bits(tile: Any) -> bool:
+    """Of a PNG or TIFF by its raw mode, of a PPM by its largest value."""
+    return ";16" in str(tile.args) or (tile.codec_name.startswith("ppm") and tile.args[-1] > 255)
+
+
+def _grey_scale(tile: Any) -> int:
+    """What Pillow multiplies greys of 2 or 4 bits by while it loads them, but not the transparent one."""
+    return {"L;2": 85, "L;4": 17}.get(tile.args, 1) if isinstance(tile.args, str) else 1
 
 
 def _turned(image: Image.Image, decoding: Decoding, changes: list[str]) -> Image.Image:

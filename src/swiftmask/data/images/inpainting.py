@@ -53,6 +53,10 @@ def start_picture(
             f"image smaller than the picture ({_text(size)})"
         )
     if drawn_L.all():
+        if mask is None:
+            raise ValueError(
+                f"the image of {_text((image.height, image.width))} fills no token: make it larger"
+            )
         raise ValueError(
             f"the mask leaves no token of the image as it is{_range_of(mask)}: make part of it black (kept)"
         )
