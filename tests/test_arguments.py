@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 import swiftmask
 from swiftmask.core.protocol import SamplingOptions
@@ -31,7 +33,7 @@ WRONG: list[dict[str, Any]] = [
     *({"steps": steps} for steps in (0, -4, True, 2.0, "4", math.nan, 10**9)),
     *({"guidance": scale} for scale in (0, 0.5, -3.0, math.nan, math.inf, 1e9, True, "2")),
     *({"output_type": kind} for kind in ("pill", "PIL", "", None, 1)),
-    *({"size": size} for size in (1024, 0, -8, True, (8,), (8, 8, 8))),
+    *({"size": size} for size in (1024, 0, -8, True, (8,), (8, 8, 8), 8.0, "8", "88", math.nan, {8})),
     {"negative_prompt": "blur"},
 ]
 
@@ -40,6 +42,79 @@ WRONG: list[dict[str, Any]] = [
 def test_a_wrong_argument_is_named(tiny: swiftmask.Pipeline, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         tiny.generate([0], **wrong)
+
+
+WRONG_TYPES: list[dict[str, Any]] = [
+    *({"seeds": seeds} for seeds in (1.7, True, 0, "0", b"0", {0}, {0: 1})),
+    *({"on_step": function} for function in (1, "x")),
+    *({"sampling": options} for options in ({}, "x", {"temperature": 1})),
+    *({"canvas": canvas} for canvas in (1, "x", torch.zeros(1, 16))),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_TYPES, ids=str)
+def test_an_argument_of_another_type_is_named(tiny: swiftmask.Pipeline, wrong: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"^{next(iter(wrong))} must be"):
+        tiny.generate([0], **wrong)
+
+
+@pytest.mark.parametrize("labels", [0, {0}, {0: 1}, b"0", 1.5, True])
+def test_labels_are_a_list(tiny: swiftmask.Pipeline, labels: Any) -> None:
+    with pytest.raises(TypeError, match="^labels must be a list of classes"):
+        tiny.generate(labels)
+
+
+@pytest.mark.parametrize("wrong", [1, None, ["a"], b"a", True])
+def test_prompts_are_texts(painter: swiftmask.Pipeline, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"^prompts\[1\] must be a text, got"):
+        painter.generate(prompts=["a red circle", wrong])
+    with pytest.raises(TypeError, match="^negative_prompt must be a "):
+        painter.generate(prompts=["a red circle"], negative_prompt=[wrong])
+    for none in (0, {"a"}, {"a": 1}, b"a"):
+        with pytest.raises(TypeError, match="^prompts must be a list of texts"):
+            painter.generate(prompts=none)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^prompts\[0\] is empty"):
+        painter.generate(prompts=[" "])
+
+
+def test_a_canvas_of_another_batch_or_model_is_refused(tiny: swiftmask.Pipeline) -> None:
+    with pytest.raises(ValueError, match=r"^canvas must have tokens of shape \(1, .*got \(2, "):
+        tiny.generate([0], canvas=tiny.model.blank(2))
+    with pytest.raises(TypeError, match="^image must be a PIL image"):
+        tiny.start_canvas("a.png")  # type: ignore[arg-type]
+    small = Image.new("RGB", (2, 2))
+    with pytest.raises(TypeError, match="^mask must be a PIL image"):
+        tiny.start_canvas(small, "a.png")  # type: ignore[arg-type]
+    for count in (0, -1, 1.5, True, "2"):
+        with pytest.raises(ValueError, match="^count must be a whole number"):
+            tiny.start_canvas(small, count=count)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [1, True, b"x", ["x"]])
+def test_sources_are_names_or_paths(tiny: swiftmask.Pipeline, wrong: Any) -> None:
+    with pytest.raises(TypeError, match="^source must be a name or a path"):
+        swiftmask.load(wrong)
+    for name in ("codec", "text_encoder"):
+        with pytest.raises(TypeError, match=f"^{name} must be a name or a path"):
+            swiftmask.load("maskgit-scenes", **{name: wrong})
+    for name in ("shortcut", "marval", "speed_rl", "caching"):
+        with pytest.raises(TypeError, match=f"^{name} must be a name"):
+            swiftmask.accelerate(tiny, **{name: wrong})
+    with pytest.raises(TypeError, match="^pipeline must be what load"):
+        swiftmask.accelerate(wrong, caching="reuse")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.bool, 1, True])
+def test_weights_are_floats(dtype: Any) -> None:
+    with pytest.raises(ValueError, match="^dtype must be float32, bfloat16 or float16"):
+        swiftmask.load("maskgit-scenes", dtype=dtype)
+
+
+def test_odd_sources() -> None:
+    with pytest.raises(ValueError, match="no file has a name of 5000 letters"):
+        swiftmask.load("x" * 5000)
+    with pytest.raises(ValueError, match="^unknown device 'None'"):
+        swiftmask.load("maskgit-scenes", device=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("field", ["temperature", "choice_temperature", "schedule_power", "guidance"])

@@ -4,11 +4,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from swiftmask.core.arguments import require_type
 from swiftmask.core.compiled import compile_blocks, mode_of
 from swiftmask.core.families import Reading
 from swiftmask.core.protocol import DenoisingModel, FeatureFn, MaskedGenerator, SamplingOptions
@@ -41,6 +43,12 @@ CACHINGS: dict[str, Callable[[Any], FeatureFn]] = {
     "ml-cache-refreshed": partial(MLCacheFeatures, rule=refreshed_first),
 }
 """Training-free feature functions by name; the last two need a model that can recompute single columns."""
+
+_SOURCES = str | PathLike
+"""What a model, an accelerator or a codec may be named by."""
+
+_LONGEST_NAME = 255
+"""Bytes."""
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TEXT_ENCODER_FILES = (("config.json", "model.safetensors"), ("config.json", "pytorch_model.bin"))
@@ -79,6 +87,8 @@ def load(  # noqa: PLR0913 - one call for everything that can be said of a sourc
 
     Errors: FileNotFoundError or ValueError saying what was found and what would work.
     """
+    for name, value in (("codec", codec), ("text_encoder", text_encoder)):
+        require_type(name, value, _SOURCES | None, "a name or a path")
     if mode_of(compile) is not None and blocks_on_device is not None:
         raise ValueError("compile needs all blocks on the device: leave out compile, or blocks_on_device")
     reading = Reading(
@@ -111,7 +121,10 @@ def load_with(
 
 def _find_model(source: str | Path, revision: str | None, *, local_files_only: bool) -> tuple[Path, str]:
     """Where a model is on this machine (after downloading it, if need be), and what to call it."""
+    require_type("source", source, _SOURCES, "a name or a path")
     text, path = str(source), Path(source).expanduser()
+    if len(path.name.encode(errors="replace")) > _LONGEST_NAME:
+        raise ValueError(f"unknown model {text[:40]!r}...: no file has a name of {len(path.name)} letters")
     if text in bundled_names():
         return bundled_folder(text), text
     if path.is_file():
@@ -153,6 +166,11 @@ def accelerate(
 
     Errors: ValueError unless exactly one of the four is given and fits the model; FileNotFoundError.
     """
+    require_type("pipeline", pipeline, Pipeline, "what load(...) gives")
+    require_type("shortcut", shortcut, AnyShortcut | _SOURCES | None, "a name, a path or a network")
+    require_type("marval", marval, Student | _SOURCES | None, "a name, a path or a student")
+    require_type("speed_rl", speed_rl, _SOURCES | None, "a name or a path")
+    require_type("caching", caching, str | None, "a name")
     ways = {"speed_rl": speed_rl, "shortcut": shortcut, "caching": caching, "marval": marval}
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
@@ -204,7 +222,11 @@ def _chosen_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """None, or "auto", leaves it to the family."""
     if dtype == "auto":
         return None
-    return dtype_named(dtype) if isinstance(dtype, str) else dtype
+    if isinstance(dtype, str):
+        return dtype_named(dtype)
+    if dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
+    return dtype
 
 
 def device_named(device: torch.device | str) -> torch.device:
@@ -216,7 +238,7 @@ def device_named(device: torch.device | str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         wanted = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"unknown device {str(device)!r}: use auto, cpu, cuda or mps") from error
     counts = {
         "cpu": 1,
@@ -268,7 +290,7 @@ def _download(
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise ValueError(
             f"no model {repo_id!r}{suggestion(repo_id.split('/')[-1], known)} "
-            f"No such local folder, and Hugging Face gave nothing ({reason})"
+            f"(no such local folder, and Hugging Face gave nothing: {reason})"
         ) from error
 
 

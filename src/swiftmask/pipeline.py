@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from swiftmask.core.arguments import check_options, chosen_seeds, height_and_width, with_chains
+from swiftmask.core.arguments import (
+    check_options,
+    chosen_seeds,
+    height_and_width,
+    in_order,
+    require_type,
+    with_chains,
+)
 from swiftmask.core.compiled import MarkedSteps, compile_blocks, equal_sizes_apart, mode_of, records_graphs
 from swiftmask.core.decode import FullFeatures, check_finite, decode, prepare_condition
 from swiftmask.core.protocol import (
@@ -38,7 +45,7 @@ from swiftmask.core.schedule import uniform_full_steps, with_full_steps
 from swiftmask.core.types import Canvas, Record, Schedule, Step, Trajectory
 from swiftmask.data.images.inpainting import start_picture
 from swiftmask.data.prompts import require_text
-from swiftmask.models.meissonic import Meissonic, with_negative
+from swiftmask.models.meissonic import Meissonic, Prompt, with_negative
 
 Images = list[Image.Image] | Tensor
 OutputType = Literal["pil", "pt"]
@@ -157,6 +164,12 @@ class Pipeline:
         """
         if output_type not in get_args(OutputType):
             raise ValueError(f"output_type must be 'pil' or 'pt', got {output_type!r}")
+        if on_step is not None and not callable(on_step):
+            raise TypeError(f"on_step must be a function of a step's record, got {on_step!r}")
+        if sampling is not None:
+            require_type("sampling", sampling, SamplingOptions, "SamplingOptions")
+        if canvas is not None:
+            require_type("canvas", canvas, Canvas, "a Canvas, as start_canvas gives it")
         if (guidance, sampling, size) != (None, None, None):
             asked = SamplingOptions(guidance=guidance).over(sampling or SamplingOptions())
             sized = self if size is None else self.sized(*height_and_width(size))
@@ -176,7 +189,7 @@ class Pipeline:
         if canvas is None:
             canvas = self.model.blank(len(condition))
         else:
-            _check_start(canvas)
+            _check_start(canvas, self.model.blank(len(condition)).tokens_BL.shape)
         schedule = self.schedule(steps, num_masked=canvas.num_masked)
         if isinstance(self.model, WeighedGenerator):
             method = "backbone" if self.features_fn is None else self.features_fn.name
@@ -219,6 +232,9 @@ class Pipeline:
 
         Errors: ValueError for sizes that do not fit, or if everything or nothing is left to draw.
         """
+        require_type("image", image, Image.Image, "a PIL image")
+        require_type("mask", mask, Image.Image | None, "a PIL image")
+        check("count", count, Range(low=1, high=RANGES["num"].high), int)
         start = start_picture(image, mask, size=self.picture_size(), grid=self.model.spec.grid)
         tokens_1L = self.model.to_tokens(start.image_3HW[None].to(self.model.device))
         known_N = (~start.drawn_L).nonzero().flatten().to(self.model.device)
@@ -360,18 +376,18 @@ class Pipeline:
             )
         if isinstance(given, str):
             raise ValueError(f"{self.name} draws {wanted}, got one string: write [{given!r}]")
+        given = in_order(*(("labels", given, "classes") if draws == "class" else ("prompts", given, "texts")))
         if len(given) == 0:
             raise ValueError(f"nothing to generate: {self.name} draws {wanted}, got an empty list")
-        for text in given:
-            if isinstance(text, str):
-                require_text(text)
+        if draws == "prompt":
+            _require_prompts(given)
         if negative_prompt is None:
-            return self.model.encode(list(given))  # type: ignore[arg-type]
+            return self.model.encode(given)
         if not isinstance(self.model, Meissonic):
             raise ValueError(f"{self.name} takes no negative_prompt: leave it out, or use a meissonic model")
         if self.sampling.guidance == 1.0:
             raise ValueError("negative_prompt needs guidance, got guidance 1, which turns it off")
-        return self.model.encode(with_negative(given, negative_prompt))  # type: ignore[arg-type]
+        return self.model.encode(with_negative(given, _negatives(negative_prompt)))  # type: ignore[arg-type]
 
     def _decode(
         self,
@@ -400,10 +416,32 @@ def to_pil(images_B3HW: Tensor) -> list[Image.Image]:
     return [Image.fromarray(np.ascontiguousarray(pixels)) for pixels in pixels_BHW3]
 
 
-def _check_start(canvas: Canvas) -> None:
-    """Reads from the device once. Errors: ValueError unless its images have as many masked tokens as it says,
-    and at least one.
+def _require_prompts(given: Sequence[object]) -> None:
+    """Errors: ValueError or TypeError naming the first that is no text, or empty."""
+    for place, text in enumerate(given):
+        require_type(f"prompts[{place}]", text, str | Prompt, "a text")
+        if isinstance(text, str) and not require_text(text).strip():
+            raise ValueError(f"prompts[{place}] is empty: say what the image shows")
+
+
+def _negatives(given: str | Sequence[str]) -> str | list[str]:
+    """One text for all prompts, or one for each. Errors: as `_require_prompts`; they may be empty."""
+    listed = [given] if isinstance(given, str) else in_order("negative_prompt", given, "texts")
+    for text in listed:
+        require_type("negative_prompt", text, str, "a text")
+        require_text(text)
+    return given if isinstance(given, str) else listed
+
+
+def _check_start(canvas: Canvas, shape: torch.Size) -> None:
+    """Reads from the device once. Errors: ValueError unless its tokens have that shape, and its images as
+    many masked tokens as it says, and at least one.
     """
+    if canvas.tokens_BL.shape != shape:
+        raise ValueError(
+            f"canvas must have tokens of shape {tuple(shape)}, one row for each image of this model, got "
+            f"{tuple(canvas.tokens_BL.shape)}"
+        )
     counts = set(canvas.masked_BL.sum(dim=1).tolist())
     if counts != {canvas.num_masked} or 0 in counts:
         raise ValueError(

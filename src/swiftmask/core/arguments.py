@@ -1,11 +1,28 @@
 """What a call of a pipeline is given: checked, and in the form that a decode takes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from numbers import Integral
+from types import UnionType
+from typing import Any
 
 from swiftmask.core.protocol import SamplingOptions, Spec
 from swiftmask.core.ranges import SEED, check
 from swiftmask.core.types import Schedule, Step
+
+
+def require_type(name: str, value: object, kind: type | UnionType | tuple[Any, ...], expected: str) -> None:
+    """Errors: TypeError naming the argument for a value of another type. True is no number and no name."""
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{name} must be {expected}, got {value!r:.80}")
+
+
+def in_order(name: str, values: object, expected: str) -> list[Any]:
+    """The values of a list, tuple, range or array. Errors: TypeError with the argument's name for others."""
+    unordered = isinstance(values, str | bytes | set | frozenset | dict)
+    if unordered or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list of {expected}, got {values!r:.80}")
+    return list(values)
 
 
 def check_options(sampling: SamplingOptions, spec: Spec) -> None:
@@ -27,8 +44,11 @@ def with_chains(schedule: Schedule, length: int) -> list[Step]:
 
 
 def chosen_seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
-    """One seed for each of `count` images. Errors: ValueError for another number, or one out of range."""
-    chosen = list(range(count)) if seeds is None else list(seeds)
+    """One seed for each of `count` images.
+
+    Errors: ValueError for another number, or one out of range; TypeError for what is no list.
+    """
+    chosen = list(range(count)) if seeds is None else in_order("seeds", seeds, "whole numbers")
     if len(chosen) != count:
         raise ValueError(f"one seed per picture: got {len(chosen)} seeds for {count} pictures")
     for place, seed in enumerate(chosen):
@@ -37,7 +57,7 @@ def chosen_seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
 
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2:
+    sides = (size, size) if isinstance(size, Integral) else tuple(size) if isinstance(size, Sequence) else ()
+    if len(sides) != 2 or isinstance(size, str | bytes):
         raise ValueError(f"size must be one number of pixels, or height and width, got {size!r}")
     return sides
