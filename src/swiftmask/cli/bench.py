@@ -29,6 +29,9 @@ class Way:
     row: "Row"
 
 
+_Asked = tuple[Evaluate, str | None]
+"""Options, and the row that the tokens are compared with."""
+
 _STEPS = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2, 2)
 _BUDGETS = ((3 / 4, 1 / 4), (1, 1 / 4), (1, 3 / 8), (2, 1 / 2))
 """What is measured unless something else is asked for, as shares of a model's own steps."""
@@ -165,27 +168,34 @@ class BenchQuality:
 
     def ways(self, base: "Pipeline") -> list[Way]:
         """Every way to draw that was asked for, once: the model's own sampling may be among the others."""
-        ways = [Way(alone, alone.row(base)) for alone in map(self._evaluate, self.steps or ())]
-        ways += self._accelerated(base)
-        ways += self._unguided(base)
-        ways += self._drawn_otherwise(map(self._evaluate, self.steps or ()), base)
-        ways += self._heads(base)
-        ways += self._students(base)
+        plain = [self._evaluate(steps) for steps in self.steps or ()]
+        asked: list[_Asked] = [(alone, None) for alone in plain]
+        asked += self._accelerated(base)
+        asked += ((alone, None) for alone in self._unguided(base))
+        asked += ((alone, None) for alone in self._drawn_otherwise(plain))
+        asked += ((alone, None) for alone in self._heads())
+        asked += ((alone, None) for alone in self._students())
+        for (
+            alone,
+            _,
+        ) in asked:  # complains about what cannot be before operations are counted, which takes long
+            alone.pipeline(base).schedule(alone.steps)
+        ways = [Way(alone, alone.row(base, reference=reference)) for alone, reference in asked]
         once: dict[tuple[str | None, str], Way] = {}
         for way in ways:  # two cachings may differ in a rule alone, which no fingerprint knows of
             once.setdefault((way.evaluate.caching, way.row.fingerprint), way)
         return list(once.values())
 
-    def _accelerated(self, base: "Pipeline") -> "Iterator[Way]":
+    def _accelerated(self, base: "Pipeline") -> "Iterator[_Asked]":
         given = [] if self.shortcut == "none" else [{"shortcut": self.shortcut}]
         given += [{"caching": rival} for rival in self.rivals or ()]
         for accelerator in given:
             for steps, full_steps in map(parse_budget, self.shortcut_budgets or ()):
                 alone = replace(self._evaluate(steps), full_steps=full_steps, **accelerator)
                 compared = steps in (self.steps or ()) and not measure.has_diffusion_head(base)
-                yield Way(alone, alone.row(base, reference=f"vanilla-{steps}" if compared else None))
+                yield alone, f"vanilla-{steps}" if compared else None
 
-    def _unguided(self, base: "Pipeline") -> "Iterator[Way]":
+    def _unguided(self, base: "Pipeline") -> Iterator[Evaluate]:
         """Errors: ValueError for a model without guidance, or a budget without a shortcut."""
         if self.unguided and not measure.is_guided(base):
             raise ValueError(f"{base.name} is drawn without guidance: leave out --unguided")
@@ -199,17 +209,17 @@ class BenchQuality:
                 alone = replace(
                     self._evaluate(steps), unguided=True, shortcut=self.shortcut, full_steps=full_steps
                 )
-            yield Way(alone, alone.row(base))
+            yield alone
 
-    def _drawn_otherwise(self, drawn: Iterable[Evaluate], base: "Pipeline") -> "Iterator[Way]":
+    def _drawn_otherwise(self, drawn: Iterable[Evaluate]) -> Iterator[Evaluate]:
         """Each of `drawn` at every other temperature, with every other schedule, and with both."""
         choices = product(drawn, (None, *self.temperatures), (None, *self.schedule_powers))
         for alone, temperature, power in choices:
             changed = replace(alone, temperature=temperature, schedule_power=power)
             if changed != alone:
-                yield Way(changed, changed.row(base))
+                yield changed
 
-    def _heads(self, base: "Pipeline") -> "Iterator[Way]":
+    def _heads(self) -> Iterator[Evaluate]:
         """The full model with fewer denoising steps."""
         asked = [("ancestral", *parse_denoising(text)) for text in self.denoising_steps]
         asked += [("ancestral", None, parse_annealing(text)) for text in self.disa]
@@ -217,19 +227,19 @@ class BenchQuality:
         for sampler, own_steps, counts in asked:
             for steps in self.steps or () if own_steps is None else (own_steps,):
                 alone = replace(self._evaluate(steps), denoising_steps=counts, sampler=sampler)
-                yield Way(alone, alone.row(base))
+                yield alone
 
-    def _students(self, base: "Pipeline") -> "Iterator[Way]":
+    def _students(self) -> Iterator[Evaluate]:
         """Other weights."""
         for student in self.marval:
             for steps in self.marval_steps or self.steps or ():
                 alone = replace(self._evaluate(steps), marval=student)
-                yield Way(alone, alone.row(base))
+                yield alone
         for policy in self.speed_rl:
             counts = self.speed_rl_steps or self.steps or ()
             tuned = [replace(self._evaluate(steps), speed_rl=policy) for steps in counts]
-            yield from (Way(alone, alone.row(base)) for alone in tuned)
-            yield from self._drawn_otherwise(tuned, base)
+            yield from tuned
+            yield from self._drawn_otherwise(tuned)
 
     def _publish(self, report: "QualityReport", name: str) -> None:
         from swiftmask.core.writing import write_text

@@ -78,7 +78,7 @@ def _stamp_of(path: Path) -> str | None:
     try:
         with Image.open(path) as image:
             return str(image.info.get(_STAMP, ""))
-    except OSError:
+    except Exception:  # Pillow raises almost anything for files that are damaged or too large
         return None
 
 
@@ -90,7 +90,7 @@ def _whole_stamp(path: Path) -> str | None:
         with Image.open(path) as image:
             image.load()
             return str(image.info.get(_STAMP, ""))
-    except OSError:
+    except Exception:  # as above
         return None
 
 
