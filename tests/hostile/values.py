@@ -24,7 +24,6 @@ OUTPUTS = {"out": "is written", "save_statistics": "is written"}
 """Paths that need not exist."""
 
 UNDECIDED = {
-    "verify folder": "a file that is no case is a case that failed: exit code 1",
     "bench report only": "chooses rows by the series they end up in",
     "generate prompts": "refused beside classes, before it is read (tests/data/test_prompts.py)",
     "generate compile": "an empty mode is none",

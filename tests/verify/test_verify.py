@@ -199,3 +199,22 @@ def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown kind" in capsys.readouterr().out
     assert code("--only", "nothing") == 2
     assert "no case begins with 'nothing'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "names", [(), ("config.json", "model.safetensors"), ("generate.json", "damaged.json")]
+)
+def test_a_folder_of_other_files_is_refused(
+    names: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model folder has a JSON file beside a safetensors file, too."""
+    for name in names:
+        (tmp_path / name).write_text("{" if name == "damaged.json" else '{"model": "maskgit"}')
+    with pytest.raises(SystemExit) as stop:
+        main(["verify", str(tmp_path)])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "holds no cases: expected KIND.json" in said
+    assert said.count("\n") == 1
+    if names:
+        assert names[0].partition(".")[0] in said

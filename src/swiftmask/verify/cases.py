@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from swiftmask.core.reading import some
+
 RELATIVE_TOLERANCE = 1e-5
 """Largest error of a float tensor, as a share of the reference's largest value."""
 
@@ -83,9 +85,11 @@ def verify_folder(
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
     names = case_names(folder)
-    if not names:
+    if not any(_is_case(folder, name) for name in names):
+        found = f", got {some(names)}" if names else ""
         raise ValueError(
-            f"{folder} holds no cases: expected NAME.json with NAME.safetensors, or manifests/NAME.json"
+            f"{folder} holds no cases: expected KIND.json with KIND.safetensors (KIND is {kinds()[0]}, "
+            f"{kinds()[1]} and so on), or manifests/NAME.json{found}"
         )
     chosen = [
         name for name in names if only is None or name.startswith(only) or _short(name).startswith(only)
@@ -104,6 +108,16 @@ def case_names(folder: Path) -> list[str]:
     cases = {path.stem for suffix in ("*.json", "*.safetensors", "*.npz") for path in folder.glob(suffix)}
     manifests = {f"{MANIFESTS}/{path.stem}" for path in (folder / MANIFESTS).glob("*.json")}
     return sorted(cases) + sorted(manifests)
+
+
+def _is_case(folder: Path, name: str) -> bool:
+    """Whether a file's name or its own `name` begins with a kind; a damaged one is told by its name."""
+    if name.startswith(f"{MANIFESTS}/") or kind_of(name, {}):
+        return True
+    try:
+        return kind_of(name, _read_content(folder, name)) is not None
+    except (ValueError, OSError):
+        return False
 
 
 def kinds() -> list[str]:
