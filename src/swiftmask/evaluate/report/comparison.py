@@ -17,6 +17,9 @@ from swiftmask.evaluate.summary import QualityReport, Spread
 VANILLA = "vanilla"
 """Series of the unaccelerated model."""
 
+_SAMPLING = ("unguided", "temperature-", "power-", "denoising", "ancestral", "ddim", "disa")
+"""How parts of a series begin that change how the model samples, and accelerate nothing."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantity:
@@ -53,6 +56,17 @@ class Point:
     values: dict[str, Spread]
     equal_cost: float | None
     command: str
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether other weights, a shortcut or a cache are part of it."""
+        parts = self.series.split("+")
+        return self.series != VANILLA and not all(part.startswith(_SAMPLING) for part in parts)
+
+    @property
+    def resampled(self) -> bool:
+        """Whether it is the full model with other sampling: no guidance, another temperature and so on."""
+        return self.series != VANILLA and not self.accelerated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +106,8 @@ class Comparison:
 
     def picked(self) -> Point | None:
         """The accelerated row to look at first: the best at half the full model's cost, or the cheapest."""
-        fast = [point for point in self.points if point.series != VANILLA]
+        others = [point for point in self.points if point.series != VANILLA]
+        fast = [point for point in others if point.accelerated] or others
         full = self.full
         affordable = fast if full is None else [point for point in fast if _costs_half(point, full)]
         return self.best(affordable) or min(fast, key=lambda point: point.gflop, default=None)
@@ -176,32 +191,54 @@ def findings(comparison: Comparison) -> str:
     """What the table says about half the cost of the full model, in two or three sentences."""
     full, quantity = comparison.full, comparison.quantities[0]
     if full is None:
-        return f"{len(comparison.points)} ways to draw with {comparison.model}."
+        return f"{len(comparison.points)} rows of {comparison.model}, without the full model."
     text = (
-        f"The full model with {full.steps} steps costs {full.gflop:.3g} GFLOP a picture; its "
+        f"The full model with {full.steps} steps costs {full.gflop:.3g} GFLOP per image; its "
         f"{quantity.label} is {_value(full, quantity)}. "
     )
     affordable = [point for point in comparison.points if _costs_half(point, full)]
+    fast = comparison.best([point for point in affordable if point.accelerated])
+    other = comparison.best([point for point in affordable if point.resampled])
+    sentences = [
+        text + ("No accelerated row costs half of that or less." if fast is None else ""),
+        *([] if fast is None else _accelerated(fast, full, comparison)),
+        *([] if other is None else [_resampled(other, fast, comparison)]),
+    ]
+    return " ".join(sentence.strip() for sentence in sentences)
+
+
+def _accelerated(fast: Point, full: Point, comparison: Comparison) -> list[str]:
+    """The best accelerated row, beside what fewer steps alone give."""
+    quantity = comparison.quantities[0]
+    affordable = [point for point in comparison.points if _costs_half(point, full)]
     fewer = comparison.best([point for point in affordable if point.series == VANILLA])
-    fast = comparison.best([point for point in affordable if point.series != VANILLA])
-    if fast is None:
-        return text + "No accelerated row costs half of that or less."
-    text += (
+    text = (
         f"At half that cost or less, the best accelerated row is {fast.name} with "
         f"{_value(fast, quantity)} at {fast.gflop:.3g} GFLOP ({full.gflop / fast.gflop:.1f} times cheaper)"
     )
     if fast.ms > 0.94 * full.ms:
         text += f", but no faster on this machine ({fast.ms:.3g} ms against {full.ms:.3g} ms)"
     if fewer is None:
-        return text + "; no row of fewer steps alone is as cheap."
+        return [text + "; no row of fewer steps alone is as cheap."]
     verdict = _verdict(fast, fewer, comparison)
-    text += f"; {verdict} the best of just fewer steps, {fewer.name} with {_value(fewer, quantity)}."
+    text += f"; {verdict} the best of fewer steps alone, {fewer.name} with {_value(fewer, quantity)}."
     if fast.equal_cost is None:
-        return text
-    return (
-        text
-        + f" Just fewer steps at the cost of {fast.name} would have {fast.equal_cost:.3g} (interpolated)."
+        return [text]
+    return [
+        text,
+        f"Fewer steps alone at the cost of {fast.name} would have {fast.equal_cost:.3g} (interpolated).",
+    ]
+
+
+def _resampled(other: Point, fast: Point | None, comparison: Comparison) -> str:
+    """The best row of the full model with other sampling, which costs no training."""
+    text = (
+        f"With other sampling alone, {other.name} has {_value(other, comparison.quantities[0])} at "
+        f"{other.gflop:.3g} GFLOP"
     )
+    if fast is None:
+        return f"{text}."
+    return f"{text}; {_verdict(other, fast, comparison)} {fast.name}."
 
 
 def model_card(comparison: Comparison) -> str:
@@ -226,8 +263,10 @@ def _verdict(fast: Point, fewer: Point, comparison: Comparison) -> str:
     """A difference within the larger spread is none; one evaluation seed has no spread, and shows none."""
     quantity = comparison.quantities[0]
     ours, theirs = fast.values[quantity.key], fewer.values[quantity.key]
-    if comparison.seeds == 1 or abs(ours.mean - theirs.mean) <= max(ours.spread, theirs.spread):
-        return "that cannot be told from"
+    if comparison.seeds == 1:
+        return "no difference that one evaluation seed can show from"
+    if abs(ours.mean - theirs.mean) <= max(ours.spread, theirs.spread):
+        return "no difference beyond the spread from"
     return "it beats" if quantity.better(ours.mean, theirs.mean) else "it does not beat"
 
 

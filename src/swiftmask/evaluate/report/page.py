@@ -80,6 +80,7 @@ def _data(
     return {
         "quantities": [asdict(quantity) for quantity in comparison.quantities],
         "rows": [asdict(point) for point in comparison.points],
+        "seeds": comparison.seeds,
         "full": None if full is None else full.name,
         "picked": None if picked is None else picked.name,
         "gallery": None if gallery is None else asdict(gallery),

@@ -241,19 +241,28 @@ function hideTip() {
   byId("plot-tip").hidden = true;
 }
 
+// A difference within the larger spread is none; one evaluation seed has no spread, and shows none.
+function isTie(one, other) {
+  const noise = Math.max(...[one, other].map((row) => row.values[plot.quantity.key].spread));
+  return report.seeds === 1 || Math.abs(quality(one) - quality(other)) <= noise;
+}
+
+function tieText() {
+  return report.seeds === 1 ? "; one evaluation seed shows no difference" : ", within the spread: no difference";
+}
+
 function showVerdict() {
   const within = shownRows().filter((row) => row[plot.cost.key] <= plot.budget);
   const best = bestOf(within);
   const fewer = bestOf(within.filter((row) => row.series === "vanilla"));
+  const other = best !== null && best === fewer ? bestOf(within.filter((row) => row.series !== "vanilla")) : fewer;
   const value = (row) => `${row.name} (${plot.quantity.label} ${short(quality(row))} at ${short(row[plot.cost.key])} ${plot.cost.unit})`;
   let text = "Give a budget to see the best row within it.";
   if (plot.budget > 0 && best === null) text = "No row is that cheap.";
-  else if (best !== null && best === fewer) text = `Best within the budget is fewer steps of the full model: ${value(best)}.`;
   else if (best !== null) {
-    const alone = fewer === null ? "fewer steps alone are never that cheap" : `fewer steps alone give ${value(fewer)}`;
-    const noise = fewer === null ? 0 : Math.max(...[best, fewer].map((row) => row.values[plot.quantity.key].spread));
-    const tied = fewer !== null && Math.abs(quality(best) - quality(fewer)) <= noise;
-    text = `Best within the budget: ${value(best)}; ${alone}${tied ? ", within the spread: no difference" : ""}.`;
+    const kind = best === fewer ? "the other rows" : "fewer steps alone";
+    const alone = other === null ? `none of ${kind} is that cheap` : `the best of ${kind} is ${value(other)}`;
+    text = `Best within the budget: ${value(best)}; ${alone}${other !== null && isTie(best, other) ? tieText() : ""}.`;
   }
   byId("plot-verdict").textContent = text;
 }
