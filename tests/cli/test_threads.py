@@ -1,5 +1,6 @@
 """`--threads`, and the note where other jobs use the cores."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,11 @@ def test_the_note_is_for_those_who_chose_nothing(
     monkeypatch.setattr(threads, "cores", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     threads.say_if_busy()
+    assert "this machine is busy" in capsys.readouterr().err
+    monkeypatch.setattr(threads, "_SECONDS_UNTIL_SAID", 0.05)
+    threads.say_later_if_busy()
+    assert capsys.readouterr().err == "", "a mistake is said first, alone"
+    time.sleep(0.2)
     assert "this machine is busy" in capsys.readouterr().err
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     threads.say_if_busy()

@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     show_warnings()
 
     def start() -> int:
-        from swiftmask.cli.threads import HELP, say_if_busy, use_threads, without_threads
+        from swiftmask.cli.threads import HELP, say_later_if_busy, use_threads, without_threads
 
         command = COMMANDS[name]
         own, threads = without_threads(rest) if command.computes else (rest, None)
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         command_class: Any = getattr(import_module(f"swiftmask.cli.{command.module}"), command.name)
         options = parse(command_class, own, prog=f"swiftmask {name}", more=HELP if command.computes else "")
         if command.computes:
-            say_if_busy()
+            say_later_if_busy()
         return options.run()
 
     raise SystemExit(run_safely(start, debug=debug))

@@ -6,6 +6,7 @@ operator: 14 s an image with two threads on two cores, 0.34 s with one (maskgit-
 
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ HELP = "--threads N: CPU threads to compute with (default: one per core)\n"
 
 _FLAG = "--threads"
 _LOAD = Path("/proc/loadavg")
+_SECONDS_UNTIL_SAID = 3.0
+"""What is wrong with a command is said sooner, on one line that nothing else is beside."""
 
 
 def without_threads(args: Sequence[str]) -> tuple[list[str], int | None]:
@@ -38,6 +41,13 @@ def use_threads(threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def say_later_if_busy() -> None:
+    """As `say_if_busy`, once the command has run for a few seconds."""
+    later = threading.Timer(_SECONDS_UNTIL_SAID, say_if_busy)
+    later.daemon = True
+    later.start()
 
 
 def say_if_busy() -> None:
