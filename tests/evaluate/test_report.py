@@ -95,7 +95,7 @@ def test_fewer_steps_are_what_an_accelerator_must_beat(score: float, verdict: st
     text = findings(comparison_of(_report(FULL, FEWER, fast, dear)))
     assert verdict in text
     assert "shortcut-16:4" in text
-    assert "2.7 times cheaper" in text
+    assert "2.7 times fewer" in text
 
 
 def test_one_evaluation_seed_has_no_winner() -> None:
@@ -125,7 +125,7 @@ def test_other_sampling_is_no_acceleration(name: str) -> None:
 def test_less_work_in_more_time_is_said() -> None:
     fast = replace(_summary("shortcut-16:4", 3.0, 0.9), ms_per_picture=9.0)
     text = findings(comparison_of(_report(FULL, FEWER, fast)))
-    assert "2.7 times cheaper), but no faster on this machine (9 ms against 8 ms)" in text
+    assert "2.7 times fewer), but no faster on this machine (9 ms against 8 ms)" in text
 
 
 def test_findings_say_what_fewer_steps_give_at_equal_cost() -> None:

@@ -214,7 +214,7 @@ def _accelerated(fast: Point, full: Point, comparison: Comparison) -> list[str]:
     fewer = comparison.best([point for point in affordable if point.series == VANILLA])
     text = (
         f"At half that cost or less, the best accelerated row is {fast.name} with "
-        f"{_value(fast, quantity)} at {fast.gflop:.3g} GFLOP ({full.gflop / fast.gflop:.1f} times cheaper)"
+        f"{_value(fast, quantity)} at {fast.gflop:.3g} GFLOP ({full.gflop / fast.gflop:.1f} times fewer)"
     )
     if fast.ms > 0.94 * full.ms:
         text += f", but no faster on this machine ({fast.ms:.3g} ms against {full.ms:.3g} ms)"

@@ -6,8 +6,10 @@ function imageOf(name) {
   return report.gallery.images[name][pictures.index];
 }
 
-function timesCheaper(ratio) {
-  return ratio >= 1 ? `${ratio.toFixed(1)} times cheaper` : `${(1 / ratio).toFixed(1)} times dearer`;
+// Fewer operations are not always less time: that is another column.
+function timesFewer(ratio) {
+  if (Math.max(ratio, 1 / ratio) < 1.05) return "as many";
+  return ratio >= 1 ? `${ratio.toFixed(1)} times fewer` : `${(1 / ratio).toFixed(1)} times more`;
 }
 
 function showPictures() {
@@ -25,7 +27,7 @@ function showPictures() {
   showShare();
   byId("stage-caption").textContent =
     `${caption}. Left: ${rowTitle(left)}, ${short(left.gflop)} GFLOP. Right: ${rowTitle(right)}, ` +
-    `${short(right.gflop)} GFLOP, ${timesCheaper(left.gflop / right.gflop)}.`;
+    `${short(right.gflop)} GFLOP, ${timesFewer(left.gflop / right.gflop)}.`;
   for (const button of byId("row-choices").children) {
     button.querySelector("img").src = imageOf(button.dataset.row);
     button.setAttribute("aria-pressed", String(button.dataset.row === pictures.right));

@@ -1,8 +1,8 @@
 // The frontier: a point a row, the Pareto front, the budget; every point is reached by mouse and keyboard.
 
 const COSTS = [
-  { key: "gflop", label: "GFLOP per picture", unit: "GFLOP" },
-  { key: "ms", label: "ms per picture (token decode)", unit: "ms" },
+  { key: "gflop", label: "GFLOP per image", unit: "GFLOP" },
+  { key: "ms", label: "ms per image (token decode)", unit: "ms" },
 ];
 const MARKS = [
   (r) => `M${-r},0a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0Z`,
@@ -247,8 +247,9 @@ function isTie(one, other) {
   return report.seeds === 1 || Math.abs(quality(one) - quality(other)) <= noise;
 }
 
-function tieText() {
-  return report.seeds === 1 ? "; one evaluation seed shows no difference" : ", within the spread: no difference";
+// The first few names, and how many more there are.
+function some(names, limit = 4) {
+  return names.slice(0, limit).join(", ") + (names.length > limit ? ` and ${names.length - limit} more` : "");
 }
 
 function showVerdict() {
@@ -262,7 +263,9 @@ function showVerdict() {
   else if (best !== null) {
     const kind = best === fewer ? "the other rows" : "fewer steps alone";
     const alone = other === null ? `none of ${kind} is that cheap` : `the best of ${kind} is ${value(other)}`;
-    text = `Best within the budget: ${value(best)}; ${alone}${other !== null && isTie(best, other) ? tieText() : ""}.`;
+    const ties = within.filter((row) => row !== best && isTie(best, row)).map((row) => row.name);
+    text = `Best within the budget: ${value(best)}; ${alone}.`;
+    if (ties.length > 0) text += ` No difference ${report.seeds === 1 ? "that one evaluation seed can show" : "beyond the spread"}: ${some(ties)}.`;
   }
   byId("plot-verdict").textContent = text;
 }

@@ -1,4 +1,4 @@
-// How one picture fills up: a bar a step, the picture so far, and how sure the head was.
+// How one image fills up: a bar a step, the image so far, and how sure the head was.
 
 const DECIDED = 255;
 const RAMP = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]]; // viridis
