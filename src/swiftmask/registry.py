@@ -103,6 +103,12 @@ def family_of(name: str) -> "Family":
     return import_module(f"swiftmask.models.{name}").FAMILY
 
 
+def trainable(family: str) -> Any:
+    """How a family is trained (core/trainable.py). Errors: ValueError for an unknown family."""
+    _require(family, model_names(), "model family")
+    return import_module(f"swiftmask.models.{family}.training").TRAINABLE
+
+
 def weights_files() -> "dict[str, tuple[WeightsFile, ...]]":
     """The kinds of published weights files, by the model or method folder that knows them."""
     packages = [("models", name) for name in model_names()] + [("methods", name) for name in method_names()]
@@ -189,8 +195,9 @@ def _size(config: dict[str, Any]) -> tuple[int, int] | None:
         return tuple(config["size"])
     if side := codec.get("image_size") or codec.get("resolution"):
         return side, side
-    if "grid" in config and "block_out_channels" in codec:
-        height, width = (2 ** (len(codec["block_out_channels"]) - 1) * side for side in config["grid"])
+    grid = config.get("grid") or [config.get("transformer", {}).get("grid")] * 2
+    if "block_out_channels" in codec and grid[0]:
+        height, width = (2 ** (len(codec["block_out_channels"]) - 1) * side for side in grid)
         return height, width
     return None
 

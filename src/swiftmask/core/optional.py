@@ -9,6 +9,7 @@ from types import ModuleType
 from swiftmask.core.reading import first_line
 
 EXTRAS = {
+    "datasets": "data",
     "diffusers": "text",
     "transformers": "text",
     "tokenizers": "text",

@@ -76,6 +76,11 @@ class VQCodec(nn.Module):
         self.config = config
         self.vq: Any = vq
 
+    @property
+    def codebook_VC(self) -> Tensor:  # noqa: N802 - axes in the name
+        """The vectors of the codes."""
+        return self.vq.quantize.embedding.weight
+
     def decode(self, codes_BHW: Tensor) -> Tensor:
         """Pictures [B, 3, H * downscale, W * downscale] in [0, 1], float32, of a grid of codes."""
         latent_BCHW = self.vq.quantize.embedding(codes_BHW).permute(0, 3, 1, 2)

@@ -80,7 +80,7 @@ class MaskGITRecipe:
         """Codes [num_pictures, L] (int16) and labels, drawn and tokenized once."""
 
         def encode(images_B3HW: Tensor) -> Tensor:
-            return codec.encode(images_B3HW).to(torch.int16)
+            return codec.encode(images_B3HW).flatten(1).to(torch.int16)
 
         return encoded_pictures(
             folder, self.num_pictures, codec.config.resolution, encode, made_by=("codes", fingerprint(codec))

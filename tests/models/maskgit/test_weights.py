@@ -124,8 +124,8 @@ def test_converted_folder_holds_the_same_networks(
     ids_BT = torch.randint(0, SMALL.vocabulary_size, (2, SMALL.sequence_length))
     with torch.no_grad():
         assert torch.equal(again(ids_BT), transformer.eval()(ids_BT))
-        codes_BL = ids_BT[:, :16] % 16
-        assert torch.equal(codec_again.decode(codes_BL), codec.eval().decode(codes_BL))
+        codes_BHW = ids_BT[:, :16].unflatten(1, (4, 4)) % 16
+        assert torch.equal(codec_again.decode(codes_BHW), codec.eval().decode(codes_BHW))
     assert not any(parameter.requires_grad for parameter in again.parameters())
 
 

@@ -85,9 +85,7 @@ class ImageFolder:
 
     def cropped(self, content: bytes, name: str) -> "Cropped":
         """An image file's bytes. Errors: ValueError with `name`, and what is wrong with the file."""
-        picture = decode_picture(content, name, self.decoding)
-        pixels_HW3 = np.array(centre_crop(picture.image, self.size))
-        return Cropped(torch.from_numpy(pixels_HW3).permute(2, 0, 1), picture.changes)
+        return read_cropped(content, name, self.size, self.decoding)
 
 
 class Cropped(NamedTuple):
@@ -95,6 +93,13 @@ class Cropped(NamedTuple):
 
     pixels_3HW: Tensor
     changes: tuple[str, ...]
+
+
+def read_cropped(content: bytes, name: str, size: int, decoding: Decoding) -> Cropped:
+    """An image file's bytes. Errors: ValueError with `name`, and what is wrong with the file."""
+    picture = decode_picture(content, name, decoding)
+    pixels_HW3 = np.array(centre_crop(picture.image, size))
+    return Cropped(torch.from_numpy(pixels_HW3).permute(2, 0, 1), picture.changes)
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:

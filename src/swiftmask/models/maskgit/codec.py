@@ -5,7 +5,6 @@ Module names are those of the released `last.ckpt`, so its weights load without 
 trains it.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -147,6 +146,11 @@ class VQGAN(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
 
     @property
+    def codebook_VC(self) -> Tensor:  # noqa: N802 - axes in the name
+        """The vectors of the codes."""
+        return self.quantize.embedding.weight
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.quantize.embedding.weight.dtype
 
@@ -167,15 +171,12 @@ class VQGAN(nn.Module):
         return self.decode_latent(self.quantize.lookup(codes_BHW))
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
-        """Codes `codes_BL` (int64, raster order) of images in [0, 1]."""
-        return self.encode_code(self.to_pixels_in(images_B3HW)).flatten(1)
+        """Codes `codes_BHW` (int64) of images in [0, 1]."""
+        return self.encode_code(self.to_pixels_in(images_B3HW))
 
-    def decode(self, codes_BL: Tensor) -> Tensor:
-        """Images `_B3HW` (float32, clamped to [0, 1]) of a square grid of codes in raster order."""
-        side = math.isqrt(codes_BL.shape[1])
-        if side * side != codes_BL.shape[1]:
-            raise ValueError(f"expected the codes of a square grid, got {codes_BL.shape[1]}: use decode_code")
-        images_B3HW = (self.decode_code(codes_BL.unflatten(1, (side, side))).float() + 1.0) / 2.0
+    def decode(self, codes_BHW: Tensor) -> Tensor:
+        """Images `_B3HW` (float32, clamped to [0, 1]) of a grid of codes."""
+        images_B3HW = (self.decode_code(codes_BHW).float() + 1.0) / 2.0
         if self.config.image_size is not None:
             images_B3HW = resize(images_B3HW, self.config.image_size)
         return images_B3HW.clamp(0.0, 1.0)

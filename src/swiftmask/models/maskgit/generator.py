@@ -21,6 +21,7 @@ from swiftmask.core.schedule import valeo_schedule
 from swiftmask.core.tokens import CategoricalTokens, guided_rows
 from swiftmask.core.types import Canvas, Step
 from swiftmask.core.unmask import by_confidence
+from swiftmask.core.vq_codec import VQCodec
 from swiftmask.models.maskgit.codec import VQGAN
 from swiftmask.models.maskgit.network import Transformer
 from swiftmask.models.maskgit.weights import read_model, read_released, write_model
@@ -51,9 +52,10 @@ class ClassCondition:
 
 
 class MaskGIT(nn.Module):
-    """A class-conditional masked generator: transformer over codes, VQGAN codec.
+    """A class-conditional masked generator: transformer over codes, VQ codec.
 
     Args:
+        codec: the released VQGAN, or one that `train tokenizer` made.
         sampling: defaults of the schedule.
         steps: default number of decode steps.
         class_names: one name per class; labels may then be given by name.
@@ -62,7 +64,7 @@ class MaskGIT(nn.Module):
     def __init__(
         self,
         transformer: Transformer,
-        codec: VQGAN,
+        codec: VQGAN | VQCodec,
         *,
         sampling: SamplingOptions = RELEASED_SAMPLING,
         steps: int = RELEASED_STEPS,
@@ -178,11 +180,13 @@ class MaskGIT(nn.Module):
 
     def to_pixels(self, tokens_BL: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [0, 1]."""
-        return in_portions(self.codec.decode, tokens_BL, num_pixels=self.codec.config.resolution**2)
+        codes_BHW = tokens_BL.unflatten(1, self.spec.grid)
+        num_pixels = (self.transformer.config.grid * self.codec.config.downscale) ** 2
+        return in_portions(self.codec.decode, codes_BHW, num_pixels=num_pixels)
 
     def to_tokens(self, images_B3HW: Tensor) -> Tensor:
         """Codes [B, L] of pictures in [0, 1] (start canvases for inpainting)."""
-        return self.codec.encode(images_B3HW)
+        return self.codec.encode(images_B3HW).flatten(1)
 
     def blank(self, batch: int) -> Canvas:
         return self.spec.blank_codes(batch, self.device)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from swiftmask.core.classes import check_class_names
 from swiftmask.core.files import (
@@ -30,6 +30,7 @@ from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.reading import State, read_tensors
 from swiftmask.core.settings import check_sizes, read_settings
+from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
 
@@ -147,7 +148,7 @@ def read_released(
 def write_model(
     folder: str | Path,
     transformer: Transformer,
-    codec: VQGAN,
+    codec: VQGAN | VQCodec,
     *,
     settings: Mapping[str, object],
     provenance: Mapping[str, object],
@@ -155,7 +156,7 @@ def write_model(
 ) -> None:
     """Write the folder that `read_model` reads, each file whole or not at all."""
     sizes = {"transformer": asdict(transformer.config), "codec": asdict(codec.config)}
-    state = state_of({"transformer": transformer, "codec": codec})
+    state = state_of({"transformer": transformer, "codec": _network_of(codec)})
     config = {"model": "maskgit", **settings, **sizes}
     write_folder(folder, state, config=config, provenance=provenance, dtype=dtype)
 
@@ -166,7 +167,7 @@ class Settings:
 
     model: Literal["maskgit"]
     transformer: TransformerConfig
-    codec: VQGANConfig
+    codec: VQGANConfig | VQConfig
     sampling: SamplingOptions | None = None
     steps: int | None = None
     class_names: tuple[str, ...] = ()
@@ -176,7 +177,7 @@ class Settings:
         check_class_names(self.class_names, self.transformer.num_classes)
 
 
-def read_model(folder: str | Path) -> tuple[Transformer, VQGAN, Settings]:
+def read_model(folder: str | Path) -> tuple[Transformer, VQGAN | VQCodec, Settings]:
     """Both networks (float32, on the CPU, in eval mode) and the folder's settings."""
     folder = Path(folder)
     path = folder / "config.json"
@@ -185,9 +186,15 @@ def read_model(folder: str | Path) -> tuple[Transformer, VQGAN, Settings]:
     for sizes in (settings.transformer, settings.codec):
         check_sizes(sizes, shapes, source=str(path))
     with torch.device("meta"):
-        transformer, codec = Transformer(settings.transformer), VQGAN(settings.codec)
-    load_parts(folder / "model.safetensors", {"transformer": transformer, "codec": codec})
-    return transformer, codec, settings
+        transformer, sizes = Transformer(settings.transformer), settings.codec
+        codec = VQGAN(sizes) if isinstance(sizes, VQGANConfig) else build_vq_codec(sizes)
+    load_parts(folder / "model.safetensors", {"transformer": transformer, "codec": _network_of(codec)})
+    return transformer, codec.eval(), settings
+
+
+def _network_of(codec: VQGAN | VQCodec) -> nn.Module:
+    """What is written of a codec: diffusers' network where it is one."""
+    return codec.vq if isinstance(codec, VQCodec) else codec
 
 
 def is_newer_family(state: State) -> bool:

@@ -1,0 +1,340 @@
+"""One trainer of base models: any family, any data, a tokenizer made by `train tokenizer` or a model's own.
+
+Stages, each resumable: the tokenizer (if the recipe brings one), the cache of tokens, the network.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swiftmask.core.protocol import SamplingOptions
+from swiftmask.core.ranges import check_fields
+from swiftmask.core.settings import parse_json
+from swiftmask.core.trainable import Subject, Task, Trainable
+from swiftmask.core.writing import write_bytes
+from swiftmask.data.encoded import EncodedImages, encoded_images
+from swiftmask.data.sources import DataConfig, Source, held_out, labels_of, open_source, require_captions
+from swiftmask.evaluate.sheets import side_by_side
+from swiftmask.pipeline import Pipeline
+from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.runs import OnLog, fingerprint, require_model, run_name, training_device
+from swiftmask.recipes.tokenizer import TokenizerRecipe, process_share, reported
+from swiftmask.recipes.tokenizer_files import Tokenizer, read_tokenizer
+from swiftmask.registry import describe, generator_class, trainable
+from swiftmask.training.loop import train
+from swiftmask.training.processes import processes, to_device
+from swiftmask.training.setup import TrainingConfig, step_seed
+
+_log = logging.getLogger(__name__)
+
+_HELD_OUT_BATCHES = 4
+_NOT_A_STEP = 1 << 40
+"""Seeds of held-out batches are those of a step that no run reaches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleConfig:
+    """What is looked at and measured at every checkpoint.
+
+    Attributes:
+        number: images on the sheet `samples.png`, generated with the averaged weights; 0 draws none.
+        steps: decode steps of those.
+    """
+
+    number: int = 8
+    steps: int = 12
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModelRecipe:
+    """Data, tokenizer, sizes and optimisation of a base model.
+
+    Attributes:
+        family: folder under `models/`.
+        data: a folder of images or another source (data/sources/opening.py).
+        tokenizer: folder of a tokenizer, or of a model whose tokenizer is taken.
+        size: network by name: tiny, small, base or released.
+        network: sizes that differ from those of `size`.
+        objective: the family's settings of the loss.
+        initial: model folder to go on from, with its tokenizer; empty starts anew.
+        sampling, steps: defaults written into the model's config.
+        max_unreadable: images that may be left out because they cannot be read.
+        codec: recipe of a tokenizer that is trained first where `tokenizer` and `initial` are empty.
+    """
+
+    family: str
+    network: Any
+    objective: Any
+    sampling: SamplingOptions
+    training: TrainingConfig
+    data: str = ""
+    tokenizer: str = ""
+    size: str = "small"
+    initial: str = ""
+    steps: int = 16
+    max_unreadable: int = 0
+    samples: SampleConfig = SampleConfig()
+    source: DataConfig = DataConfig()
+    codec: TokenizerRecipe | None = None
+    name: str = field(default="")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        self.trainable.chosen(self.size, self.network)
+
+    @property
+    def trainable(self) -> Trainable:
+        return trainable(self.family)
+
+    def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
+        """Train everything, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`.
+
+        `folder/best` is the model with the lowest loss on held-out images so far.
+
+        Errors: ValueError or FileNotFoundError for data, a tokenizer or a model that do not fit.
+        """
+        source = open_source(self.data, self.source)
+        self.check_source(source)
+        tokenizer = self.read_tokenizer(folder, on_log)
+        run = _Run(self, source, tokenizer, self.encoded(source, tokenizer, folder, on_log))
+        started_from = run_name(
+            f"{self.name or self.family}", run.task.trainer, fingerprint(tokenizer.codec), *self.told(source)
+        )
+        trained = train(
+            run.task.trainer,
+            run.batch,
+            lambda model, batch: model(batch),
+            self.training,
+            folder,
+            name=started_from,
+            on_log=on_log,
+            on_save=lambda step, average: run.look(step, average, folder),
+        )
+        if processes().is_main_process:
+            run.save(trained, folder / "model")
+            for line in source.notices():
+                _log.warning(line)
+        processes().wait_for_everyone()
+        return folder / "model"
+
+    def check_source(self, source: Source) -> None:
+        """Errors: ValueError for a source without what the family is conditioned on."""
+        if self.trainable.draws == "class":
+            labels_of(source)
+        else:
+            require_captions(source)
+
+    def told(self, source: Source) -> tuple[object, ...]:
+        """What the result depends on beside weights and optimisation."""
+        return (source.identity, len(source.keys), self.source, self.objective)
+
+    def read_tokenizer(self, folder: Path, on_log: OnLog | None) -> Tokenizer:
+        """The tokenizer, after training it if the recipe brings one.
+
+        Errors: FileNotFoundError; ValueError for one of another kind than the family needs.
+        """
+        where = self.tokenizer or self.initial
+        if not where and self.codec is not None:
+            codec = replace(self.codec, data=self.codec.data or self.data)
+            where = str(codec.run(folder / "tokenizer", on_log))
+        if not where:
+            raise ValueError(
+                "tokenizer is not set: train one (swiftmask train tokenizer data=FOLDER) and give its "
+                "folder, as in tokenizer=runs/tokenizer/model"
+            )
+        found = read_tokenizer(where)
+        if found.kind != self.trainable.tokenizer:
+            raise ValueError(
+                f"the tokenizer in {where} is of kind {found.kind!r}, {self.family} needs "
+                f"{self.trainable.tokenizer!r}: train one with kind={self.trainable.tokenizer}"
+            )
+        return found
+
+    def encoded(
+        self, source: Source, tokenizer: Tokenizer, folder: Path, on_log: OnLog | None
+    ) -> EncodedImages:
+        """The tokens of every image, encoded once."""
+        codec = tokenizer.codec.to(training_device())
+
+        def encode(images_B3HW: Tensor) -> Tensor:
+            return tokenizer.rows(images_B3HW.to(training_device()))
+
+        found = encoded_images(
+            source,
+            tokenizer.resolution,
+            encode,
+            folder / "tokens",
+            encoder=f"{tokenizer.kind} {fingerprint(codec)}",
+            mirrored=self.source.mirror,
+            max_unreadable=self.max_unreadable,
+            share=process_share(),
+            on_progress=reported(on_log, "images"),
+        )
+        codec.cpu()
+        return found
+
+
+class _Run:
+    """One run: what is trained, on which items, and what is looked at meanwhile."""
+
+    def __init__(
+        self, recipe: BaseModelRecipe, source: Source, tokenizer: Tokenizer, encoded: EncodedImages
+    ) -> None:
+        self._recipe, self._source, self._encoded = recipe, source, encoded
+        out_X = held_out(source, recipe.source.held_out)[encoded.items]
+        self.trained_X, self.tested_X = (~out_X).nonzero()[:, 0], out_X.nonzero()[:, 0]
+        if not len(self.trained_X):
+            raise ValueError(f"all images of {source.name} are held out: lower source.held_out")
+        classes = source.classes if recipe.trainable.draws == "class" else None
+        self._labels_X = None if classes is None else classes.labels_X[encoded.items]
+        subject = Subject(
+            codec=tokenizer.codec,
+            resolution=tokenizer.resolution,
+            class_names=classes.names if classes else (),
+            attributes_NA=classes.attributes_NA if classes else None,
+            captions=() if classes else _Captions(source),
+        )
+        torch.manual_seed(recipe.training.seed)
+        self.task = self._start(subject)
+
+    def _start(self, subject: Subject) -> Task:
+        recipe, family = self._recipe, self._recipe.trainable
+        if not recipe.initial:
+            return family.fresh(family.chosen(recipe.size, recipe.network), subject, recipe.objective)
+        folder = require_model(recipe.initial, setting="initial", trained_by=recipe.family)
+        if describe(folder).family != recipe.family:
+            raise ValueError(
+                f"the model in {folder} is a {describe(folder).family}, expected a {recipe.family}"
+            )
+        model = generator_class(recipe.family).from_pretrained(folder)
+        return family.resumed(model, subject, recipe.objective)
+
+    def batch(self, step: int, rank: int, num_ranks: int) -> object:
+        """The masked batch of one step, a function of the step alone."""
+        generator = torch.Generator().manual_seed(step_seed(self._recipe.training.seed, step, rank))
+        count = self._recipe.training.batch_size // num_ranks
+        return self._batch_of(self.trained_X, count, generator)
+
+    def _batch_of(self, chosen_X: Tensor, count: int, generator: torch.Generator) -> object:
+        picked_B = chosen_X[torch.randint(len(chosen_X), (count,), generator=generator)]
+        mirrored_B = None
+        if self._recipe.source.mirror:
+            mirrored_B = torch.rand(count, generator=generator) < 0.5
+        rows = self._encoded.rows(picked_B, mirrored_B=mirrored_B)
+        return self.task.batch(rows, self._what(picked_B, generator), generator)
+
+    def _what(self, picked_B: Tensor, generator: torch.Generator) -> Tensor | Sequence[str]:
+        """Labels, or one of the captions of each image."""
+        if self._labels_X is not None:
+            return self._labels_X[picked_B]
+        several = [self._source.captions(int(i)) for i in self._encoded.items[picked_B]]
+        chosen_B = torch.rand(len(several), generator=generator)
+        return [texts[int(len(texts) * place)] for texts, place in zip(several, chosen_B, strict=True)]
+
+    @torch.no_grad()
+    def look(self, step: int, average: nn.Module, folder: Path) -> None:
+        """Sheet, held-out loss, and the best model so far."""
+        was_training = average.training
+        average.eval()
+        if len(self.tested_X):
+            loss = self._held_out_loss(average)
+            best = _best(folder / "held_out.jsonl", step)
+            with (folder / "held_out.jsonl").open("a") as file:
+                file.write(json.dumps({"step": step, "loss": loss}) + "\n")
+            if loss < best:
+                self.save(average, folder / "best")
+        if self._recipe.samples.number:
+            write_bytes(folder / "samples.png", self._sheet(average))
+        average.train(was_training)
+
+    def _held_out_loss(self, average: nn.Module) -> float:
+        """Mean over a few batches, which are the same at every checkpoint."""
+        count = min(len(self.tested_X), self._recipe.training.batch_size)
+        device = next(average.parameters()).device
+        losses = []
+        for number in range(_HELD_OUT_BATCHES):
+            generator = torch.Generator().manual_seed(step_seed(0, _NOT_A_STEP + number, 0))
+            loss, _ = average(to_device(self._batch_of(self.tested_X, count, generator), device))
+            losses.append(loss)
+        return float(torch.stack(losses).mean())
+
+    def _sheet(self, average: nn.Module) -> bytes:
+        """Generated images above those of the same class or caption."""
+        samples = self._recipe.samples
+        pool_X = self.tested_X if len(self.tested_X) else self.trained_X
+        picked_B = pool_X[torch.linspace(0, len(pool_X) - 1, samples.number).long()]
+        model = self.model(average)
+        what = self._what(picked_B, torch.Generator().manual_seed(0))
+        asked: dict[str, Any] = {"prompts": what} if self._labels_X is None else {"labels": what.tolist()}  # type: ignore[union-attr]
+        images = (
+            Pipeline(model)
+            .generate(
+                **asked,
+                seeds=list(range(samples.number)),
+                steps=min(samples.steps, model.spec.num_tokens),
+                output_type="pt",
+            )
+            .images
+        )
+        assert isinstance(images, Tensor)
+        size = images.shape[-1]
+        real = torch.stack([self._source.read(int(i), size) for i in self._encoded.items[picked_B]]) / 255
+        return side_by_side([images.float().cpu(), real])
+
+    def model(self, trainer: nn.Module) -> Any:
+        """The model on the device of the trainer."""
+        recipe = self._recipe
+        model: Any = self.task.model(trainer, recipe.sampling, recipe.steps)
+        return model.to(next(trainer.parameters()).device).eval()
+
+    def save(self, trainer: nn.Module, folder: Path) -> None:
+        """A model folder in half precision, with where it comes from."""
+        recipe, source = self._recipe, self._source
+        data = f"{source.name}: {len(self.trained_X)} images, {len(self.tested_X)} held out"
+        settings = asdict(recipe)
+        kept = ("family", "data", "tokenizer", "size", "network", "objective", "initial", "source")
+        facts = {"data": data, "licence": source.licence, "settings": {key: settings[key] for key in kept}}
+        made_by = provenance(recipe.name or recipe.family, recipe.training, **facts)
+        self.model(trainer).save_pretrained(folder, provenance=made_by, dtype=torch.float16)
+
+
+class _Captions(Sequence[str]):
+    """Every caption of a source, one after the other, without holding them."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @cached_property
+    def _all(self) -> list[str]:
+        return [text for i in range(len(self._source.keys)) for text in self._source.captions(i)]
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._all[index]
+
+
+def _best(path: Path, step: int) -> float:
+    """The lowest loss before a step. Later lines are of a run that was cut off, and are made again."""
+    if not path.is_file():
+        return float("inf")
+    lines = [parse_json(line, source=str(path)) for line in path.read_text().splitlines() if line.strip()]
+    return min((float(line["loss"]) for line in lines if line["step"] < step), default=float("inf"))
+
+
+def base_recipe(family: str, training: TrainingConfig, **settings: Any) -> BaseModelRecipe:
+    """A recipe with the family's own defaults."""
+    own = trainable(family)
+    defaults: dict[str, Any] = {"network": own.unset, "objective": own.objective, "sampling": own.sampling}
+    return BaseModelRecipe(family=family, training=training, **(defaults | settings))
