@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,17 @@ def test_a_full_disk_names_the_file(complaint: Exception, tmp_path: Path) -> Non
     with pytest.raises(OSError, match="No space left") as caught, written_whole(tmp_path / "model.bin"):
         raise complaint
     assert caught.value.filename == str(tmp_path / "model.bin")
+
+
+def test_partial_files_of_dead_processes_go_when_their_file_is_written(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = tmp_path / f".a.json.{dead.pid}.partial"
+    kept = [tmp_path / f".a.json.{os.getppid()}.partial", tmp_path / f".b.json.{dead.pid}.partial"]
+    for path in (left, *kept):
+        path.write_text("half")
+    write_text(tmp_path / "a.json", "whole")
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / "a.json"])
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Files written whole or not at all: under another name first, which then takes the place of the old file.
 
-A process that is killed leaves its partial file; whoever locks the folder next removes it.
+A process that is killed leaves its partial file. Whoever locks the folder next removes it, or, where no lock
+is held, whoever writes that file next.
 """
 
 import json
@@ -9,9 +10,10 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from errno import ENOSPC
+from glob import escape
 from pathlib import Path
 
-_PARTIAL = re.compile(r"\..+\.\d+\.partial")
+_PARTIAL = re.compile(r"\..+\.(\d+)\.partial")
 _UNNAMED = re.compile(r"\.tmp\w{6}")
 
 
@@ -25,19 +27,28 @@ def written_whole(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        os.replace(partial, path)
-    except Exception as error:  # of whatever library wrote: safetensors has its own
-        if _is_full(error):
-            raise OSError(ENOSPC, os.strerror(ENOSPC), str(path)) from error
-        raise
+        with full_disk_named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Errors: OSError naming `path` if the disk is full while something is written to it."""
+    try:
+        yield
+    except Exception as error:  # of whatever library wrote: safetensors has its own
+        if _is_full(error):
+            raise OSError(ENOSPC, os.strerror(ENOSPC), str(path)) from error
+        raise
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """As `written_whole`."""
+    """As `written_whole`, and remove what killed processes left of this file."""
+    remove_partials_of(path)
     with written_whole(path) as partial:
         partial.write_bytes(content)
 
@@ -60,6 +71,26 @@ def remove_partials(folder: Path) -> None:
     for left in folder.rglob(".*"):
         if _PARTIAL.fullmatch(left.name) or (_UNNAMED.fullmatch(left.name) and _is_safetensors(left)):
             left.unlink(missing_ok=True)
+
+
+def remove_partials_of(path: Path) -> None:
+    """Remove what processes of this machine that are no more left of one file, where no lock is held."""
+    for left in path.parent.glob(f".{escape(path.name)}.*.partial"):
+        found = _PARTIAL.fullmatch(left.name)
+        if found and not _is_alive(int(found[1])):
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 ends a process
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _is_safetensors(path: Path) -> bool:

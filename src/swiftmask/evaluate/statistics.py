@@ -16,12 +16,12 @@ from typing import Self
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from swiftmask.core.files import require_keys
 from swiftmask.core.reading import first_line, some
-from swiftmask.core.writing import written_whole
+from swiftmask.core.writing import write_bytes
 
 _DAMAGES = (
     OSError,
@@ -116,8 +116,7 @@ class FeatureStatistics:
             "scatter": self.scatter_DD.contiguous(),
             "count": torch.tensor(self.count),
         }
-        with written_whole(Path(path)) as partial:
-            save_file(tensors, partial, metadata={"extractor": extractor, "decoding": decoding})
+        write_bytes(Path(path), save(tensors, metadata={"extractor": extractor, "decoding": decoding}))
 
 
 def read_statistics(path: str | Path) -> tuple[FeatureStatistics, str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from swiftmask.core.protocol import MaskedGenerator
 from swiftmask.core.types import Schedule
+from swiftmask.core.writing import full_disk_named
 from swiftmask.methods.speed_rl import Judges, Prompts, SpeedRLConfig
 from swiftmask.methods.speed_rl.rewards import weighted_sum
 from swiftmask.methods.speed_rl.rollouts import as_planned, roll_out
@@ -84,7 +85,7 @@ def _measured(prompts: Prompts, places: range, score: Score, file: Path) -> Iter
     for start in range(0, len(places), _TOGETHER):
         some = places[start : start + _TOGETHER]
         rewards = score(prompts.at(some), some).tolist()
-        with file.open("a") as out:
+        with full_disk_named(file), file.open("a") as out:
             for place, reward in zip(some, rewards, strict=True):
                 out.write(json.dumps({"prompt": prompts.what[place], "reward": reward}) + "\n")
         yield from rewards

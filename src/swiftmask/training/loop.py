@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
+from swiftmask.core.writing import full_disk_named
 from swiftmask.training.average import Average
 from swiftmask.training.checkpoint import Reached, load_checkpoint, save_checkpoint
 from swiftmask.training.metrics import LOG_NAME, Window, cut_log
@@ -98,8 +99,8 @@ def train(
         name: of the recipe; a checkpoint of another recipe, of other settings or of another number of
             processes is refused.
         on_log: progress display, in the main process.
-        on_save: called with the step and the averaged model at every checkpoint (sample pictures), in the
-            main process.
+        on_save: called with the step and the averaged model before every checkpoint (sample pictures), in
+            the main process.
 
     Returns: the averaged model, unwrapped.
     Errors: NonFiniteError (a batch with a non-finite loss is in `folder/bad_batch.pt`). ValueError for a
@@ -234,7 +235,8 @@ def _log(run: Run, progress: Progress, on_log: Callable[[Progress], None] | None
     if not run.accelerator.is_main_process:
         return
     line = {"step": progress.step, "seconds": round(progress.seconds, 1), **progress.metrics}
-    with (run.folder / LOG_NAME).open("a") as file:
+    path = run.folder / LOG_NAME
+    with full_disk_named(path), path.open("a") as file:
         file.write(json.dumps(line) + os.linesep)
     run.accelerator.log(progress.metrics, step=progress.step)
     if on_log is not None:
@@ -245,6 +247,10 @@ def _save(run: Run, on_save: Callable[[int, nn.Module], None] | None) -> None:
     """Every process takes part: weights may be split among them."""
     accelerator = run.accelerator
     _check_weights(run)
+    if on_save is not None:  # first: a run killed in between comes here again
+        with gathered(run.average.module):
+            if accelerator.is_main_process:
+                on_save(run.step, run.average.module)
     save_checkpoint(
         run.checkpoint,
         run.modules,
@@ -253,10 +259,6 @@ def _save(run: Run, on_save: Callable[[int, nn.Module], None] | None) -> None:
         run.fingerprint,
         writes=accelerator.is_main_process,
     )
-    if on_save is not None:
-        with gathered(run.average.module):
-            if accelerator.is_main_process:
-                on_save(run.step, run.average.module)
 
 
 def _check_weights(run: Run) -> None:

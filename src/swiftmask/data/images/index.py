@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from swiftmask.core.reading import first_line
-from swiftmask.core.writing import written_whole
+from swiftmask.core.writing import full_disk_named, remove_partials_of, written_whole
 from swiftmask.data.images.decode import Decoding, said
 
 INDEX, MOMENTS, IMAGES = "index.json", "moments.npy", "images.npy"
@@ -90,6 +90,7 @@ class CacheIndex:
 
     def write(self, folder: Path) -> None:
         """Replace `index.json`, whole or not at all."""
+        remove_partials_of(folder / INDEX)
         with written_whole(folder / INDEX) as partial, partial.open("w") as file:
             file.write(json.dumps(asdict(self), indent=1) + "\n")
             _to_disk(file)
@@ -141,7 +142,7 @@ def write_rows(path: Path, first: int, rows: np.ndarray) -> None:
     Not through a memory map: there, a full disk ends the process instead of raising OSError.
     """
     offset = np.load(path, mmap_mode="r").offset + first * rows[0].nbytes
-    with path.open("r+b") as file:
+    with full_disk_named(path), path.open("r+b") as file:
         file.seek(offset)
         file.write(rows.tobytes())
         _to_disk(file)

@@ -164,7 +164,8 @@ class LuminaDiMOO(nn.Module):
     def save_pretrained(
         self, folder: str | Path, *, provenance: Mapping[str, object], dtype: torch.dtype = torch.float32
     ) -> None:
-        """Write the folder `from_pretrained` reads, each file whole or not at all."""
+        """Write the folder `from_pretrained` reads: tokenizer first, then each file whole or not at all."""
+        self.prompts.save(Path(folder))
         settings = {
             "sampling": asdict(self.sampling),
             "steps": self.steps,
@@ -175,7 +176,6 @@ class LuminaDiMOO(nn.Module):
             "prompts": self.prompts.settings(),
         }
         write_model(folder, self.backbone, self.codec, settings=settings, provenance=provenance, dtype=dtype)
-        self.prompts.save(Path(folder))
 
     def sized(self, height: int, width: int) -> Self:
         """The same model, sharing its weights, for pictures of another size.
