@@ -17,7 +17,7 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from swiftmask.core.settings import parse_json, read_json
+from swiftmask.core.settings import about, parse_json, read_json
 
 if TYPE_CHECKING:
     from swiftmask.core.families import Family, WeightsFile
@@ -125,8 +125,9 @@ def recipe_module(name: str) -> ModuleType:
 def describe(folder: Path, name: str | None = None) -> Weights:
     """Read a weights folder's own description. Errors: FileNotFoundError; ValueError for a damaged folder."""
     config = read_config(folder)
-    kind, family = _kind(config)
-    provenance = read_json(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
+    with about(str(folder / "config.json")):
+        kind, family = _kind(config)
+    provenance = read_json(folder / "provenance.json") if (folder / "provenance.json").exists() else {}
     measured = provenance.get("measured") or provenance.get("held_out_accuracy") or {}
     return Weights(
         name=name or folder.name,
@@ -173,7 +174,9 @@ def _kind(config: dict[str, Any]) -> tuple[Kind, str]:
         return "model", str(config["model"])
     if "method" in config:
         return "method", str(config["method"])
-    return "reader", str(config.get("network", "?"))
+    if "network" in config:
+        return "reader", str(config["network"])
+    raise ValueError("it names no model, method or network: expected the config.json of a folder of ours")
 
 
 def _draws(config: dict[str, Any]) -> str | None:

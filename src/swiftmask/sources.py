@@ -65,7 +65,7 @@ def layouts() -> str:
 
 
 def _read_folder(folder: Path, reading: Reading) -> MaskedGenerator:
-    config = read_config(folder) if (folder / "config.json").is_file() else {}
+    config = read_config(folder) if (folder / "config.json").exists() else {}
     if "model" in config:
         name = str(config["model"])
         with about(str(folder / "config.json")):

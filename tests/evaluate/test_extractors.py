@@ -193,7 +193,7 @@ def test_bad_folders_are_named(dinov2: Path, tmp_path: Path) -> None:
     with one_line_error(ValueError, f"copied lack {removed}: download the folder again"):
         load_extractor(folder)
     (folder / "model.safetensors").write_bytes(b"nothing")
-    with one_line_error(ValueError, "copied does not load as a network of transformers"):
+    with one_line_error(ValueError, "copied.model.safetensors is truncated or no safetensors"):
         load_extractor(folder)
     (folder / "config.json").write_text("{")
     with one_line_error(ValueError, "config.json is damaged"):

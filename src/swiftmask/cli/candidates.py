@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 from swiftmask.cli import measure
 from swiftmask.core.protocol import SamplingOptions
+from swiftmask.core.reading import first_line
 from swiftmask.core.schedule import uniform_full_steps
+from swiftmask.core.settings import parse_json_list, read_text
 from swiftmask.core.writing import write_text
 from swiftmask.evaluate.presets import Settings
 from swiftmask.evaluate.subjects import Subjects, picture_seeds
@@ -142,7 +144,6 @@ class Workshop:
         """What a placement makes least, for the settings' accelerator at their step count: float64 [S, S],
         measured once.
         """
-        import torch
 
         pipeline = self._pipeline(replace(settings, full_steps=1))
         assert settings.steps is not None
@@ -153,7 +154,7 @@ class Workshop:
             recording = self._recording(settings.steps)
             found_SS = drift(pipeline.features_fn, recording, DISTANCES[placement])
             write_text(path, json.dumps(found_SS.tolist()) + "\n")
-        return torch.tensor(json.loads(path.read_text()), dtype=torch.float64)
+        return _kept_drift(path)
 
     def _recording(self, steps: int) -> Recording:
         """Kept for the next accelerator at this step count, no longer: features are large."""
@@ -266,3 +267,17 @@ def sampling_grid(
         for g, t, c, p in product(*values)
     ]
     return [options for options in dict.fromkeys(grid) if options != SamplingOptions()]
+
+
+def _kept_drift(path: Path) -> "Tensor":
+    """What was measured before. Errors: ValueError if the file is damaged."""
+    import torch
+
+    rows = parse_json_list(read_text(path, expected="expected a drift"), source=str(path))
+    try:
+        found_SS = torch.tensor(rows, dtype=torch.float64)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged ({first_line(error)}): remove it and run again") from error
+    if found_SS.ndim != 2 or len(found_SS) != found_SS.shape[1]:
+        raise ValueError(f"{path} holds no drift between steps: remove it and run again")
+    return found_SS

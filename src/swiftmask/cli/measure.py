@@ -136,20 +136,23 @@ def captions_of(pipeline: "Pipeline") -> "Captions":
 
 def _draws_captions(pipeline: "Pipeline") -> bool:
     """Whether it draws prompts and says of which Scenes; others are compared with real pictures only."""
+    from swiftmask.core.settings import read_json
+
     provenance = None if pipeline.folder is None else pipeline.folder / "provenance.json"
     if pipeline.model.spec.draws != "prompt" or provenance is None or not provenance.is_file():
         return False
-    return '"world"' in provenance.read_text()
+    return "world" in read_json(provenance)
 
 
 def _world(pipeline: "Pipeline") -> "World":
     """As the recipe wrote it beside the weights."""
+    from swiftmask.core.settings import read_json, settings_of
     from swiftmask.data.scenes import World
 
-    folder = Path() if pipeline.folder is None else pipeline.folder
+    path = (Path() if pipeline.folder is None else pipeline.folder) / "provenance.json"
     try:
-        return World(**json.loads((folder / "provenance.json").read_text())["world"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return settings_of(World, read_json(path).get("world"), source=str(path), name="world")
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{pipeline.name} does not say which Scenes it was trained on (world in its provenance.json), "
             "and quality is judged on Scenes only"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftmask.cli.jobs import Job
+from swiftmask.core.settings import parse_json
 from swiftmask.core.writing import written_whole
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class PictureFolder:
                 raise ValueError(
                     f"{path} was not drawn by swiftmask: choose another --out, or --overwrite to replace it"
                 )
-            if stamp and (difference := _difference(json.loads(stamp), ours)):
+            if stamp and (difference := _difference(parse_json(stamp, source=str(path)), ours)):
                 raise ValueError(
                     f"{self.path} holds pictures drawn with other settings ({path.name}: {difference}): "
                     "choose another --out, or --overwrite to draw here all the same"

@@ -55,17 +55,12 @@ def load_strict(module: nn.Module, state: State, *, source: str) -> None:
 def weights_like(place: Tensor, value: Tensor, *, source: str) -> Tensor:
     """`value` in the precision of `place`. Where that is no float (counters), `value` itself.
 
-    Errors: ValueError naming `source` unless `value` is a dense tensor of float16, bfloat16, float32 or
+    Errors: ValueError naming `source` unless `value` is a tensor of float16, bfloat16, float32 or
     float64, and finite in the precision of `place`. Meta tensors have no numbers to check.
     """
     if not place.is_floating_point():
         return value
-    if value.dtype not in _FLOATS or value.layout is not torch.strided:
-        kind = str(value.dtype).removeprefix("torch.")
-        layout = "" if value.layout is torch.strided else " (sparse)"
-        raise ValueError(
-            f"{source} is {kind}{layout}: expected float16, bfloat16 or float32: convert the weights first"
-        )
+    require_floats(value, source=source)
     cast = value.to(place.dtype)
     if not cast.is_meta and cast.numel() and not torch.stack(cast.aminmax()).isfinite().all():
         precision = str(place.dtype).removeprefix("torch.")
@@ -74,6 +69,25 @@ def weights_like(place: Tensor, value: Tensor, *, source: str) -> Tensor:
             "diverged (or load it as float32, if it is sound)"
         )
     return cast
+
+
+def require_floats(value: Tensor, *, source: str) -> None:
+    """Errors: ValueError naming `source` for a tensor of another dtype than those of weights."""
+    if value.dtype not in _FLOATS:
+        kind = str(value.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{source} is {kind}: expected float16, bfloat16 or float32: convert the weights first"
+        )
+
+
+def require_finite(state: State, *, source: str, counters: Sequence[str] = ()) -> None:
+    """What another library will read: as `weights_like` says, but for keys that end with one of `counters`.
+
+    Errors: ValueError naming `source` and the key.
+    """
+    for key, value in state.items():
+        if not key.endswith(tuple(counters)):
+            weights_like(torch.empty(0), value, source=f"{source}: {key}")
 
 
 def write_folder(
@@ -175,16 +189,25 @@ def load_parts(path: Path, parts: Mapping[str, nn.Module]) -> None:
         load_strict(part.eval(), own, source=f"{path} ({start}*)")
 
 
-def require_keys(state: State, keys: Sequence[str], source: str, what: str) -> None:
-    """Errors: ValueError saying that `source` is not `what`, if a key is missing."""
-    missing = [key for key in keys if key not in state]
+def require_keys(state: State, axes: Mapping[str, int], source: str, what: str) -> None:
+    """Errors: ValueError saying that `source` is not `what`, if a key is missing, or its tensor has another
+    number of axes or no numbers.
+    """
+    missing = [key for key in axes if key not in state]
     if missing:
         raise ValueError(f"{source} is not {what}: it lacks {some(missing)} and has {some(list(state))}")
+    for key, count in axes.items():
+        shape = tuple(state[key].shape)
+        if len(shape) != count or 0 in shape:
+            raise ValueError(f"{source} is not {what}: {key} has shape {shape}, expected {count} axes")
 
 
 def count_modules(state: State, pattern: str) -> int:
-    """How many modules of a list there are: one more than the largest number `pattern` captures in a key."""
-    return 1 + max((int(match[1]) for key in state if (match := re.match(pattern, key))), default=-1)
+    """How many modules of a list there are: one more than the largest number `pattern` captures in a key, and
+    no more than there are keys.
+    """
+    largest = max((int(match[1]) for key in state if (match := re.match(pattern, key))), default=-1)
+    return min(1 + largest, len(state))
 
 
 def _shards(state: State, dtype: torch.dtype, shard_bytes: int) -> list[list[str]]:

@@ -233,6 +233,10 @@ RANGES: dict[str, Range] = {
     "step_counts": Range(low=2, high=2**16),
     "max_rollout": Range(low=1, high=1000),
     "token_weight": _WEIGHT,
+    # caches of latents
+    "CacheIndex.num_images": _COUNT,
+    "CacheIndex.done": _COUNT_FROM_0,
+    "CacheIndex.moments": _SIZE,
     # MARVAL
     "timestep": Range(low=0, high=999),
     "first_timestep": _TIMESTEP,

@@ -7,8 +7,10 @@ import argparse
 import logging
 import pickle
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import torch
@@ -48,14 +50,32 @@ _HEADER_DTYPES = {
 """Dtypes in the header of a `.safetensors` file."""
 
 
+DAMAGES = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    RuntimeError,
+    ArithmeticError,
+    MemoryError,
+    SyntaxError,
+    TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy, zipfile and PyTorch raise for damaged or foreign files, depending on where they are damaged."""
+
+
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The weights in a `.safetensors`, a `.pth` or a Lightning `.ckpt` file.
 
     Averaged weights (`model_ema`) are taken before the plain ones beside them. What wrapping a model for
     training puts in front of every key is dropped, and logged.
 
-    Errors: FileNotFoundError; ValueError if truncated, not a checkpoint, a Git-LFS pointer, or only readable
-    by running its pickle.
+    Errors: FileNotFoundError; ValueError if truncated, not a checkpoint, a Git-LFS pointer, only readable by
+    running its pickle, or with a tensor that is not dense.
     """
     path = Path(path)
     content = _content(path)
@@ -114,7 +134,23 @@ def _content(path: Path) -> dict[str, Tensor]:
             f"{path} is no checkpoint of a model: expected tensors (or them under {' or '.join(_WRAPPERS)}), "
             f"got other things under {some(strange)}"
         )
+    for key, value in content.items():
+        _require_dense(value, f"{path}: {key}")
     return {str(key): value for key, value in content.items()}
+
+
+def _require_dense(value: Tensor, source: str) -> None:
+    """Errors: ValueError unless every number of the tensor is in the file, once and as it is."""
+    kind = str(value.layout).removeprefix("torch.")
+    kind = "quantized" if value.is_quantized else "without numbers" if value.is_meta else kind
+    if kind != "strided":
+        raise ValueError(f"{source} is {kind}: expected a dense tensor of numbers: convert the weights first")
+    held = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    if value.numel() > held:
+        raise ValueError(
+            f"{source} has the shape {tuple(value.shape)}, of which the file holds {held} numbers: save a "
+            "copy of the weights (tensor.clone())"
+        )
 
 
 def shape_of(file: Any, key: str) -> Tensor:

@@ -1,19 +1,22 @@
 """JSON files, and the settings they hold as frozen dataclasses.
 
 Every JSON file of the package is read by `read_json` or `parse_json`, and every `config.json` of ours is one
-dataclass: `settings_of` checks keys, types and ranges, at any depth. `check_sizes` compares sizes with the
-weights on disk, so that nothing large is built of a damaged number.
+dataclass: `settings_of` checks keys, types and ranges, at any depth. What we measured and wrote is a record:
+`record_of` checks the type of every field. `check_sizes` compares sizes with the weights on disk, so that
+nothing large is built of a damaged number.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
+from math import isfinite
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 _Settings = TypeVar("_Settings")
+_Json = TypeVar("_Json", dict[str, Any], list[Any])
 
 POINTER = b"version https://git-lfs"
 """How the text file starts that git leaves in place of a large file."""
@@ -46,11 +49,20 @@ def read_json(path: Path, *, expected: str = "expected a JSON file") -> dict[str
 
     Errors: FileNotFoundError; ValueError if it is damaged or something else.
     """
+    return parse_json(read_text(path, expected=expected), source=str(path))
+
+
+def read_text(path: Path, *, expected: str) -> str:
+    """A text in UTF-8 without its byte order mark. Errors: as `read_json`."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is a folder" if path.is_dir() else f"no {path}: {expected}")
+        raise FileNotFoundError(
+            f"{path} is a folder: {expected}" if path.is_dir() else f"no {path}: {expected}"
+        )
     refuse_pointer(path)
-    with path.open("rb") as file:
-        return parse_json(file.read(), source=str(path))
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged (no UTF-8 at byte {error.start}): {expected}") from error
 
 
 def parse_json(text: str | bytes, *, source: str) -> dict[str, Any]:
@@ -58,6 +70,15 @@ def parse_json(text: str | bytes, *, source: str) -> dict[str, Any]:
 
     Errors: ValueError naming `source` for another value, a key given twice, NaN, or half of a surrogate pair.
     """
+    return _parsed(text, source, dict, "object")
+
+
+def parse_json_list(text: str | bytes, *, source: str) -> list[Any]:
+    """The JSON list in a text. Errors: as `parse_json`."""
+    return _parsed(text, source, list, "list")
+
+
+def _parsed(text: str | bytes, source: str, kind: type[_Json], what: str) -> _Json:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
@@ -67,11 +88,11 @@ def parse_json(text: str | bytes, *, source: str) -> dict[str, Any]:
         if "\\u" in text:
             json.dumps(content, ensure_ascii=False).encode()  # fails for half of a surrogate pair
     except (ValueError, RecursionError) as error:
-        deep = isinstance(error, RecursionError)
-        reason = "nested too deeply" if deep else str(error).splitlines()[0][:160]
-        raise ValueError(f"{source} is damaged ({reason}): expected a JSON object") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{source} is damaged: expected a JSON object, got {type(content).__name__}")
+        known = {RecursionError: "nested too deeply", UnicodeEncodeError: "half of a surrogate pair"}
+        reason = known.get(type(error)) or str(error).splitlines()[0][:160]
+        raise ValueError(f"{source} is damaged ({reason}): expected a JSON {what}") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{source} is damaged: expected a JSON {what}, got {type(content).__name__}")
     return content
 
 
@@ -119,6 +140,50 @@ def settings_of(kind: type[_Settings], content: object, *, source: str, name: st
         return kind(**values)
 
 
+def record_of(kind: type[_Settings], content: object, *, source: str) -> _Settings:
+    """A JSON object that we wrote as a dataclass: as `settings_of`, and every field of its type.
+
+    Errors: ValueError naming `source` and the field.
+    """
+    found = settings_of(kind, content, source=source)
+    if misfit := _misfit(found):
+        raise ValueError(f"{source}: {misfit}")
+    return found
+
+
+def _misfit(found: Any) -> str:
+    """What is wrong with the first field of another type; nothing if there is none."""
+    for name, annotation in get_type_hints(type(found)).items():
+        value = getattr(found, name)
+        if is_dataclass(value) and (inner := _misfit(value)):
+            return f"{name}.{inner}"
+        if not _fits(value, annotation):
+            wanted = annotation.__name__ if isinstance(annotation, type) else annotation
+            return f"{name} must be {wanted}, got {_shown(value)}"
+    return ""
+
+
+def _fits(value: object, annotation: Any) -> bool:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return any(_fits(value, kind) for kind in inner)
+    if origin is Literal:
+        return value in inner
+    if origin in (dict, list, tuple):
+        return type(value) is origin and _all_fit(value, inner)
+    if annotation is float:
+        return isinstance(value, int | float) and type(value) is not bool and isfinite(value)
+    return type(value) is annotation and not (is_dataclass(annotation) and _misfit(value))
+
+
+def _all_fit(value: Any, inner: tuple[Any, ...]) -> bool:
+    """Whether what is in a list, a tuple or a dict is of the types in its brackets."""
+    if isinstance(value, tuple) and Ellipsis not in inner:
+        return len(value) == len(inner) and all(map(_fits, value, inner))
+    values = value.values() if isinstance(value, dict) else value
+    return all(_fits(each, inner[isinstance(value, dict)]) for each in values)
+
+
 @contextmanager
 def about(source: str, named: str | None = None) -> Iterator[None]:
     """Put `source` before the message of a ValueError that does not have it (or `named`) yet."""
@@ -147,6 +212,28 @@ def check_sizes(settings: Any, shapes: Mapping[str, Any], *, source: str) -> Non
             raise ValueError(f"{source}: {field.name} is {_shown(value)}, but the weights have {found}")
 
 
+def check_foreign_sizes(content: Mapping[str, Any], shapes: Mapping[str, Any], *, source: str) -> None:
+    """As `check_sizes`, of a config that another library defines: of objects in it, too. Numbers up to 65536
+    may be anything, such as ids.
+
+    Errors: ValueError for a number that the weights do not bear out.
+    """
+    largest = max((axis for value in shapes.values() for axis in value.shape), default=0)
+    for key, value in content.items():
+        if isinstance(value, dict):
+            check_foreign_sizes(value, shapes, source=source)
+        bound = len(shapes) if key in _MODULES else max(largest, 2**16)
+        if type(value) is int and value > bound:
+            found = f"{bound} tensors" if key in _MODULES else f"no axis longer than {largest}"
+            raise ValueError(f"{source}: {key} is {_shown(value)}, but the weights have {found}")
+    side, patch = content.get("image_size"), content.get("patch_size")
+    if type(side) is int and type(patch) is int and (side // max(1, patch)) ** 2 > largest:
+        raise ValueError(
+            f"{source}: image_size is {side} in patches of {patch}, but the weights have no axis "
+            f"longer than {largest}"
+        )
+
+
 def _value(annotation: Any, value: object, *, source: str, name: str) -> object:
     """A JSON value for a field of this type; what it is checked against is the dataclass's business."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
@@ -155,9 +242,21 @@ def _value(annotation: Any, value: object, *, source: str, name: str) -> object:
         return settings_of(_nearest(nested, value), value, source=source, name=name)
     if get_origin(annotation) is dict and not isinstance(value, dict):
         raise ValueError(f"{source}: {name} must be a JSON object, got {_shown(value)}")
+    if isinstance(value, list | dict):
+        value = _inner_values(kinds, value, source=source, name=name)
     if isinstance(value, list) and any(get_origin(kind) is tuple for kind in kinds):
         return tuple(value)
     return value
+
+
+def _inner_values(kinds: tuple[Any, ...], value: Any, *, source: str, name: str) -> Any:
+    """What is in a list or an object whose type is a list or dict of dataclasses."""
+    inner = next((get_args(k)[-1] for k in kinds if get_origin(k) is type(value)), None)
+    if not is_dataclass(inner):
+        return value
+    if isinstance(value, dict):
+        return {k: _value(inner, v, source=source, name=f"{name}.{k}") for k, v in value.items()}
+    return [_value(inner, v, source=source, name=f"{name}[{i}]") for i, v in enumerate(value)]
 
 
 def _nearest(kinds: list[type], value: object) -> type:

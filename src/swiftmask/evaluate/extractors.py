@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import re
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from swiftmask.core.reading import first_line, some
+from swiftmask.core.files import require_finite
+from swiftmask.core.reading import DAMAGES, first_line, read_tensors, some
+from swiftmask.core.settings import check_foreign_sizes, read_json, refuse_pointer
 from swiftmask.rewards.clip_files import read_model as read_clip
 from swiftmask.rewards.clip_preprocessing import Preprocessing
 from swiftmask.rewards.scenes import WEIGHTS, NetworkReader, load_judge
@@ -33,6 +35,9 @@ CANONICAL_INCEPTION = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f1
 
 JUDGE = "scenes"
 """Names the bundled judge; its Frechet distance is `fd_scenes`."""
+
+_COUNTERS = ("position_ids", "num_batches_tracked", "relative_position_index")
+"""Whole numbers that networks of transformers keep beside their weights."""
 
 _CANONICAL_NAMES = {"fd": "FID", "kid": "KID", "is": "IS"}
 
@@ -192,14 +197,18 @@ def load_script(path: Path, device: torch.device | str = "cpu") -> ScriptExtract
 
     Errors: ValueError if it is no TorchScript or damaged.
     """
+    refuse_pointer(path)
     try:
+        _check_zip(path)
         module = torch.jit.load(str(path), map_location=device).eval()
         arguments = [argument.name for argument in module.forward.schema.arguments]
-    except (RuntimeError, AttributeError, ValueError) as error:
+    except DAMAGES as error:
         raise ValueError(
             f"extractor {path} is damaged or no TorchScript file ({first_line(error)}): save it with "
             "torch.jit.script(module).save(...)"
         ) from error
+    floats = {key: value for key, value in module.state_dict().items() if value.is_floating_point()}
+    require_finite(floats, source=str(path))
     kind = DetectorExtractor if "return_features" in arguments else ScriptExtractor
     return kind(Identity(_name(path.stem), files_sha256([path])), module, torch.device(device))
 
@@ -217,9 +226,10 @@ def load_vision(folder: Path, device: torch.device | str = "cpu") -> VisionExtra
         )
     device = torch.device(device)
     preprocess = Preprocessing.read(folder)
-    embed = _clip_embedding if _family(folder) == "clip" else _pooled_embedding
+    is_clip = _family(folder) == "clip"
+    embed = _clip_embedding(folder, device) if is_clip else _pooled_embedding(folder, weights, device)
     identity = Identity(_name(folder.resolve().name), files_sha256(weights))
-    return VisionExtractor(identity, embed(folder, device), preprocess, device)
+    return VisionExtractor(identity, embed, preprocess, device)
 
 
 def files_sha256(paths: Iterable[Path]) -> str:
@@ -233,6 +243,13 @@ def _load_judge_extractor(device: torch.device) -> JudgeExtractor:
     return JudgeExtractor(identity, load_judge(device))
 
 
+def _check_zip(path: Path) -> None:
+    """PyTorch looks at no checksum. Errors: ValueError, or what zipfile raises."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} differs")
+
+
 def _clip_embedding(folder: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     model: CLIPModel = read_clip(folder).float().eval().requires_grad_(False)
     model.to(device)  # pyright: ignore[reportArgumentType]
@@ -243,8 +260,10 @@ def _clip_embedding(folder: Path, device: torch.device) -> Callable[[Tensor], Te
     return embed
 
 
-def _pooled_embedding(folder: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
-    model = _read_network(folder).float().eval().requires_grad_(False)
+def _pooled_embedding(
+    folder: Path, weights: Iterable[Path], device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    model = _read_network(folder, weights).float().eval().requires_grad_(False)
     model.to(device)  # pyright: ignore[reportArgumentType]
 
     def embed(pixels_B3HW: Tensor) -> Tensor:
@@ -256,7 +275,7 @@ def _pooled_embedding(folder: Path, device: torch.device) -> Callable[[Tensor], 
     return embed
 
 
-def _read_network(folder: Path) -> PreTrainedModel:
+def _read_network(folder: Path, weights: Iterable[Path]) -> PreTrainedModel:
     """`from_pretrained`, which fills what a file lacks with random numbers, and here may not."""
     try:
         from transformers import AutoModel
@@ -265,6 +284,10 @@ def _read_network(folder: Path) -> PreTrainedModel:
             f"{folder} needs transformers, which does not import here ({first_line(error)}): "
             "pip install 'swiftmask[rewards]'"
         ) from error
+    state = {key: value for path in weights for key, value in read_tensors(path).items()}
+    config = folder / "config.json"
+    check_foreign_sizes(read_json(config), state, source=str(config))
+    require_finite(state, source=str(folder), counters=_COUNTERS)
     try:
         loaded: Any = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     except Exception as error:  # safetensors, transformers and huggingface_hub each raise their own
@@ -284,12 +307,10 @@ def _read_network(folder: Path) -> PreTrainedModel:
 
 
 def _family(folder: Path) -> object:
-    try:
-        return json.loads((folder / "config.json").read_text())["model_type"]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no {folder / 'config.json'}: expected a Hugging Face folder") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'} is damaged ({first_line(error)})") from error
+    content = read_json(folder / "config.json", expected="expected a Hugging Face folder")
+    if "model_type" not in content:
+        raise ValueError(f"{folder / 'config.json'} names no model_type: expected a Hugging Face folder")
+    return content["model_type"]
 
 
 def _rows(values: Tensor) -> Tensor:

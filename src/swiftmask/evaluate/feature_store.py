@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swiftmask.core.reading import read_tensors
+from swiftmask.core.files import require_keys
+from swiftmask.core.sealed import read_sealed, sealed
+from swiftmask.core.settings import parse_json, read_text
 from swiftmask.core.writing import remove_partials, write_text, written_whole
 from swiftmask.evaluate.extractors import Description, Extractor, Identity
 from swiftmask.evaluate.pictures import Pictures
@@ -59,7 +60,7 @@ class FeatureStore:
             remove_partials(self.folder)
             if not path.exists():
                 write_text(path, wanted)
-        if path.read_text() != wanted:
+        if read_text(path, expected="expected features") != wanted:
             raise ValueError(
                 f"{self.folder} holds features of other pictures, or of another extractor than "
                 f"{self.identity.name}: remove it, or choose another folder"
@@ -70,7 +71,7 @@ class FeatureStore:
         tensors = {"features": description.features_BD.contiguous()}
         if description.log_probabilities_BV is not None:
             tensors["log_probabilities"] = description.log_probabilities_BV.contiguous()
-        metadata = {"changes": json.dumps(changes)}
+        metadata = sealed(tensors, {"changes": json.dumps(changes)})
         with self._lock(), written_whole(self._path(chunk)) as partial:
             save_file(tensors, partial, metadata)
 
@@ -78,8 +79,7 @@ class FeatureStore:
         """Of how many pictures something was converted, by what it was (data/images/decode.py)."""
         counts: Counter[str] = Counter()
         for chunk in range(self.num_chunks):
-            with safe_open(self._path(chunk), framework="pt") as file:
-                counts.update(json.loads((file.metadata() or {}).get("changes", "{}")))
+            counts.update(_unsealed(self._path(chunk))[1])
         return dict(counts)
 
     def chunks(self) -> Iterator[Description]:
@@ -111,11 +111,8 @@ class FeatureStore:
 
     def _read(self, chunk: int) -> Description:
         path = self._path(chunk)
-        try:
-            tensors = read_tensors(path)
-            description = Description(tensors["features"], tensors.get("log_probabilities"))
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{path} is damaged: remove it and run again") from error
+        tensors, _ = _unsealed(path)
+        description = Description(tensors["features"], tensors.get("log_probabilities"))
         if len(description.features_BD) != len(self.indices(chunk)):
             raise ValueError(
                 f"{path} does not hold {len(self.indices(chunk))} pictures: remove it and run again"
@@ -169,6 +166,16 @@ def describe(
             done += len(store.indices(chunk))
             on_progress(done, total)
     return store
+
+
+def _unsealed(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Features, and what had to be done to the pictures. Errors: ValueError if the file is damaged."""
+    try:
+        tensors, metadata = read_sealed(path)
+        require_keys(tensors, {"features": 2}, str(path), "a file of features")
+        return tensors, parse_json(metadata.get("changes", "{}"), source=str(path))
+    except ValueError as error:
+        raise ValueError(f"{error}: remove it and run again") from error
 
 
 def _described(pictures: Pictures, extractor: Extractor, indices: range, batch_size: int) -> Description:

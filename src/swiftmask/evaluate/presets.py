@@ -5,12 +5,13 @@ pipeline is `swiftmask.apply_preset`.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from swiftmask.core.protocol import SamplingOptions
+from swiftmask.core.ranges import check_fields
+from swiftmask.core.settings import read_json, record_of
 from swiftmask.core.writing import write_text
 from swiftmask.evaluate.summary import Spread
 
@@ -40,8 +41,7 @@ class Settings:
     sampling: SamplingOptions = SamplingOptions()
 
     def __post_init__(self) -> None:
-        if self.steps is not None and not (isinstance(self.steps, int) and self.steps > 0):
-            raise ValueError(f"steps must be a whole number of at least 1, got {self.steps!r}")
+        check_fields(self)
 
     def over(self, defaults: Self) -> Self:
         """These settings, with `defaults` where they say nothing.
@@ -143,51 +143,16 @@ def read_preset(path: str | Path) -> Preset:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no such preset: {path} (`swiftmask tune MODEL --speedup 2` writes one)")
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no preset: expected JSON, got {error}") from error
-    if not isinstance(content, dict) or content.get("kind") != _KIND:
+    content = read_json(path)
+    if content.pop("kind", None) != _KIND:
         raise ValueError(f"{path} is no preset: expected what `swiftmask tune` writes")
-    if content.get("version") != VERSION:
+    version = content.pop("version", None)
+    if version != VERSION:
         raise ValueError(
-            f"{path} is a preset of version {content.get('version')}, this swiftmask reads version "
-            f"{VERSION}: run `swiftmask tune` again"
+            f"{path} is a preset of version {version}, this swiftmask reads version {VERSION}: run "
+            "`swiftmask tune` again"
         )
-    try:
-        return _preset_of(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is a damaged preset ({error}): tune again") from error
-
-
-def _preset_of(content: Mapping[str, Any]) -> Preset:
-    measured: dict[str, Any] = dict(content["measured"])
-    for name in ("found", "reference", "best_full"):
-        measured[name] = _numbers_of(measured[name])
-    measured["loss"] = Spread(**measured["loss"])
-    return Preset(
-        model=str(content["model"]),
-        fingerprint=str(content["fingerprint"]),
-        accelerated_fingerprint=str(content["accelerated_fingerprint"]),
-        settings=_settings_of(content["settings"]),
-        measured=Measured(**measured),
-    )
-
-
-def _numbers_of(content: Mapping[str, Any]) -> Numbers:
-    spreads: dict[str, Any] = {key: Spread(**content[key]) for key in ("score", "fd_scenes")}
-    return Numbers(**{**content, **spreads})
-
-
-def _settings_of(content: Mapping[str, Any]) -> Settings:
-    given = {name: _frozen(value) for name, value in content.items()}
-    given["sampling"] = SamplingOptions(**{k: _frozen(v) for k, v in content["sampling"].items()})
-    return Settings(**given)
-
-
-def _frozen(value: Any) -> Any:
-    """JSON has lists where the dataclasses have tuples."""
-    return tuple(value) if isinstance(value, list) else value
+    return record_of(Preset, content, source=str(path))
 
 
 def _listed(indices: tuple[int, ...]) -> str:

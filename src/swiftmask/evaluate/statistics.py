@@ -6,11 +6,8 @@ Reference statistics of others (`adm_in256_stats.npz` of Dhariwal and Nichol, ar
 covariance only.
 """
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
 from typing import Self
 
 import numpy as np
@@ -20,25 +17,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from swiftmask.core.files import require_keys
-from swiftmask.core.reading import first_line, some
+from swiftmask.core.reading import DAMAGES, first_line, some
 from swiftmask.core.writing import write_bytes
-
-_DAMAGES = (
-    OSError,
-    ValueError,
-    EOFError,
-    TypeError,
-    AttributeError,
-    KeyError,
-    RuntimeError,
-    ArithmeticError,
-    MemoryError,
-    SyntaxError,
-    TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What NumPy raises for damaged or foreign files, depending on where they are damaged."""
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _ROUNDING = 1e-5
@@ -134,7 +114,7 @@ def read_statistics(path: str | Path) -> tuple[FeatureStatistics, str]:
         raise ValueError(
             f"{path} is truncated or no safetensors file ({first_line(error)}): make it again"
         ) from error
-    require_keys(tensors, ("mean", "scatter", "count"), str(path), "a file of feature statistics")
+    require_keys(tensors, {"mean": 1, "scatter": 2, "count": 0}, str(path), "a file of feature statistics")
     for name in ("mean", "scatter"):
         if tensors[name].dtype not in _FLOATS:
             _refuse_dtype(path, name, str(tensors[name].dtype).removeprefix("torch."))
@@ -176,7 +156,7 @@ def _read_npz(path: Path) -> Moments:
             if missing:
                 raise ValueError(f"it lacks {some(missing)} and has {some(list(file))}")
             mean, covariance = (np.asarray(file[name]) for name in ("mu", "sigma"))
-    except _DAMAGES as error:
+    except DAMAGES as error:
         raise ValueError(
             f"{path} holds no reference statistics mu and sigma ({first_line(error)})"
         ) from error

@@ -10,16 +10,13 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import isfinite
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 from filelock import FileLock
 
-from swiftmask.core.reading import first_line, some
-from swiftmask.core.settings import parse_json, settings_of
+from swiftmask.core.reading import DAMAGES, first_line, some
+from swiftmask.core.settings import parse_json, record_of
 from swiftmask.core.writing import remove_partials, write_text, written_whole
 from swiftmask.evaluate.processes import ALONE, Processes
 from swiftmask.evaluate.quality import Measurement, RealPictures, Row, Sample, measure
@@ -104,8 +101,13 @@ class Store:
         if not path.exists():
             return None
         try:
-            return np.load(path)
-        except (ValueError, OSError, EOFError) as error:
+            tokens_XL = np.array(np.load(path, mmap_mode="r"))  # mapped: never larger than the file
+            if tokens_XL.ndim != 2 or len(tokens_XL) != count or tokens_XL.dtype.kind not in "iu":
+                raise ValueError(
+                    f"it holds {tokens_XL.dtype} {tokens_XL.shape}, expected {count} rows of tokens"
+                )
+            return tokens_XL
+        except DAMAGES as error:
             self._say_once(f"{path} is damaged ({first_line(error)}): measuring its row again")
             return None
 
@@ -190,21 +192,7 @@ def _model(line: bytes) -> str:
 
 def _measurement(line: bytes) -> Measurement:
     """Errors: ValueError unless every field is there and of its type."""
-    found = settings_of(Measurement, parse_json(line, source="line"), source="line")
-    for name, annotation in get_type_hints(Measurement).items():
-        if not _fits(getattr(found, name), annotation):
-            raise ValueError(f"{name} must be {annotation}, got {getattr(found, name)!r}")
-    return found
-
-
-def _fits(value: object, annotation: Any) -> bool:
-    if get_origin(annotation) is UnionType:
-        return any(_fits(value, kind) for kind in get_args(annotation))
-    if get_origin(annotation) is dict:
-        return isinstance(value, dict) and all(_fits(each, float) for each in value.values())
-    if annotation is float:
-        return isinstance(value, int | float) and type(value) is not bool and isfinite(value)
-    return type(value) is annotation  # a bool is no int
+    return record_of(Measurement, parse_json(line, source="line"), source="line")
 
 
 def _line(measurement: Measurement) -> dict[str, object]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import TypeVar
 
+from swiftmask.core.settings import read_json, record_of
 from swiftmask.core.writing import write_text
 from swiftmask.evaluate.quality import Measurement, Row, Sample
 
@@ -211,20 +212,4 @@ def write_report(report: QualityReport, path: Path) -> None:
 
 def read_report(path: Path) -> QualityReport:
     """A written report. Errors: FileNotFoundError; ValueError if it is something else."""
-    try:
-        content = json.loads(path.read_text())
-        rows = [_row_of(row) for row in content.pop("rows")]
-        return QualityReport(**content | {"floor": Spread(**content["floor"]), "rows": rows})
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no quality report ({error})") from error
-
-
-def _row_of(content: dict[str, object]) -> RowSummary:
-    spreads = {
-        key: Spread(**content[key])  # type: ignore[arg-type]
-        for key in ("score", "fd_scenes", "agreement", "training_reward", "diversity")
-        if content.get(key) is not None
-    }
-    kinds = content.get("by_kind")
-    by_kind = {k: Spread(**v) for k, v in kinds.items()} if isinstance(kinds, dict) else None
-    return RowSummary(**(content | spreads | {"by_kind": by_kind}))  # type: ignore[arg-type]
+    return record_of(QualityReport, read_json(path, expected="expected a quality report"), source=str(path))

@@ -5,7 +5,6 @@ Three stages, each resumable: the codec (that of meissonic-scenes, for smaller p
 pictures with their captions, and the backbone.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import check_fields
+from swiftmask.core.settings import read_json
 from swiftmask.core.vq_codec import VQCodec
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
 from swiftmask.models.lumina_dimoo.initialisation import initialise
@@ -89,7 +89,7 @@ class DiMOORecipe:
         )
         facts: dict[str, object] = {"pictures": self.num_pictures, "world": asdict(self.world)}
         if self.initial:
-            facts["initial"] = json.loads((Path(self.initial) / "provenance.json").read_text())
+            facts["initial"] = read_json(Path(self.initial) / "provenance.json")
         made_by = provenance(self.name, self.training, **facts, tokenizer=asdict(self.codec.training))
         model.save_pretrained(folder / "model", provenance=made_by, dtype=torch.float16)
         return folder / "model"

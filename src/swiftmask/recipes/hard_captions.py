@@ -3,6 +3,7 @@ differ in reward; those that fail teach several times as much in the same rounds
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from swiftmask.core.protocol import MaskedGenerator
+from swiftmask.core.settings import parse_json
 from swiftmask.core.types import Schedule
 from swiftmask.core.writing import full_disk_named
 from swiftmask.methods.speed_rl import Judges, Prompts, SpeedRLConfig
@@ -98,4 +100,11 @@ def _read(file: Path) -> list[float]:
     whole = [line for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
     with file.open("r+b") as out:
         out.truncate(sum(map(len, whole)))
-    return [json.loads(line)["reward"] for line in whole]
+    return [_reward(line, f"{file}: line {number}") for number, line in enumerate(whole, start=1)]
+
+
+def _reward(line: bytes, source: str) -> float:
+    reward = parse_json(line, source=source).get("reward")
+    if not isinstance(reward, int | float) or not math.isfinite(reward):
+        raise ValueError(f"{source} has no reward: remove the file and run again")
+    return reward

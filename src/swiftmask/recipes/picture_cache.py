@@ -43,7 +43,7 @@ def cached(folder: Path, num_pictures: int, make: Make, *, made_by: tuple[object
     with processes().main_process_first():
         if not all(path.exists() for path in paths):
             _fill(folder, paths, lambda index: make(starts[index], counts[index]))
-        shards = [_read(path) for path in paths]
+        shards = [_read(path, count) for path, count in zip(paths, counts, strict=True)]
     return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
 
 
@@ -59,8 +59,11 @@ def _fill(folder: Path, paths: list[Path], make: Callable[[int], dict[str, Tenso
                 save_file(tensors, partial, metadata=sealed(tensors, {}))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, count: int) -> dict[str, Tensor]:
     try:
-        return read_sealed(path)[0]
+        tensors = read_sealed(path)[0]
+        if any(value.ndim == 0 or len(value) != count for value in tensors.values()):
+            raise ValueError(f"{path} does not hold {count} pictures")
+        return tensors
     except ValueError as error:
         raise ValueError(f"{error}: delete it, and the next run makes it again") from error

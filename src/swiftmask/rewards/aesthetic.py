@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from swiftmask.core.files import require_keys
+from swiftmask.core.files import require_keys, weights_like
 from swiftmask.core.reading import State, read_tensors, some
 from swiftmask.rewards.clip import CLIP_LARGE, ClipSimilarity, check_pictures, load_clip_score
 
@@ -91,7 +91,8 @@ def read_head(weights: str | Path) -> LinearMap:
 
 
 def _check_keys(state: State, source: str) -> None:
-    keys = [f"layers.{place}.{part}" for place in _LINEARS for part in ("weight", "bias")]
+    axes = (("weight", 2), ("bias", 1))
+    keys = {f"layers.{place}.{part}": count for place in _LINEARS for part, count in axes}
     require_keys(state, keys, source, f"the linear aesthetic predictor ({WEIGHTS_FILE})")
     unexpected = sorted(set(state) - set(keys))
     if unexpected:
@@ -102,8 +103,11 @@ def _fold(state: State, source: str) -> LinearMap:
     """From the last map back to the first, in double precision."""
     row_1D, offset_1 = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for place in reversed(_LINEARS):
-        weight, bias = (state[f"layers.{place}.{part}"].double() for part in ("weight", "bias"))
-        if weight.ndim != 2 or len(weight) != row_1D.shape[1] or bias.shape != weight.shape[:1]:
+        weight, bias = (
+            weights_like(row_1D, state[f"layers.{place}.{part}"], source=f"{source}: layers.{place}.{part}")
+            for part in ("weight", "bias")
+        )
+        if len(weight) != row_1D.shape[1] or bias.shape != weight.shape[:1]:
             raise ValueError(
                 f"{source} is damaged: expected layers.{place} to make {row_1D.shape[1]} numbers, got weight "
                 f"{tuple(weight.shape)} and bias {tuple(bias.shape)}"

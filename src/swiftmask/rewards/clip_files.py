@@ -7,7 +7,6 @@ in a table of warnings only.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from swiftmask.core.files import load_strict
 from swiftmask.core.reading import first_line, read_tensors
+from swiftmask.core.settings import check_foreign_sizes, read_json
 from swiftmask.rewards.clip_preprocessing import CONFIG
 
 if TYPE_CHECKING:
@@ -58,18 +58,18 @@ def read_model(folder: Path) -> CLIPModel:
     Errors: FileNotFoundError or ValueError naming the missing, damaged or foreign file, key or shape.
     """
     from accelerate import init_empty_weights
-    from huggingface_hub.errors import StrictDataclassError
 
     config_class, model_class, _ = clip_classes()
-    content = _read_config(folder / "config.json")
+    content, state = _read_config(folder / "config.json"), _read_weights(folder)
+    check_foreign_sizes(content, state, source=str(folder / "config.json"))
     try:
         with init_empty_weights():
             model = model_class(config_class.from_dict(content))
-    except (StrictDataclassError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # transformers checks some values, torch others
         raise ValueError(
             f"{folder / 'config.json'} is no config of a CLIP model ({first_line(error)})"
         ) from error
-    load_strict(model, _read_weights(folder), source=str(folder))
+    load_strict(model, state, source=str(folder))
     return model
 
 
@@ -105,15 +105,9 @@ def clip_classes() -> tuple[type[CLIPConfig], type[CLIPModel], type[CLIPTokenize
 
 
 def _read_config(path: Path) -> dict[str, object]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no {path}: expected the folder of a CLIP model, with config.json and model.safetensors"
-        )
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({first_line(error)}): download it again") from error
-    family = content.get("model_type") if isinstance(content, dict) else None
+    expected = "expected the folder of a CLIP model, with config.json and model.safetensors"
+    content = read_json(path, expected=expected)
+    family = content.get("model_type")
     if family != "clip":
         raise ValueError(f"{path} describes no CLIP model: expected model_type 'clip', got {family!r}")
     return content

@@ -5,7 +5,6 @@ otherwise: antialiased bicubic resize of the short side, centre crop, mean and s
 checkpoint's own `preprocessor_config.json`.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,8 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from swiftmask.core.reading import first_line
+from swiftmask.core.settings import read_json
 
 CONFIG = "preprocessor_config.json"
+_MOST_PIXELS = 16_384
 _BICUBIC = 3
 """PIL's number for it, which is what the file holds."""
 
@@ -37,10 +38,15 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        sides = (self.short_side, *self.crop)
+        if not all(type(side) is int and 1 <= side <= _MOST_PIXELS for side in sides):
+            raise ValueError(f"sizes must be whole numbers between 1 and {_MOST_PIXELS}, got {sides}")
         if max(self.crop) > self.short_side:
             raise ValueError(f"a crop of {self.crop} does not fit into a short side of {self.short_side}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"expected mean and std of three colours, got {self.mean} and {self.std}")
+        if not all(type(value) is not bool and 0 <= value <= 1 for value in (*self.mean, *self.std)):
+            raise ValueError(f"mean and std must be between 0 and 1, got {self.mean} and {self.std}")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -49,18 +55,15 @@ class Preprocessing:
         Errors: FileNotFoundError; ValueError if damaged, or if it asks for anything but bicubic resizing.
         """
         path = folder / CONFIG
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no {path}: a CLIP folder has one; copy it from the checkpoint's repository"
-            )
+        expected = "a CLIP folder has one; copy it from the checkpoint's repository"
+        content = read_json(path, expected=expected)
         try:
-            content = json.loads(path.read_text())
             resample = content.get("resample", _BICUBIC)
             found = cls(
                 short_side=_short_side(content["size"]),
                 crop=_crop(content["crop_size"]),
-                mean=tuple(map(float, content["image_mean"])),
-                std=tuple(map(float, content["image_std"])),
+                mean=tuple(content["image_mean"]),
+                std=tuple(content["image_std"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(

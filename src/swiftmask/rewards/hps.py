@@ -37,15 +37,17 @@ _NUM_HEADS = 16
 """Of both encoders of ViT-H-14, which no tensor tells."""
 
 _FIRST_MLP = "transformer.resblocks.0.mlp.c_fc.weight"
-_SIZE_KEYS = (
-    "visual.conv1.weight",
-    "visual.positional_embedding",
-    f"visual.{_FIRST_MLP}",
-    "token_embedding.weight",
-    "positional_embedding",
-    _FIRST_MLP,
-    "text_projection",
-)
+_SIZE_KEYS = {
+    "visual.conv1.weight": 4,
+    "visual.positional_embedding": 2,
+    f"visual.{_FIRST_MLP}": 2,
+    "token_embedding.weight": 2,
+    "positional_embedding": 2,
+    _FIRST_MLP: 2,
+    "text_projection": 2,
+    "visual.proj": 2,
+}
+"""Tensors that tell sizes or are turned, and their numbers of axes."""
 _CAUSAL_MASK = "attn_mask"
 """Older open_clip saves it beside the weights; transformers makes its own."""
 

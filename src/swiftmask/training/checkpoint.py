@@ -8,7 +8,7 @@ There is no data-loader or random state to save: a batch and its randomness are 
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from swiftmask.core.reading import first_line
 from swiftmask.core.sealed import read_sealed, sealed
 from swiftmask.core.writing import written_whole
 from swiftmask.training.metrics import Totals
@@ -95,7 +96,7 @@ def load_checkpoint(
             damages.append(str(error))
             continue
         _check_fingerprint(each, metadata.get("fingerprint", ""), fingerprint)
-        reached = Reached(int(metadata["step"]), json.loads(metadata["totals"]))
+        reached = _reached(each, metadata)
         if not 0 <= reached.step <= num_steps:
             raise ValueError(f"{each} is of step {reached.step}: expected 0 to {num_steps}; delete it")
         _restore(each, tensors, modules, optimizers)
@@ -105,6 +106,14 @@ def load_checkpoint(
     if damages:
         raise ValueError(f"{'; '.join(damages)}: delete it to train from the start, or take another folder")
     return None
+
+
+def _reached(path: Path, metadata: Mapping[str, str]) -> Reached:
+    try:
+        totals = json.loads(metadata["totals"]).items()  # as we wrote it, NaN included: the file is sealed
+        return Reached(int(metadata["step"]), {key: (float(total), int(n)) for key, (total, n) in totals})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no checkpoint of a training ({first_line(error)}): delete it") from error
 
 
 def _check_fingerprint(path: Path, found: str, expected: str) -> None:

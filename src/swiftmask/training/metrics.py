@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from swiftmask.core.writing import write_text
+from swiftmask.core.writing import write_bytes
 
 LOG_NAME = "log.jsonl"
 
@@ -56,12 +56,12 @@ def cut_log(path: Path, step: int) -> None:
     """Drop lines of steps that a resumed run will make again, and one that a kill cut short."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-    write_text(path, "".join(line + "\n" for line in kept))
+    kept = [line for line in path.read_bytes().split(b"\n") if _step_of(line) <= step]
+    write_bytes(path, b"".join(line + b"\n" for line in kept))
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        return float(json.loads(line)["step"])  # a metric may be NaN, which parse_json refuses
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")

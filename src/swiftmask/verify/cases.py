@@ -1,6 +1,5 @@
 """Finding the cases of a folder, running each on its own, and comparing tensors."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -16,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from swiftmask.core.reading import some
+from swiftmask.core.reading import DAMAGES, first_line, some
+from swiftmask.core.settings import read_json
 
 RELATIVE_TOLERANCE = 1e-5
 """Largest error of a float tensor, as a share of the reference's largest value."""
@@ -144,7 +143,7 @@ def read_case(folder: Path, name: str) -> Case:
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path.name} is damaged or truncated ({error})") from error
+            raise ValueError(f"{path.name} is damaged or truncated ({first_line(error)})") from error
     else:
         tensors = {}
         if "tensors" in content and not name.startswith(f"{MANIFESTS}/"):
@@ -215,20 +214,14 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{path.name} is damaged or truncated ({error})") from error
+    except DAMAGES as error:
+        raise ValueError(f"{path.name} is damaged or truncated ({first_line(error)})") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"{path.name} is missing")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path.name} is damaged or truncated ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name}: expected a JSON object, got {type(content).__name__}")
-    return content
+    return read_json(path)
 
 
 def sibling_names(case: Case, kind: str) -> list[str]:

@@ -309,5 +309,5 @@ def test_damaged_indices_are_named(folder: ImageFolder, tmp_path: Path, content:
     cache(folder, tmp_path / "out")
     path = tmp_path / "out/index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"more": 1}) if content is None else content)
-    with pytest.raises(ValueError, match=r"index\.json is damaged .*: remove the folder and cache again"):
+    with pytest.raises(ValueError, match=r"index\.json.*: remove the folder and cache again"):
         CachedLatents.open(tmp_path / "out", scale=1.0)

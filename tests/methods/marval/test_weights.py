@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from swiftmask.methods.marval import make_student, read_student, write_student
 from swiftmask.methods.marval.student import as_module
@@ -60,6 +60,15 @@ def test_another_training_of_the_same_architecture_is_refused(student, teacher, 
     other = type(teacher)()
     with pytest.raises(ValueError, match="made from toy-scenes, and this teacher is another model: largest"):
         read_student(tmp_path, other)
+
+
+def test_weights_of_a_whole_model_are_no_students(student, teacher, tmp_path):
+    write_student(tmp_path, student, base_name="toy-scenes", provenance={})
+    torch.manual_seed(5)
+    other = {name: p.detach().clone() for name, p in as_module(type(teacher)()).named_parameters()}
+    save_file(other, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors holds a whole model: it has .*from toy-scenes"):
+        read_student(tmp_path, teacher)
 
 
 def test_another_architecture_is_refused(student, teacher, own, tmp_path):

@@ -119,7 +119,9 @@ def test_wrong_keys_are_named(tmp_path: Path) -> None:
 
 
 def test_other_architectures_are_named() -> None:
-    with pytest.raises(ValueError, match=r"is no shortcut: it lacks blocks\.0\.cross_attn\.norm\.weight"):
+    with pytest.raises(
+        ValueError, match=r"is not a MaskGIT shortcut: it lacks blocks\.0\.cross_attn\.norm\.weight"
+    ):
         infer_shortcut_config({"pos_emb": torch.zeros(1)})
     with pytest.raises(ValueError, match="a Lumina-DiMOO shortcut, another architecture"):
         infer_shortcut_config({"ln_f.weight": torch.zeros(1)})

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from swiftmask.core.optional import library
+from swiftmask.core.settings import parse_json, record_of
 from swiftmask.core.writing import write_text, written_whole
 from swiftmask.data.emoji.packages import ICONS, WORDS, Concept, fetch_packages, read_concepts
 from swiftmask.data.emoji.records import STYLES, EmojiRecord, free_prompts
@@ -112,8 +113,14 @@ def read_records(folder: Path) -> list[EmojiRecord]:
     path = folder / _METADATA
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: `swiftmask data emoji --out {folder}` writes it")
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    return [EmojiRecord(**{**line, "captions": tuple(line["captions"])}) for line in lines]
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if line:
+            source = f"{path}: line {number}"
+            records.append(record_of(EmojiRecord, parse_json(line, source=source), source=source))
+    if not records:
+        raise ValueError(f"{path} is empty: `swiftmask data emoji --out {folder}` writes it")
+    return records
 
 
 def pixels_sha256(images: Iterable[Image.Image]) -> str:

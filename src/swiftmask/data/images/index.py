@@ -16,7 +16,9 @@ from typing import IO, NamedTuple, Self
 import numpy as np
 import torch
 
-from swiftmask.core.reading import first_line
+from swiftmask.core.ranges import check_fields
+from swiftmask.core.reading import DAMAGES, first_line
+from swiftmask.core.settings import read_json, record_of
 from swiftmask.core.writing import full_disk_named, remove_partials_of, written_whole
 from swiftmask.data.images.decode import Decoding, said
 
@@ -72,6 +74,13 @@ class CacheIndex:
     unreadable: tuple[str, ...] = ()
     changed: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be {' or '.join(DTYPES)}, got {self.dtype!r}")
+        if not 0 <= self.done <= self.num_images:
+            raise ValueError(f"done must be between 0 and {self.num_images}, got {self.done}")
+
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Errors: FileNotFoundError; ValueError if damaged."""
@@ -79,14 +88,9 @@ class CacheIndex:
         if not path.is_file():
             raise FileNotFoundError(f"no {path}: expected a folder that cache_latents wrote")
         try:
-            content = json.loads(path.read_text())
-            for name in ("class_names", "moments", "unreadable"):
-                content[name] = tuple(content[name])
-            return cls(**content)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is damaged ({first_line(error)}): remove the folder and cache again"
-            ) from error
+            return record_of(cls, read_json(path), source=str(path))
+        except ValueError as error:
+            raise ValueError(f"{error}: remove the folder and cache again") from error
 
     def write(self, folder: Path) -> None:
         """Replace `index.json`, whole or not at all."""
@@ -129,7 +133,7 @@ def open_array(folder: Path, name: str, dtype: np.dtype, shape: Sequence[int]) -
     mend = "remove the folder and cache again"
     try:
         rows = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except DAMAGES as error:
         raise ValueError(f"{path} is missing or truncated ({first_line(error)}): {mend}") from error
     if rows.dtype != dtype or rows.shape != tuple(shape):
         raise ValueError(f"{path} holds {rows.dtype} {rows.shape}, expected {dtype} {tuple(shape)}: {mend}")

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from swiftmask.core.reading import first_line
+from swiftmask.core.settings import read_json, record_of
 from swiftmask.core.writing import write_text
 from swiftmask.evaluate.extractors import Extractor
 from swiftmask.evaluate.feature_store import FeatureStore, describe
@@ -204,6 +204,12 @@ def _resumed(on_pictures: Callable[[int], None]) -> Callable[[int, int], None]:
     return on_progress
 
 
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    ms_per_picture: float
+    peak_memory_bytes: int
+
+
 def _keep_cost(drawing: _Drawing, path: Path, batch_size: int) -> None:
     """Milliseconds a picture and peak memory, beside the features: a finished row is not drawn again."""
     if not drawing.ms and path.exists():
@@ -211,16 +217,16 @@ def _keep_cost(drawing: _Drawing, path: Path, batch_size: int) -> None:
     if not drawing.ms:  # killed between the last features and this file
         drawing.on_pictures = lambda count: None
         drawing(range(min(batch_size, len(drawing.asked))))
-    cost = {"ms_per_picture": median(drawing.ms), "peak_memory_bytes": peak_memory_bytes(drawing.row.device)}
-    write_text(path, json.dumps(cost) + "\n")
+    cost = _Cost(median(drawing.ms), peak_memory_bytes(drawing.row.device))
+    write_text(path, json.dumps(asdict(cost)) + "\n")
 
 
 def _read_cost(path: Path) -> tuple[float, int]:
     try:
-        kept = json.loads(path.read_text())
-        return float(kept["ms_per_picture"]), int(kept["peak_memory_bytes"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({first_line(error)}): remove it and run again") from error
+        kept = record_of(_Cost, read_json(path), source=str(path))
+    except ValueError as error:
+        raise ValueError(f"{error}: remove it and run again") from error
+    return kept.ms_per_picture, kept.peak_memory_bytes
 
 
 def _summarised(

@@ -117,6 +117,12 @@ def _check_teacher(
         for key, value in _identity(teacher.spec).items()
         if base[key] != value
     ]
+    whole = [name for name in marks if name in state]
+    if whole:
+        raise ValueError(
+            f"{folder / 'model.safetensors'} holds a whole model: it has {some(whole)}, which the student "
+            f"takes from {base['name']}"
+        )
     differ = differ or _misfits(state, parameters) or _other_marks(marks, parameters)
     if not differ and all(
         torch.equal(parameters[key], value.to(parameters[key])) for key, value in state.items()

@@ -18,8 +18,8 @@ import torch
 from swiftmask.core.files import count_modules, load_strict, require_keys, write_folder
 from swiftmask.core.protocol import BaseModel, Spec
 from swiftmask.core.ranges import check_fields
-from swiftmask.core.reading import State, read_tensors, some
-from swiftmask.core.settings import check_sizes, read_settings
+from swiftmask.core.reading import State, read_tensors
+from swiftmask.core.settings import about, check_sizes, read_settings
 from swiftmask.methods.shortcut.features import AnyShortcut
 from swiftmask.methods.shortcut.network import Shortcut, ShortcutConfig
 from swiftmask.methods.shortcut.rotary import RotaryShortcut, RotaryShortcutConfig
@@ -109,16 +109,17 @@ def infer_rotary_config(
     Errors: ValueError if these are not the weights of a Lumina-DiMOO shortcut.
     """
     needed = ("proj_in.weight", "time_embedder.mlp.0.weight", "blocks.0.cross_attn.ff_proj.weight")
-    require_keys(state, (*needed, _ROTARY_KEY), source, "a Lumina-DiMOO shortcut")
+    require_keys(state, dict.fromkeys((*needed, _ROTARY_KEY), 2), source, "a Lumina-DiMOO shortcut")
     bottleneck_width, width = state["proj_in.weight"].shape
-    return RotaryShortcutConfig(
-        width=width,
-        bottleneck_width=bottleneck_width,
-        num_heads=num_heads,
-        mlp_width=state["blocks.0.cross_attn.ff_proj.weight"].shape[0],
-        num_blocks=count_modules(state, r"blocks\.(\d+)\."),
-        time_frequencies=state["time_embedder.mlp.0.weight"].shape[1],
-    )
+    with about(source):
+        return RotaryShortcutConfig(
+            width=width,
+            bottleneck_width=bottleneck_width,
+            num_heads=num_heads,
+            mlp_width=state["blocks.0.cross_attn.ff_proj.weight"].shape[0],
+            num_blocks=count_modules(state, r"blocks\.(\d+)\."),
+            time_frequencies=state["time_embedder.mlp.0.weight"].shape[1],
+        )
 
 
 def infer_shortcut_config(
@@ -131,19 +132,20 @@ def infer_shortcut_config(
     norm, first_mlp = "blocks.0.cross_attn.norm.weight", "blocks.0.cross_attn_ff.fn.net.0.weight"
     if "ln_f.weight" in state and norm not in state:
         raise ValueError(f"{source} is a Lumina-DiMOO shortcut, another architecture: expected a MaskGIT one")
-    missing = [key for key in (norm, first_mlp, "last_layer.1.weight") if key not in state]
-    if missing:
-        raise ValueError(f"{source} is no shortcut: it lacks {some(missing)} and has {some(list(state))}")
+    optional = [key for key in ("proj_in.weight", "time_embedder.mlp.0.weight") if key in state]
+    axes = {norm: 1, **dict.fromkeys((first_mlp, "last_layer.1.weight", *optional), 2)}
+    require_keys(state, axes, source, "a MaskGIT shortcut")
     bottleneck_width = state[norm].shape[0]
     projected, timed = "proj_in.weight" in state, "time_embedder.mlp.0.weight" in state
-    return ShortcutConfig(
-        width=state["proj_in.weight"].shape[1] if projected else bottleneck_width,
-        bottleneck_width=bottleneck_width,
-        num_blocks=count_modules(state, r"blocks\.(\d+)\."),
-        num_heads=num_heads,
-        mlp_width=state[first_mlp].shape[0],
-        time_frequencies=state["time_embedder.mlp.0.weight"].shape[1] if timed else None,
-    )
+    with about(source):
+        return ShortcutConfig(
+            width=state["proj_in.weight"].shape[1] if projected else bottleneck_width,
+            bottleneck_width=bottleneck_width,
+            num_blocks=count_modules(state, r"blocks\.(\d+)\."),
+            num_heads=num_heads,
+            mlp_width=state[first_mlp].shape[0],
+            time_frequencies=state["time_embedder.mlp.0.weight"].shape[1] if timed else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -118,9 +118,8 @@ def infer_backbone_config(
     Errors: ValueError for other weights, another architecture, or a config that says something else.
     """
     first_mlp = "model.transformer.blocks.0.ff_proj.weight"
-    require_keys(
-        state, (_EMBEDDING, first_mlp, "model.transformer.ff_out.weight"), source, "the LLaDA backbone"
-    )
+    matrices: dict[str, int] = dict.fromkeys((_EMBEDDING, first_mlp, "model.transformer.ff_out.weight"), 2)
+    require_keys(state, matrices, source, "the LLaDA backbone")
     vocabulary_size, width = state[_EMBEDDING].shape
     depth, mlp_width = count_modules(state, _BLOCK), state[first_mlp].shape[0]
     if settings is None:

@@ -28,7 +28,7 @@ from swiftmask.core.files import (
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.reading import State, read_tensors
-from swiftmask.core.settings import check_sizes, read_settings
+from swiftmask.core.settings import about, check_sizes, read_settings
 from swiftmask.models.mar.codec import RELEASED_SCALE, KLCodec, KLConfig
 from swiftmask.models.mar.network import GuidanceSchedule, Network, NetworkConfig
 
@@ -79,9 +79,11 @@ def infer_network_config(
     state: State, *, num_heads: int | None = None, patch_size: int = 1, source: str = "these weights"
 ) -> NetworkConfig:
     """Sizes from the shapes. The released widths tell their number of heads; others need it given."""
-    needed = ("fake_latent", "class_emb.weight", "mask_token", "z_proj.weight", "encoder_pos_embed_learned")
-    needed += ("encoder_blocks.0.mlp.fc1.weight", "diffusion_pos_embed_learned")
-    require_keys(state, (*needed, "diffloss.net.input_proj.weight"), source, "MAR")
+    positions = ("encoder_pos_embed_learned", "diffusion_pos_embed_learned", "mask_token")
+    matrices = ("fake_latent", "class_emb.weight", "z_proj.weight", "encoder_blocks.0.mlp.fc1.weight")
+    axes: dict[str, int] = dict.fromkeys((*matrices, "diffloss.net.input_proj.weight"), 2)
+    axes |= dict.fromkeys(positions, 3)
+    require_keys(state, axes, source, "MAR")
     width, channels = state["z_proj.weight"].shape
     heads = _HEADS.get(width) if num_heads is None else num_heads
     if heads is None:
@@ -90,22 +92,23 @@ def infer_network_config(
     grid = round(num_tokens**0.5)
     if grid**2 != num_tokens:
         raise ValueError(f"{source}: {num_tokens} positions, expected those of a square grid")
-    return NetworkConfig(
-        encoder_width=width,
-        encoder_depth=count_modules(state, r"encoder_blocks\.(\d+)\."),
-        encoder_heads=heads,
-        decoder_width=state["mask_token"].shape[-1],
-        decoder_depth=count_modules(state, r"decoder_blocks\.(\d+)\."),
-        decoder_heads=heads,
-        channels=channels,
-        grid=grid,
-        num_classes=state["class_emb.weight"].shape[0],
-        head_width=state["diffloss.net.input_proj.weight"].shape[0],
-        head_depth=count_modules(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
-        buffer_size=state["encoder_pos_embed_learned"].shape[1] - num_tokens,
-        mlp_ratio=state["encoder_blocks.0.mlp.fc1.weight"].shape[0] / width,
-        patch_size=patch_size,
-    )
+    with about(source):
+        return NetworkConfig(
+            encoder_width=width,
+            encoder_depth=count_modules(state, r"encoder_blocks\.(\d+)\."),
+            encoder_heads=heads,
+            decoder_width=state["mask_token"].shape[-1],
+            decoder_depth=count_modules(state, r"decoder_blocks\.(\d+)\."),
+            decoder_heads=heads,
+            channels=channels,
+            grid=grid,
+            num_classes=state["class_emb.weight"].shape[0],
+            head_width=state["diffloss.net.input_proj.weight"].shape[0],
+            head_depth=count_modules(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
+            buffer_size=state["encoder_pos_embed_learned"].shape[1] - num_tokens,
+            mlp_ratio=state["encoder_blocks.0.mlp.fc1.weight"].shape[0] / width,
+            patch_size=patch_size,
+        )
 
 
 def infer_kl_config(
@@ -119,9 +122,11 @@ def infer_kl_config(
 
     Errors: ValueError naming what is missing, also for a VQGAN, which has the same blocks.
     """
-    needed = ("encoder.conv_in.weight", "encoder.conv_out.weight", "decoder.conv_in.weight")
-    needed += ("decoder.conv_out.weight", "encoder.down.0.block.0.conv1.weight", "quant_conv.weight")
-    require_keys(state, needed, source, "the KL autoencoder of MAR")
+    num_levels = max(1, count_modules(state, r"encoder\.down\.(\d+)\."))
+    levels = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(num_levels)]
+    ends = [f"{part}.{end}.weight" for part in ("encoder", "decoder") for end in ("conv_in", "conv_out")]
+    axes = dict.fromkeys((*ends, *levels, "quant_conv.weight"), 4)
+    require_keys(state, axes, source, "the KL autoencoder of MAR")
     z_channels = state["decoder.conv_in.weight"].shape[1]
     if state["encoder.conv_out.weight"].shape[0] != 2 * z_channels:
         raise ValueError(
@@ -129,26 +134,26 @@ def infer_kl_config(
             f"{state['encoder.conv_out.weight'].shape[0]} channels, expected mean and variance of "
             f"{z_channels}: use kl16.ckpt or kl16.safetensors"
         )
-    num_levels = count_modules(state, r"encoder\.down\.(\d+)\.")
-    widths = [state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(num_levels)]
+    widths = [state[level].shape[0] for level in levels]
     ch, in_channels = state["encoder.conv_in.weight"].shape[:2]
 
     def attended(part: str) -> tuple[int, ...]:
         levels = [i for i in range(num_levels) if f"{part}.{i}.attn.0.q.weight" in state]
         return tuple(resolution // 2**i for i in levels)
 
-    return KLConfig(
-        ch=ch,
-        ch_mult=tuple(width // ch for width in widths),
-        num_res_blocks=count_modules(state, r"encoder\.down\.0\.block\.(\d+)\."),
-        attn_resolutions=attended("encoder.down"),
-        decoder_attn_resolutions=attended("decoder.up"),
-        resolution=resolution,
-        z_channels=z_channels,
-        in_channels=in_channels,
-        out_ch=state["decoder.conv_out.weight"].shape[0],
-        scale=scale,
-    )
+    with about(source):
+        return KLConfig(
+            ch=ch,
+            ch_mult=tuple(width // ch for width in widths),
+            num_res_blocks=count_modules(state, r"encoder\.down\.0\.block\.(\d+)\."),
+            attn_resolutions=attended("encoder.down"),
+            decoder_attn_resolutions=attended("decoder.up"),
+            resolution=resolution,
+            z_channels=z_channels,
+            in_channels=in_channels,
+            out_ch=state["decoder.conv_out.weight"].shape[0],
+            scale=scale,
+        )
 
 
 def read_released(

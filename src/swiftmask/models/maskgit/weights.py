@@ -29,7 +29,7 @@ from swiftmask.core.files import (
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.reading import State, read_tensors
-from swiftmask.core.settings import check_sizes, read_settings
+from swiftmask.core.settings import about, check_sizes, read_settings
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
@@ -74,9 +74,8 @@ def infer_transformer_config(
     """Sizes from the shapes, which tell neither the heads nor where in the vocabulary the codes end."""
     _refuse_other_family(state, source)
     first_mlp = "transformer.layers.0.1.fn.net.0.weight"
-    require_keys(
-        state, ("pos_emb", "tok_emb.weight", "bias", first_mlp), source, "the MaskGIT v1.0 transformer"
-    )
+    axes = {"pos_emb": 3, "tok_emb.weight": 2, "bias": 2, first_mlp: 2}
+    require_keys(state, axes, source, "the MaskGIT v1.0 transformer")
     length, width = state["pos_emb"].shape[-2:]
     vocabulary_size = state["tok_emb.weight"].shape[0]
     grid = round((length - 1) ** 0.5)
@@ -88,41 +87,44 @@ def infer_transformer_config(
             f"{source}: a vocabulary of {vocabulary_size} has no room for classes after {codebook_size} "
             "codes and the mask: pass its codebook_size"
         )
-    return TransformerConfig(
-        width=width,
-        depth=count_modules(state, r"transformer\.layers\.(\d+)\."),
-        num_heads=num_heads,
-        mlp_width=state[first_mlp].shape[0],
-        codebook_size=codebook_size,
-        num_classes=num_classes,
-        grid=grid,
-    )
+    with about(source):
+        return TransformerConfig(
+            width=width,
+            depth=count_modules(state, r"transformer\.layers\.(\d+)\."),
+            num_heads=num_heads,
+            mlp_width=state[first_mlp].shape[0],
+            codebook_size=codebook_size,
+            num_classes=num_classes,
+            grid=grid,
+        )
 
 
 def infer_vqgan_config(state: State, *, resolution: int = 256, source: str = "these weights") -> VQGANConfig:
     """Sizes from the shapes; `resolution` is nominal and only names the levels that have attention."""
     _refuse_other_family(state, source)
-    needed = ("encoder.conv_in.weight", "decoder.conv_in.weight", "decoder.conv_out.weight")
-    needed += ("quantize.embedding.weight", "encoder.down.0.block.0.conv1.weight")
-    require_keys(state, needed, source, "the taming VQGAN")
-    num_levels = count_modules(state, r"encoder\.down\.(\d+)\.")
-    widths = [state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(num_levels)]
+    num_levels = max(1, count_modules(state, r"encoder\.down\.(\d+)\."))
+    levels = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(num_levels)]
+    ends = ("encoder.conv_in.weight", "decoder.conv_in.weight", "decoder.conv_out.weight")
+    axes = {**dict.fromkeys((*ends, *levels), 4), "quantize.embedding.weight": 2}
+    require_keys(state, axes, source, "the taming VQGAN")
+    widths = [state[level].shape[0] for level in levels]
     ch, in_channels = state["encoder.conv_in.weight"].shape[:2]
     n_embed, embed_dim = state["quantize.embedding.weight"].shape
-    return VQGANConfig(
-        ch=ch,
-        ch_mult=tuple(width // ch for width in widths),
-        num_res_blocks=count_modules(state, r"encoder\.down\.0\.block\.(\d+)\."),
-        attn_resolutions=tuple(
-            resolution // 2**i for i in range(num_levels) if f"encoder.down.{i}.attn.0.q.weight" in state
-        ),
-        resolution=resolution,
-        z_channels=state["decoder.conv_in.weight"].shape[1],
-        n_embed=n_embed,
-        embed_dim=embed_dim,
-        in_channels=in_channels,
-        out_ch=state["decoder.conv_out.weight"].shape[0],
-    )
+    with about(source):
+        return VQGANConfig(
+            ch=ch,
+            ch_mult=tuple(width // ch for width in widths),
+            num_res_blocks=count_modules(state, r"encoder\.down\.0\.block\.(\d+)\."),
+            attn_resolutions=tuple(
+                resolution // 2**i for i in range(num_levels) if f"encoder.down.{i}.attn.0.q.weight" in state
+            ),
+            resolution=resolution,
+            z_channels=state["decoder.conv_in.weight"].shape[1],
+            n_embed=n_embed,
+            embed_dim=embed_dim,
+            in_channels=in_channels,
+            out_ch=state["decoder.conv_out.weight"].shape[0],
+        )
 
 
 def read_released(

@@ -120,7 +120,8 @@ class Meissonic(nn.Module):
         parts = read_released(folder, text_encoder=text_encoder)
         side = 32 * parts.transformer.config.stride * parts.codec.config.downscale
         steps = RELEASED_STEPS_1024 if parts.transformer.config.downsample else RELEASED_STEPS
-        return cls(*parts, size=(side, side), steps=steps)
+        with about(str(folder)):
+            return cls(*parts, size=(side, side), steps=steps)
 
     def save_pretrained(
         self, folder: str | Path, *, provenance: Mapping[str, object], dtype: torch.dtype = torch.float32

@@ -30,7 +30,7 @@ from swiftmask.core.optional import library
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.reading import State, read_tensors
-from swiftmask.core.settings import check_sizes, read_json, read_settings, settings_of
+from swiftmask.core.settings import about, check_sizes, read_json, read_settings, settings_of
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec, load_vq_codec
 from swiftmask.models.meissonic.network import Transformer, TransformerConfig
 from swiftmask.models.meissonic.text import (
@@ -98,24 +98,25 @@ def infer_transformer_config(
     released heads are known, others need it given.
     """
     head, embeddings = "transformer_blocks.0.attn.norm_q.weight", "embed.embeddings.weight"
-    needed = (head, embeddings, "context_embedder.weight", "mlm_layer.conv2.weight")
-    require_keys(state, needed, source, "the Meissonic transformer")
+    shapes = {head: 1, embeddings: 2, "context_embedder.weight": 2, "mlm_layer.conv2.weight": 4}
+    require_keys(state, shapes, source, "the Meissonic transformer")
     vocabulary_size, width = state[embeddings].shape
     head_width = state[head].shape[0]
     axes = _RELEASED_AXES.get(head_width) if rotary_axes is None else rotary_axes
     if axes is None:
         raise ValueError(f"{source}: no released Meissonic has heads of {head_width}: pass its rotary_axes")
-    return TransformerConfig(
-        num_heads=width // head_width,
-        head_width=head_width,
-        num_double_blocks=count_modules(state, r"transformer_blocks\.(\d+)\."),
-        num_single_blocks=count_modules(state, r"single_transformer_blocks\.(\d+)\."),
-        text_width=state["context_embedder.weight"].shape[1],
-        codebook_size=state["mlm_layer.conv2.weight"].shape[0],
-        vocabulary_size=vocabulary_size,
-        rotary_axes=tuple(axes),
-        downsample="down_block.downsample.conv.weight" in state,
-    )
+    with about(source):
+        return TransformerConfig(
+            num_heads=width // head_width,
+            head_width=head_width,
+            num_double_blocks=count_modules(state, r"transformer_blocks\.(\d+)\."),
+            num_single_blocks=count_modules(state, r"single_transformer_blocks\.(\d+)\."),
+            text_width=state["context_embedder.weight"].shape[1],
+            codebook_size=state["mlm_layer.conv2.weight"].shape[0],
+            vocabulary_size=vocabulary_size,
+            rotary_axes=tuple(axes),
+            downsample="down_block.downsample.conv.weight" in state,
+        )
 
 
 def read_released(folder: str | Path, *, text_encoder: str | Path | None = None) -> Parts:
@@ -137,7 +138,7 @@ def read_released(folder: str | Path, *, text_encoder: str | Path | None = None)
 def read_released_transformer(path: str | Path) -> Transformer:
     """The transformer from its folder or a weights file alone; training prefixes are dropped."""
     path = Path(path)
-    content = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    content = read_json(path / "config.json") if (path / "config.json").exists() else {}
     named = content.get("_class_name", "Transformer2DModel")
     if named != "Transformer2DModel":
         raise ValueError(
@@ -253,9 +254,8 @@ def _infer_text_config(state: State, content: Mapping[str, Any], *, source: str)
     embeddings = "text_model.embeddings.token_embedding.weight"
     positions = "text_model.embeddings.position_embedding.weight"
     expand, projection = "text_model.encoder.layers.0.mlp.fc1.weight", "text_projection.weight"
-    require_keys(
-        state, (embeddings, positions, expand, projection), source, "a CLIP text encoder with projection"
-    )
+    matrices: dict[str, int] = dict.fromkeys((embeddings, positions, expand, projection), 2)
+    require_keys(state, matrices, source, "a CLIP text encoder with projection")
     known = {field.name for field in fields(TextConfig)}
     told = {key: value for key, value in content.get("text_config", content).items() if key in known}
     vocab_size, hidden_size = state[embeddings].shape
@@ -281,7 +281,7 @@ def _read_codec(folder: Path) -> VQCodec:
 
 def _check_scheduler(path: Path, config: TransformerConfig) -> None:
     """Released models sample by the cosine, with the last id for the mask: anything else is another model."""
-    content = read_json(path) if path.is_file() else {}
+    content = read_json(path) if path.exists() else {}
     curve, mask_id = content.get("masking_schedule", "cosine"), content.get("mask_token_id", config.mask_id)
     if (curve, mask_id) != ("cosine", config.mask_id):
         raise ValueError(
