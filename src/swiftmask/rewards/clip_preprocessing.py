@@ -65,7 +65,7 @@ class Preprocessing:
                 mean=tuple(content["image_mean"]),
                 std=tuple(content["image_std"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{path} does not describe CLIP's preprocessing ({type(error).__name__}: "
                 f"{first_line(error)}): copy it again from the checkpoint's repository"

@@ -115,7 +115,7 @@ def _is_case(folder: Path, name: str) -> bool:
         return True
     try:
         return kind_of(name, _read_content(folder, name)) is not None
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         return False
 
 
