@@ -177,7 +177,7 @@ def test_operations_of_long_chains_follow_from_short_ones(golden_mar: MAR) -> No
 
 def test_options_of_another_kind_of_head_are_refused(pipeline: swiftmask.Pipeline) -> None:
     options = SamplingOptions(denoising_steps=10, sampler="ddim")
-    with pytest.raises(ValueError, match="maskgit draws codes.*leave out denoising_steps and sampler"):
+    with pytest.raises(ValueError, match="maskgit generates codes.*leave out denoising_steps and sampler"):
         replace(pipeline, sampling=options).schedule(4)
 
 

@@ -315,7 +315,7 @@ class Pipeline:
         """
         own = self.picture_size()
         if not hasattr(self.model, "sized"):
-            raise ValueError(f"{self.name} draws pictures of {own[0]}x{own[1]} only: leave out the size")
+            raise ValueError(f"{self.name} generates images of {own[0]}x{own[1]} only: leave out the size")
         for name, side, least, most in zip(
             ("height", "width"),
             (height, width),
@@ -372,13 +372,13 @@ class Pipeline:
         wanted = "classes (labels=[...])" if draws == "class" else "prompts (prompts=[...])"
         if refused is not None or given is None:
             raise ValueError(
-                f"{self.name} draws {wanted}, got {'the other kind' if refused is not None else 'none'}"
+                f"{self.name} takes {wanted}, got {'the other kind' if refused is not None else 'none'}"
             )
         if isinstance(given, str):
-            raise ValueError(f"{self.name} draws {wanted}, got one string: write [{given!r}]")
+            raise ValueError(f"{self.name} takes {wanted}, got one string: write [{given!r}]")
         given = in_order(*(("labels", given, "classes") if draws == "class" else ("prompts", given, "texts")))
         if len(given) == 0:
-            raise ValueError(f"nothing to generate: {self.name} draws {wanted}, got an empty list")
+            raise ValueError(f"nothing to generate: {self.name} takes {wanted}, got an empty list")
         if draws == "prompt":
             _require_prompts(given)
         if negative_prompt is None:

@@ -137,7 +137,7 @@ def test_rows_without_guidance(tiny_scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a shortcut"):
         replace(bench, shortcut="none").ways(base)
     plain = replace(base, sampling=SamplingOptions(guidance=1.0))
-    with pytest.raises(ValueError, match="tiny is drawn without guidance: leave out --unguided"):
+    with pytest.raises(ValueError, match="tiny is generated without guidance: leave out --unguided"):
         bench.ways(plain)
 
 
@@ -220,7 +220,7 @@ def test_mistakes_are_one_clear_line(
         replace(evaluate, full_steps=2).run()
     with pytest.raises(ValueError, match="between 1 and"):
         replace(evaluate, full_steps=5, caching="reuse").run()
-    with pytest.raises(ValueError, match="at least 2 pictures"):
+    with pytest.raises(ValueError, match="at least 2 images"):
         replace(evaluate, pictures=1).run()
     alone = write_tiny_scenes(tmp_path / "alone")
     (tmp_path / "alone" / "tiny-shortcut").rename(tmp_path / "elsewhere")

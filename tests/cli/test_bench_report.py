@@ -122,7 +122,7 @@ def test_another_model_against_a_folder(
     assert again == features
     for path in reference.iterdir():
         Image.new("RGB", (9, 8)).save(path)
-    with pytest.raises(ValueError, match="draws 8x8, the real pictures are 9x8"):
+    with pytest.raises(ValueError, match="generates 8x8, the real images are 9x8"):
         command.run()
 
 
@@ -160,7 +160,7 @@ def test_two_processes_find_the_same(
 
 def test_mistakes_are_one_clear_line(tiny_folder: Path, tiny_scenes: Path, tmp_path: Path) -> None:
     command = _command(tiny_folder, tmp_path)
-    with pytest.raises(ValueError, match=r"not draw Scenes classes.*--reference FOLDER --extractor FILE"):
+    with pytest.raises(ValueError, match=r"not generate Scenes classes.*--reference FOLDER --extractor FILE"):
         command.run()
     with pytest.raises(ValueError, match="go together"):
         replace(command, reference=tmp_path).run()
@@ -171,7 +171,7 @@ def test_mistakes_are_one_clear_line(tiny_folder: Path, tiny_scenes: Path, tmp_p
     compared = replace(command, reference=tmp_path, extractor="scenes")
     with pytest.raises(ValueError, match="knows 7"):
         replace(compared, classes=8).run()
-    with pytest.raises(ValueError, match="draws classes: leave out --prompts"):
+    with pytest.raises(ValueError, match="takes classes: leave out --prompts"):
         replace(compared, prompts=tmp_path / "prompts.txt").run()
     with pytest.raises(ValueError, match="no row is called that, there are vanilla-2"):
         replace(_command(tiny_scenes, tmp_path), only=("vanilla-3",)).run()

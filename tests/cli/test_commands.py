@@ -34,7 +34,7 @@ def generated(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[st
 def test_generate(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = (tiny_folder, "3", "0", "--num", 2, "--steps", 4, "--batch-size", 3, "--out", tmp_path)
     summary = generated(capsys, *arguments)
-    assert "gflop_per_picture" not in summary["cost"], "counting takes longer than a small model's pictures"
+    assert "gflop_per_picture" not in summary["cost"], "counting takes longer than a small model's images"
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".lock") == sorted(
         ["0-0.png", "0-1.png", "3-0.png", "3-1.png", "generate.json", "grid.png"]
     )

@@ -121,7 +121,7 @@ def test_the_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         numbers = (metric["value"], metric["spread"], metric["floor"])
         assert rows[metric["name"]] == [f"{number:.5g}" for number in numbers if number is not None]
     lines = said.splitlines()
-    assert "N = 12 pictures against 26; floor: 12 real ones against the other 14" in lines
+    assert "N = 12 images against 26; floor: 12 real ones against the other 14" in lines
     assert f"extractor means, sha256 {found['extractor']['sha256'][:12]}" in lines
     assert found["command"] in lines
 
@@ -147,7 +147,7 @@ def test_statistics_of_others_are_a_reference(here: Path, capsys: pytest.Capture
     whole = compared(capsys, *AGAINST_REAL)
     assert by_name(found)["fd_means"] == pytest.approx(by_name(whole)["fd_means"], rel=1e-4)
     assert found["reference_pictures"] is None
-    assert "N = 12 pictures against an unknown number; no floor" in succeeded(
+    assert "N = 12 images against an unknown number; no floor" in succeeded(
         capsys, "ours", "--reference", "adm.npz", "--extractor", "means.pt"
     )
 
@@ -210,14 +210,14 @@ def untouched(here: Path) -> None:
     ("spoil", "arguments", "complaint"),
     [
         (damaged, "", "cannot read image ours/004.png"),
-        (odd_one_out, "", "004.png is 9x6, the first picture 6x6"),
-        (few, "", "--nearest 3 and --splits 10 need at least 10 pictures on either side, and ours has 5"),
+        (odd_one_out, "", "004.png is 9x6, the first image 6x6"),
+        (few, "", "--nearest 3 and --splits 10 need at least 10 images on either side, and ours has 5"),
         (one, "", "ours has 1 images"),
         (untouched, "--extractor scene", "no such extractor: scene (expected 'scenes'"),
         (untouched, "--extractor ours/000.png", "ours/000.png is damaged or no TorchScript"),
         (untouched, "--device toaster", "unknown device 'toaster'"),
         (untouched, "--pictures nowhere", "no such image folder: nowhere"),
-        (untouched, "--reference nowhere", "no such reference: nowhere (expected a folder of real pictures"),
+        (untouched, "--reference nowhere", "no such reference: nowhere (expected a folder of real images"),
         (untouched, "--reference means.pt", "means.pt is truncated or no safetensors file"),
         (untouched, "--reference large", "are 6x6, the real ones 17x13: metrics need one size; --crop"),
         (untouched, "--batch 0", "--batch must be a whole number between 1 and 1_048_576, got 0"),
@@ -338,7 +338,7 @@ def test_equal_pictures_in_other_formats_are_equal(here: Path, capsys: pytest.Ca
         assert by_name(found)["fd_means"] == pytest.approx(0, abs=1e-9)
         changed = {"depth": 3, "transparency": 3, "orientation": 3}
         assert found["converted"] == {"folder": changed, "reference": {}}
-        assert "3 of 12 pictures had transparency: placed on white" in told.err
+        assert "3 of 12 images had transparency: placed on white" in told.err
         assert "1 file in deep was passed over, not of a format that is read (1 .heic): x.heic" in told.err
     dark = compared(capsys, *arguments[:-1], "--background", "black")
     stored = compared(capsys, *arguments[:-1], "--ignore-orientation")

@@ -52,7 +52,7 @@ def test_a_student_beside_its_teacher_and_fewer_denoising_steps(
     assert "--sampler ddim --denoising-steps 10" in equal["command"]
     assert full["gflop_per_picture"] > fast["gflop_per_picture"]
     page = (tmp_path / "report.html").read_text()
-    assert "draws a token in one call of the head" in page
+    assert "generates a token in one call of the head" in page
     assert (tmp_path / "timeline.png").read_bytes().startswith(b"\x89PNG")
 
 

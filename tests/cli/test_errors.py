@@ -51,10 +51,10 @@ def failed_last(capsys: pytest.CaptureFixture[str], *arguments: object, code: in
         (["generate", TINY, "0", "--steps", "many"], "--steps"),
         (["generate", TINY, "0", "--caching", "reused"], "--caching"),
         (["generate"], "swiftmask generate --help"),
-        (["generate", TINY], "nothing to draw"),
+        (["generate", TINY], "nothing to generate"),
         (["generate", TINY, "7"], "unknown class '7'"),
         (["generate", TINY, "cat"], "unknown class 'cat'"),
-        (["generate", TINY, "--prompt", "a red circle"], "draws classes, not prompts"),
+        (["generate", TINY, "--prompt", "a red circle"], "takes classes, not prompts"),
         (["generate", TINY, "0", "--prompt", "a"], "not both"),
         (
             ["generate", TINY, "0", "--steps", "0"],

@@ -130,5 +130,5 @@ def test_pictures_that_are_not_square_are_no_scenes(model_folder: Path) -> None:
     pipeline = swiftmask.load(model_folder)
     assert captions_of(pipeline).size == 8
     wide = replace(pipeline, model=pipeline.model.sized(8, 16))  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="Scenes are square, and tiny draws 8x16"):
+    with pytest.raises(ValueError, match="Scenes are square, and tiny generates 8x16"):
         captions_of(wide)

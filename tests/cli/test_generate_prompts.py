@@ -98,7 +98,7 @@ def test_one_negative_prompt_goes_with_all(tiny_meissonic: Path, capsys: pytest.
     assert [entry["negative_prompt"] for entry in summary["pictures"]] == ["a square"] * 2
     assert summary["drawn"] == 2
     names = [entry["file"] for entry in plain["pictures"] + summary["pictures"]]
-    assert len(set(names)) == 4, "pictures with and without it lie side by side"
+    assert len(set(names)) == 4, "images with and without it lie side by side"
 
 
 def test_a_file_says_prompts_negatives_and_seeds(
@@ -131,9 +131,9 @@ def test_tuned_weights_draw_at_the_steps_they_were_tuned_for(
     assert tuned["settings"]["steps"] == 2
     arguments = (tiny_meissonic, *PROMPT, "--steps", 2, "--flops", "--out", "o")
     said = refused(capsys, *arguments)
-    assert f"o holds pictures drawn with other settings (a-red-circle-0.png: lora {tiny_lora} there" in said
+    assert f"o holds images generated with other settings (a-red-circle-0.png: lora {tiny_lora} there" in said
     base = generated(capsys, *arguments, "--overwrite")
-    assert base["drawn"] == 1, "the tuned picture was taken for the base's"
+    assert base["drawn"] == 1, "the tuned image was taken for the base's"
     assert base["cost"]["gflop_per_picture"] == tuned["cost"]["gflop_per_picture"], "adapters are folded in"
     pipeline = swiftmask.accelerate(swiftmask.load(tiny_meissonic), speed_rl=tiny_lora)
     asked = {"prompts": ["a red circle"], "seeds": [0]}
@@ -213,15 +213,15 @@ def test_a_changed_start_picture_is_another_setting(
     assert generated(capsys, *arguments, "--out", "o")["drawn"] == 0
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("image.png")
     said = refused(capsys, *arguments, "--out", "o")
-    assert "o holds pictures drawn with other settings (a-red-circle-0.png: init_image image.png" in said
+    assert "o holds images generated with other settings (a-red-circle-0.png: init_image image.png" in said
     assert generated(capsys, *arguments, "--out", "o", "--overwrite")["drawn"] == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([TINY], "nothing to draw"),
-        ([TINY, "--classes", "0"], "draws prompts, not classes: leave out --classes"),
+        ([TINY], "nothing to generate"),
+        ([TINY, "--classes", "0"], "takes prompts, not classes: leave out --classes"),
         ([TINY, "--prompt", " "], "empty --prompt"),
         ([TINY, "--prompt", "a a a a a a a"], "prompt of 9 tokens, expected at most 8"),
         ([TINY, "--prompt", "a green circle"], "unknown word 'green'"),
@@ -230,19 +230,19 @@ def test_a_changed_start_picture_is_another_setting(
         ([TINY, *PROMPT, "--negative-prompt", "a", "--guidance", "1"], "needs prompts and guidance"),
         ([TINY, *PROMPT, "--negative-prompt", "a a a a a a a a"], "prompt of 10 tokens"),
         ([CLASSES, "--classes", "0", "--negative-prompt", "a"], "needs prompts and guidance, got classes"),
-        ([CLASSES, "0", "--negative-prompt", "a"], "draws classes, not prompts"),
-        ([CLASSES, "--prompts", "list.txt"], "draws classes, not prompts"),
+        ([CLASSES, "0", "--negative-prompt", "a"], "takes classes, not prompts"),
+        ([CLASSES, "--prompts", "list.txt"], "takes classes, not prompts"),
         ([TINY, *PROMPT, "--size", "10"], "multiples of 4, got 10x10: take 8x8"),
         ([TINY, *PROMPT, "--size", "8", "8", "8"], "one number, or a height and a width, got 3"),
         ([TINY, *PROMPT, "--size", "large"], "--size"),
-        ([CLASSES, "0", "--size", "16"], "draws pictures of 8x8 only: leave out the size"),
+        ([CLASSES, "0", "--size", "16"], "generates images of 8x8 only: leave out the size"),
         ([TINY, *PROMPT, "--input-image", "image.png"], "did you mean --init-image"),
         ([TINY, *PROMPT, "--mask", "half.png"], "give both"),
-        ([TINY, *PROMPT, "--init-image", "image.png"], "nothing is left to draw"),
+        ([TINY, *PROMPT, "--init-image", "image.png"], "nothing is left to generate"),
         ([TINY, *PROMPT, "--init-image", "image.png", "--mask", "small.png"], "make them of one size"),
         ([TINY, *PROMPT, "--init-image", "nowhere.png"], "no such image file: nowhere.png"),
         ([TINY, *PROMPT, "--init-image", "list.txt"], "cannot read image list.txt"),
-        ([TINY, *PROMPT, "--size", "4", "--init-image", "image.png"], "larger than the picture of 4x4"),
+        ([TINY, *PROMPT, "--size", "4", "--init-image", "image.png"], "larger than the model's, 4x4"),
         (
             [TINY, *PROMPT, "--init-image", "image.png", "--mask", "half.png", "--steps", "9"],
             "8 masked tokens: take fewer steps",
@@ -305,7 +305,7 @@ def test_long_prompts_are_named_at_once_or_cut(
     Path("list.txt").write_text(f"\na circle\n\n{long}\na {long}\n")
     arguments = (tiny_meissonic, "--prompts", "list.txt", "--steps", 2, "--out", "o")
     said = refused(capsys, *arguments)
-    assert "list.txt: 2 of 3 cannot be drawn: line 4: prompt of 9 tokens" in said
+    assert "list.txt: 2 of 3 cannot be generated: line 4: prompt of 9 tokens" in said
     assert "line 5: prompt of 10 tokens" in said and "--truncate" in said
     assert not Path("o").exists()
     Path("one.csv").write_text(f"prompt,seed\na circle,1\n{long},2\n")

@@ -46,7 +46,7 @@ def test_a_student_draws_and_goes_with_caching(
     student = f"{tiny_mar_scenes}-marval"
     fast = drawn(capsys, *common, "--marval", student)
     assert fast["cost"]["calls_per_picture"] == {"backbone": 2, "head": 2, "decoder": 1, "branches": 1}
-    assert fast["drawn"] == 1, "the teacher's picture was taken for the student's"
+    assert fast["drawn"] == 1, "the teacher's image was taken for the student's"
     both = drawn(capsys, *common, "--marval", student, "--caching", "reuse", "--full-steps", 1)
     assert both["cost"]["calls_per_picture"]["reuse"] == 1
     assert both["settings"]["marval"] == student

@@ -209,11 +209,11 @@ def test_equal_and_constant_sets() -> None:
 
 def test_complaints() -> None:
     rows = features(5, 2, seed=1)
-    with pytest.raises(ValueError, match="2 to 5 pictures, got 100 of 6"):
+    with pytest.raises(ValueError, match="2 to 5 images, got 100 of 6"):
         kernel_distance(rows, rows, draws(), subset_size=6)
-    with pytest.raises(ValueError, match="1 to 5 splits of 5 pictures, got 10"):
+    with pytest.raises(ValueError, match="1 to 5 splits of 5 images, got 10"):
         inception_score(rows, draws())
-    with pytest.raises(ValueError, match="neighbour 5 of a picture needs at least 6 pictures, got 5"):
+    with pytest.raises(ValueError, match="neighbour 5 of an image needs at least 6 images, got 5"):
         neighbourhoods(rows, rows, nearest=5)
     with pytest.raises(ValueError, match="width"):
         neighbourhoods(rows, torch.zeros(5, 3), nearest=1)

@@ -72,5 +72,5 @@ def test_complaints() -> None:
         ssim(pictures(1, height=10), pictures(1, height=10))
     with pytest.raises(ValueError, match="in pairs"):
         ssim(pictures(1), pictures(1, width=24))
-    with pytest.raises(ValueError, match="at least 2 pictures of each prompt"):
+    with pytest.raises(ValueError, match="at least 2 images of each prompt"):
         diversity(torch.zeros(3, 1, 4))

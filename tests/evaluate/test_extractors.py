@@ -175,7 +175,7 @@ def test_bad_scripts_are_named(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / "state.pth")
     with one_line_error(ValueError, r"state.pth is damaged or no TorchScript.*torch.jit.script\(module\)"):
         load_extractor(tmp_path / "state.pth")
-    with one_line_error(ValueError, r"flat does not take pictures \(3, 3, 5, 5\)"):
+    with one_line_error(ValueError, r"flat does not take images \(3, 3, 5, 5\)"):
         load_extractor(scripted(Flat(), tmp_path / "flat.pt"))(pictures(5))
     with one_line_error(FileNotFoundError, "no such extractor: absent .*hf download"):
         load_extractor("absent")

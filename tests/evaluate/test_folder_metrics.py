@@ -54,7 +54,7 @@ def drawn(indices: Sequence[int], *, shift: float = 0.0) -> Tensor:
 
 
 def pictures(count: int = 23, *, shift: float = 0.0) -> Pictures:
-    return Pictures(count, f"drawn {shift}", lambda indices: drawn(indices, shift=shift))
+    return Pictures(count, f"generated {shift}", lambda indices: drawn(indices, shift=shift))
 
 
 def save(folder: Path, count: int, *, size: tuple[int, int] = (6, 6)) -> Path:
@@ -202,7 +202,7 @@ def test_an_iterator_is_cut_and_resumed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ended before number 27: expected 30"):
         describe(streamed_pictures(batches(), 30, "stream"), Means(), tmp_path / "y")
     mixed = iter([torch.rand(4, 3, 6, 6), torch.rand(4, 3, 7, 6)])
-    with pytest.raises(ValueError, match="picture 4 is 6x7, the first picture 6x6"):
+    with pytest.raises(ValueError, match="image 4 is 6x7, the first image 6x6"):
         describe(streamed_pictures(mixed, 8, "stream"), Means(), tmp_path / "z")
 
 
@@ -217,7 +217,7 @@ def test_generated_folders_are_read_as_they_are(tmp_path: Path) -> None:
     expected = np.asarray(Image.open(folder / "b/002.png")) / 255
     np.testing.assert_allclose(images_B3HW[1].permute(1, 2, 0).numpy(), expected, atol=1e-7)
     save(folder, 1, size=(6, 9))
-    assert folder_pictures(folder).fingerprint != found.fingerprint, "a picture was written anew"
+    assert folder_pictures(folder).fingerprint != found.fingerprint, "an image was written anew"
 
 
 def test_real_folders_are_cropped(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_real_folders_are_cropped(tmp_path: Path) -> None:
 def test_bad_pictures_are_named_and_what_is_done_stays(tmp_path: Path) -> None:
     folder = save(tmp_path / "out", 12)
     Image.new("RGB", (8, 6)).save(folder / "007.png")
-    with pytest.raises(ValueError, match="007.png is 8x6, the first picture 6x6: .*one size") as error:
+    with pytest.raises(ValueError, match="007.png is 8x6, the first image 6x6: .*one size") as error:
         describe(folder_pictures(folder), Means(), tmp_path / "x")
     assert "\n" not in str(error.value)
     assert [path.name for path in (tmp_path / "x").glob("*.safetensors")] == ["features-00000000.safetensors"]
@@ -246,13 +246,13 @@ def test_too_few_pictures(tmp_path: Path) -> None:
         folder_pictures(tmp_path / "absent")
     with pytest.raises(ValueError, match="has 1 images .*at least 2"):
         folder_pictures(save(tmp_path / "one", 1))
-    with pytest.raises(ValueError, match="at least 2 pictures, got 1"):
+    with pytest.raises(ValueError, match="at least 2 images, got 1"):
         pictures(1)
     few, many = (describe(pictures(n), Means(), tmp_path / str(n)) for n in (2, 20))
     for settings, fewest in ((SETTINGS, 3), (replace(SETTINGS, splits=5), 5)):
-        with pytest.raises(ValueError, match=f"at least {fewest} pictures on either side, got 2"):
+        with pytest.raises(ValueError, match=f"at least {fewest} images on either side, got 2"):
             compare_with_pictures(few, many, settings)
-    with pytest.raises(ValueError, match="1 to 2 splits of 2 pictures, got 5"):
+    with pytest.raises(ValueError, match="1 to 2 splits of 2 images, got 5"):
         compare_with_moments(few, many.moments(), replace(SETTINGS, splits=5))
     result = compare_with_pictures(many, describe(pictures(4), Means(), tmp_path / "4"), SETTINGS)
     assert result.floor_pictures == 0
@@ -266,7 +266,7 @@ def test_a_folder_of_features_belongs_to_its_pictures_and_extractor(tmp_path: Pa
         (pictures(22), Means()),
         (pictures(), Means(Identity("means", "def"))),
     ):
-        with pytest.raises(ValueError, match="features of other pictures.*choose another folder"):
+        with pytest.raises(ValueError, match="features of other images.*choose another folder"):
             describe(other, extractor, tmp_path)
     assert json.loads((tmp_path / "features.json").read_text())["extractor"]["sha256"] == "abc"
     foreign = FeatureStore(tmp_path, Identity("means", "def"), store.fingerprint, store.count)
@@ -291,5 +291,5 @@ def test_strange_pictures_and_features_are_refused(tmp_path: Path) -> None:
     spoilt = replace(
         pictures(), images=lambda indices: drawn(indices).masked_fill(torch.tensor(7 in indices), torch.nan)
     )
-    with pytest.raises(ValueError, match="features of picture 5 are NaN"):
+    with pytest.raises(ValueError, match="features of image 5 are NaN"):
         describe(spoilt, Means(), tmp_path / "spoilt")

@@ -187,7 +187,7 @@ def test_kinds_of_facts_have_a_table_where_they_were_measured() -> None:
 
 
 def test_a_gallery_has_every_picture_of_every_row() -> None:
-    with pytest.raises(ValueError, match=r"one picture per caption \(2\): fast has 1"):
+    with pytest.raises(ValueError, match=r"one image per caption \(2\): fast has 1"):
         Gallery(captions=("a", "b"), images={"full": ("x", "y"), "fast": ("x",)})
 
 
@@ -340,7 +340,7 @@ def test_a_folder_report_becomes_page_and_card(tmp_path: Path) -> None:
     comparison = comparison_of(report)
     assert [q.key for q in comparison.quantities if not q.higher_is_better] == ["fd_toy", "kid_toy"]
     assert comparison.quantities[0].floor == report.floors["fd_toy"]
-    assert "40 real pictures (real)" in html_report("title", "", report)
+    assert "40 real images (real)" in html_report("title", "", report)
     assert "| row | fd_toy ↓ |" in model_card(comparison)
     assert higher_is_better("IS")
     assert not higher_is_better("FID")

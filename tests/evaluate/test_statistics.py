@@ -129,8 +129,8 @@ def test_statistics_of_constant_features(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"count": torch.tensor(1)}, "at least 2 pictures, got 1"),
-        ({"count": torch.tensor(-5)}, "at least 2 pictures, got -5"),
+        ({"count": torch.tensor(1)}, "at least 2 images, got 1"),
+        ({"count": torch.tensor(-5)}, "at least 2 images, got -5"),
         ({"count": torch.tensor(9.5)}, "whole number .* got 9.5"),
         ({"count": torch.tensor([9, 9])}, r"count has shape \(2,\)"),
         ({"mean": torch.zeros(4, dtype=torch.int32)}, "mean is int32"),
@@ -186,9 +186,9 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
 
 
 def test_complaints() -> None:
-    with pytest.raises(ValueError, match="at least 2 pictures, got 1"):
+    with pytest.raises(ValueError, match="at least 2 images, got 1"):
         FeatureStatistics.of(torch.ones(1, 4)).moments()
-    with pytest.raises(ValueError, match=r"\[pictures, width\], got \(4,\)"):
+    with pytest.raises(ValueError, match=r"\[images, width\], got \(4,\)"):
         FeatureStatistics.of(torch.ones(4))
     with pytest.raises(ValueError, match="finite"):
         FeatureStatistics.of(torch.tensor([[1.0], [float("inf")]]))

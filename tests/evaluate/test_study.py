@@ -247,7 +247,7 @@ def test_complaints(real: RealPictures, tmp_path: Path) -> None:
     store.path.write_text("{")
     with pytest.raises(ValueError, match="remove it to start anew"):
         store.read()
-    with pytest.raises(ValueError, match="at least 2 pictures"):
+    with pytest.raises(ValueError, match="at least 2 images"):
         Sample(num_pictures=1)
 
 
@@ -377,5 +377,5 @@ def test_sheets() -> None:
     images_B3HW: Tensor = torch.rand(3, 3, 8, 8)
     sheet = Image.open(BytesIO(side_by_side([images_B3HW, images_B3HW], scale=2)))
     assert sheet.size == (3 * 20 + 4, 2 * 20 + 4)
-    with pytest.raises(ValueError, match="equal pictures"):
+    with pytest.raises(ValueError, match="equal images"):
         side_by_side([images_B3HW, images_B3HW[:2]])

@@ -1,4 +1,4 @@
-"""Every reader of a JSON file: text that is no JSON, or not what it reads, is a ValueError that names the file."""
+"""Every reader of a JSON file: text that is not what it reads is a ValueError that names the file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +29,8 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
 @pytest.mark.parametrize("reader", READERS)
 def test_text_that_is_no_json(reader: str, tmp_path: Path, count: Callable[[int], None]) -> None:
     name, read = READERS[reader]
+    for beside in ("model.safetensors", CONFIG):
+        (tmp_path / beside).write_bytes(b"")
     for text in TEXTS:
         (tmp_path / name).write_bytes(text)
         with pytest.raises(ValueError, match=name) as error:

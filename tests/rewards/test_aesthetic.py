@@ -128,5 +128,5 @@ def test_missing_weights_are_named(folder: Path, tmp_path: Path) -> None:
 
 
 def test_wrong_input(reward: AestheticScore) -> None:
-    with pytest.raises(ValueError, match="got 2 pictures and 1 prompts"):
+    with pytest.raises(ValueError, match="got 2 images and 1 prompts"):
         reward(pictures(2), ["a"])

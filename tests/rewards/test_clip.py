@@ -373,9 +373,9 @@ def test_weights_that_do_not_fit_are_never_filled_up(copied: Path, capfd: pytest
 @pytest.mark.parametrize(
     ("images_B3HW", "prompts", "message"),
     [
-        (torch.rand(2, 3, 8, 8), ["a"], "one prompt per picture, got 2 pictures and 1 prompts"),
-        (torch.rand(2, 3, 8, 8), "ab", "got 2 pictures and a single string"),
-        (torch.rand(2, 1, 8, 8), ["a", "b"], r"expected pictures \[B, 3, H, W\]"),
+        (torch.rand(2, 3, 8, 8), ["a"], "one prompt per image, got 2 images and 1 prompts"),
+        (torch.rand(2, 3, 8, 8), "ab", "got 2 images and a single string"),
+        (torch.rand(2, 1, 8, 8), ["a", "b"], r"expected images \[B, 3, H, W\]"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ["a"], r"real values in \[0, 1\], got .* torch\.uint8"),
     ],
 )

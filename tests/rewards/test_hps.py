@@ -270,9 +270,9 @@ def test_a_tokenizer_with_another_end_is_refused(folder: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("images_B3HW", "prompts", "message"),
     [
-        (torch.rand(3, 8, 9), ["a"], r"expected pictures \[B, 3, H, W\]"),
+        (torch.rand(3, 8, 9), ["a"], r"expected images \[B, 3, H, W\]"),
         (torch.zeros(1, 3, 8, 9, dtype=torch.uint8), ["a"], "real values"),
-        (torch.rand(2, 3, 8, 9), ["a"], "got 2 pictures and 1 prompts"),
+        (torch.rand(2, 3, 8, 9), ["a"], "got 2 images and 1 prompts"),
     ],
 )
 def test_wrong_input(

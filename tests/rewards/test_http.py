@@ -81,7 +81,7 @@ def test_scores_come_in_order_and_in_batches() -> None:
         assert HttpReward(url=url)(images_B3HW[:0], []).shape == (0,)
     torch.testing.assert_close(scores_B, brightness(images_B3HW, prompts))
     assert [len(batch) for batch in seen] == [2, 2, 1]
-    assert torch.equal(torch.cat(seen), images_B3HW), "8-bit pictures travel without loss"
+    assert torch.equal(torch.cat(seen), images_B3HW), "8-bit images travel without loss"
 
 
 def test_pictures_are_rounded_and_cut_and_carry_no_gradient() -> None:
@@ -194,12 +194,12 @@ def test_wrong_scores_are_the_rewards_failure(scores: Callable[..., object], mes
         (b"[]", "'images' is no list of texts"),
         (request_text(images="abc"), "'images' is no list of texts"),
         (request_text(prompts=[1]), "'prompts' is no list of texts"),
-        (request_text(prompts=[]), "got 1 pictures and 0 prompts"),
-        (request_text(images=[], prompts=[]), "at least one, got 0 pictures and 0 prompts"),
-        (request_text(images=["%"]), "picture 0 is no PNG in base64"),
-        (request_text(images=["aGVsbG8="]), "picture 0 is no PNG in base64"),
-        (request_text(images=[picture_text()[:80]]), "picture 0 is no PNG in base64"),
-        (request_text(images=[picture_text()] * 4, prompts=["a"] * 4), "at most 3 pictures a request, got 4"),
+        (request_text(prompts=[]), "got 1 images and 0 prompts"),
+        (request_text(images=[], prompts=[]), "at least one, got 0 images and 0 prompts"),
+        (request_text(images=["%"]), "image 0 is no PNG in base64"),
+        (request_text(images=["aGVsbG8="]), "image 0 is no PNG in base64"),
+        (request_text(images=[picture_text()[:80]]), "image 0 is no PNG in base64"),
+        (request_text(images=[picture_text()] * 4, prompts=["a"] * 4), "at most 3 images a request, got 4"),
     ],
 )
 def test_bad_requests_get_400_and_one_line(body: bytes, message: str) -> None:
@@ -214,7 +214,7 @@ def test_pictures_of_one_request_need_one_size() -> None:
     with serving(brightness) as url:
         assert post(url, request_text(images=images, prompts=["a", "b"])) == (
             400,
-            "pictures of one request need one size, got [(2, 2), (3, 3)]",
+            "images of one request need one size, got [(2, 2), (3, 3)]",
         )
 
 
@@ -222,15 +222,15 @@ def test_limits_of_a_request() -> None:
     with serving(brightness, Limits(num_bytes=1000, num_pixels=100)) as url:
         assert post(url, b" " * 3000) == (
             413,
-            "the body has 3000 bytes, at most 1000 are read: send fewer pictures",
+            "the body has 3000 bytes, at most 1000 are read: send fewer images",
         )
         large = base64.b64encode(to_pngs(torch.zeros(1, 3, 11, 10))[0]).decode()
         status, said = post(url, request_text(images=[large]))
-        assert status == 400 and said.startswith("picture 0 has more than 100 pixels")
+        assert status == 400 and said.startswith("image 0 has more than 100 pixels")
         fitting = base64.b64encode(to_pngs(torch.zeros(1, 3, 10, 10))[0]).decode()
         assert post(url, request_text(images=[fitting]))[0] == 200
         both = request_text(images=[fitting] * 2, prompts=["a", "b"])
-        assert "more than 50 pixels" in post(url, both)[1], "the limit is of all pictures together"
+        assert "more than 50 pixels" in post(url, both)[1], "the limit is of all images together"
 
 
 def test_other_paths_and_bodies_without_length() -> None:
@@ -417,5 +417,5 @@ def test_wrong_settings_and_input() -> None:
     for setting in ({"batch_size": 0}, {"num_attempts": 0}, {"timeout_s": 0}, {"first_wait_s": -1}):
         with pytest.raises(ValueError, match=f"{next(iter(setting))} must be a"):
             impatient("http://host", **setting)
-    with pytest.raises(ValueError, match="got 2 pictures and 1 prompts"):
+    with pytest.raises(ValueError, match="got 2 images and 1 prompts"):
         impatient("http://host")(pictures(2), ["a"])

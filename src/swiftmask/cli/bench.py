@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to draw with a model: its options, and the row they make."""
+    """One way to generate with a model: its options, and the row they make."""
 
     evaluate: Evaluate
     row: "Row"
@@ -39,7 +39,7 @@ _BUDGETS = ((3 / 4, 1 / 4), (1, 1 / 4), (1, 3 / 8), (2, 1 / 2))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchQuality:
-    """Quality against cost: the full model at several step counts, accelerators, and training-free rivals.
+    """Quality against cost: the full model at several step counts, accelerators, and training-free baselines.
 
     Same image seeds and labels in every row. A killed run continues where it was.
 
@@ -54,7 +54,7 @@ class BenchQuality:
         unguided: rows without guidance, which halves the cost: STEPS of the full model, or STEPS:FULL with
             the shortcut.
         temperatures: other temperatures of the tokens, which cost nothing: the full model at --steps, and
-            tuned weights at theirs, are drawn at these, too.
+            tuned weights at theirs, are generated at these, too.
         schedule_powers: other schedules, which cost nothing either (above 1, more tokens are decided early
             and fewer late): the same rows again, at every temperature.
         denoising_steps: of a diffusion head, ancestral, at each of --steps; 8x10 is 10 of them in each of 8
@@ -65,9 +65,9 @@ class BenchQuality:
         marval_steps: their decode steps (default: --steps).
         speed_rl: weights tuned by Speed-RL to measure, by name or folder ("auto" is the model's own).
         speed_rl_steps: their decode steps (default: --steps).
-        pictures: pictures per row for each evaluation seed.
+        pictures: images per row for each evaluation seed.
         seeds: evaluation seeds.
-        batch: pictures at a time.
+        batch: images at a time.
         device: where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu).
         dtype: of the weights.
         out: folder for MODEL-quality.json, .md and -frontier.png.
@@ -198,7 +198,7 @@ class BenchQuality:
     def _unguided(self, base: "Pipeline") -> Iterator[Evaluate]:
         """Errors: ValueError for a model without guidance, or a budget without a shortcut."""
         if self.unguided and not measure.is_guided(base):
-            raise ValueError(f"{base.name} is drawn without guidance: leave out --unguided")
+            raise ValueError(f"{base.name} is generated without guidance: leave out --unguided")
         for text in self.unguided:
             if ":" not in text:
                 alone = replace(self._evaluate(int(text)), unguided=True)

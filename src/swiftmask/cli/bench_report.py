@@ -47,30 +47,30 @@ class BenchReport:
     """What acceleration costs, on your model: OUT/report.html, report.md (for a model card), report.json.
 
     Compares the full model, the same with fewer steps, its shortcut and student if it has them, and the
-    training-free rivals; same seeds in every row. Quality is judged on Scenes, or against --reference with
+    training-free baselines; same seeds in every row. Quality is judged on Scenes, or against --reference with
     --extractor. A killed run continues where it was.
     """
 
     model: Annotated[str, tyro.conf.Positional]
     """Bundled name, model folder or Hugging Face repo id."""
     reference: Path | None = None
-    """Folder of real pictures, or a file of their statistics (.npz, .safetensors): for a model that does not
-    draw Scenes."""
+    """Folder of real images, or a file of their statistics (.npz, .safetensors): for a model that does not
+    generate Scenes."""
     extractor: str | None = None
     """Whose features compare with them: a TorchScript file, or a Hugging Face folder (DINOv2, CLIP)."""
     crop: int | None = None
-    """Crop real pictures to squares of this side (default: take them as they are)."""
+    """Crop real images to squares of this side (default: take them as they are)."""
     background: str = "white"
-    """Colour behind real pictures that are transparent: a name, or #rrggbb."""
+    """Colour behind real images that are transparent: a name, or #rrggbb."""
     ignore_orientation: bool = False
-    """Leave real pictures as they are stored instead of turning them as EXIF says."""
+    """Leave real images as they are stored instead of turning them as EXIF says."""
     prompts: Path | None = None
     """File of prompts, for a text-to-image model: one a line, or .jsonl or .csv with columns prompt,
     negative_prompt and seed."""
     truncate: bool = False
     """Cut prompts that are too long for the model instead of refusing them."""
     classes: int | None = None
-    """Draw the first so many classes (default: all the model knows)."""
+    """Generate the first so many classes (default: all the model knows)."""
     steps: tuple[int, ...] | None = None
     """Step counts of the full model (default: from a quarter of the model's own up to those)."""
     budgets: tuple[str, ...] | None = None
@@ -86,11 +86,11 @@ class BenchReport:
     """Rows without guidance, which halves the cost, of a model that has it: STEPS of the full model, or
     STEPS:FULL with the shortcut (default: the model's own steps)."""
     temperatures: tuple[float, ...] = ()
-    """Other temperatures of the tokens, which cost nothing, as further rivals."""
+    """Other temperatures of the tokens, which cost nothing, as further baselines."""
     schedule_powers: tuple[float, ...] = ()
     """Other schedules, which cost nothing either; above 1, more tokens are decided early."""
     denoising_steps: tuple[str, ...] = ()
-    """Of a diffusion head, ancestral, as further rivals; 8x10 is 10 of them in each of 8 decode steps."""
+    """Of a diffusion head, ancestral, as further baselines; 8x10 is 10 of them in each of 8 decode steps."""
     ddim_steps: tuple[str, ...] = ()
     """The same, deterministic."""
     disa: tuple[str, ...] = ()
@@ -98,13 +98,13 @@ class BenchReport:
     only: tuple[str, ...] = ()
     """Names of rows to measure alone (default: all)."""
     pictures: int = 700
-    """Pictures per row for each evaluation seed."""
+    """Images per row for each evaluation seed."""
     seeds: int = 3
     """Evaluation seeds."""
     batch: int = 100
-    """Pictures at a time."""
+    """Images at a time."""
     shown: int = 6
-    """Pictures side by side."""
+    """Images side by side."""
     device: str = "auto"
     """Where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -190,12 +190,12 @@ class BenchReport:
         self._decoding()  # complains about a background that is no colour
         check_denoising(self.denoising_steps, self.ddim_steps, self.disa)
         if (self.reference is None) != (self.extractor is None):
-            raise ValueError("--reference and --extractor go together: real pictures, and whose features")
+            raise ValueError("--reference and --extractor go together: real images, and whose features")
         if self.reference is None and (self.crop, self.prompts, self.classes) != (None, None, None):
             raise ValueError("--crop, --prompts and --classes need --reference: Scenes has its own classes")
         if self.reference is not None and not self.reference.expanduser().exists():
             raise FileNotFoundError(
-                f"no such reference: {self.reference} (expected a folder of real pictures, or a .npz or "
+                f"no such reference: {self.reference} (expected a folder of real images, or a .npz or "
                 ".safetensors file of their statistics)"
             )
         for flag, least in (("shown", 1), ("classes", 1), ("crop", 1)):
@@ -261,10 +261,10 @@ class BenchReport:
         model = base.model
         if model.spec.draws == "class":
             if self.prompts is not None:
-                raise ValueError(f"{self.model} draws classes: leave out --prompts")
+                raise ValueError(f"{self.model} takes classes: leave out --prompts")
             return class_requests(model, self.classes)
         if self.prompts is None:
-            raise ValueError(f"{self.model} draws prompts: name a file of them, one a line (--prompts FILE)")
+            raise ValueError(f"{self.model} takes prompts: name a file of them, one a line (--prompts FILE)")
         return prompt_requests(self.prompts, base, truncate=self.truncate)
 
     def _alone(self, way: Way) -> str:
@@ -364,7 +364,7 @@ def _require_scenes(base: "Pipeline") -> None:
         measure.require_scenes(base)
     except ValueError as error:
         raise ValueError(
-            f"{error}: compare with real pictures instead (--reference FOLDER --extractor FILE)"
+            f"{error}: compare with real images instead (--reference FOLDER --extractor FILE)"
         ) from error
 
 

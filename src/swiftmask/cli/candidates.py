@@ -52,7 +52,7 @@ class Workshop:
         base: the loaded model, unaccelerated.
         subjects: what drift is measured on.
         folder: where measured drift is kept, so that a killed search does not measure it again.
-        drift_pictures: how many pictures it is measured on.
+        drift_pictures: how many images it is measured on.
         command: what is written down as making the candidates' rows.
     """
 

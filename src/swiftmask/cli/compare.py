@@ -34,37 +34,37 @@ _DIGITS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compare:
-    """How far a folder of pictures is from real ones: FID and kin, each beside its floor (docs/metrics.md).
+    """How far a folder of images is from real ones: FID and kin, each beside its floor (docs/metrics.md).
 
     A killed run continues where it was. torchrun --nproc-per-node N -m swiftmask compare ... shares the work.
     """
 
     pictures: Positional[Path]
-    """Folder of generated pictures, all of one size."""
+    """Folder of generated images, all of one size."""
     reference: Path
-    """Folder of real pictures, or a file of their statistics: .safetensors (--save-statistics), or .npz with
+    """Folder of real images, or a file of their statistics: .safetensors (--save-statistics), or .npz with
     mu and sigma."""
     extractor: str
     """Whose features: "scenes" (the bundled judge), a TorchScript file, or a Hugging Face folder."""
     crop: int | None = None
-    """Crop real pictures to squares of this side, as ADM does (default: take them as they are)."""
+    """Crop real images to squares of this side, as ADM does (default: take them as they are)."""
     background: str = "white"
-    """Colour behind transparent pictures: a name, or #rrggbb."""
+    """Colour behind transparent images: a name, or #rrggbb."""
     ignore_orientation: bool = False
-    """Leave pictures as stored instead of turning them as EXIF says; ADM's statistics were made so."""
+    """Leave images as stored instead of turning them as EXIF says; ADM's statistics were made so."""
     nearest: int = 3
     """Neighbour that bounds a neighbourhood (precision, recall, density, coverage)."""
     splits: int = 10
     """Of the Inception Score."""
     batch: int = 64
-    """Pictures at a time."""
+    """Images at a time."""
     device: str = "auto"
     """Where to run: cpu, cuda (of several processes, each takes its own GPU), mps, or auto (cuda where there
     is a GPU, else cpu)."""
     out: Path = Path("report/features")
     """Folder of the features, which later runs use again."""
     save_statistics: Path | None = None
-    """Also keep the statistics of the real pictures in this .safetensors file, as a later --reference."""
+    """Also keep the statistics of the real images in this .safetensors file, as a later --reference."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -126,12 +126,12 @@ class Compare:
         reference = self.reference.expanduser()
         if not reference.exists():
             raise FileNotFoundError(
-                f"no such reference: {reference} (expected a folder of real pictures, or a .npz or "
+                f"no such reference: {reference} (expected a folder of real images, or a .npz or "
                 ".safetensors file of their statistics)"
             )
         for option, value in (("--crop", self.crop), ("--save-statistics", self.save_statistics)):
             if value is not None and not reference.is_dir():
-                raise ValueError(f"{option} goes with a folder of real pictures, and {reference} is a file")
+                raise ValueError(f"{option} goes with a folder of real images, and {reference} is a file")
         if self.save_statistics is not None and self.save_statistics.suffix != ".safetensors":
             raise ValueError(f"--save-statistics {self.save_statistics}: name a .safetensors file")
 
@@ -160,7 +160,7 @@ class Compare:
         for folder, found in ((self.pictures, generated.count), (self.reference, real.count)):
             if found < fewest:
                 raise ValueError(
-                    f"--nearest {self.nearest} and --splits {self.splits} need at least {fewest} pictures on "
+                    f"--nearest {self.nearest} and --splits {self.splits} need at least {fewest} images on "
                     f"either side, and {folder} has {found}: give more, or lower the options"
                 )
 
@@ -169,7 +169,7 @@ class Compare:
             raise ValueError(
                 f"{self.reference} was made with other weights (sha256 {reference.extractor[:_DIGITS]}) than "
                 f"--extractor {self.extractor} ({identity.sha256[:_DIGITS]}): name its extractor, or give "
-                "the folder of real pictures"
+                "the folder of real images"
             )
 
     def _described(
@@ -283,7 +283,7 @@ def _check_sizes(generated: "Pictures", real: "Pictures") -> None:
     ours, theirs = (pictures.images([0]).shape[-2:] for pictures in (generated, real))
     if ours != theirs:
         raise ValueError(
-            f"the pictures are {ours[1]}x{ours[0]}, the real ones {theirs[1]}x{theirs[0]}: metrics need one "
+            f"the images are {ours[1]}x{ours[0]}, the real ones {theirs[1]}x{theirs[0]}: metrics need one "
             "size; --crop SIDE crops the real ones to squares"
         )
 
@@ -317,11 +317,11 @@ def _print_table(result: "FolderMetrics", origin: dict[str, str]) -> None:
 def _caption(result: "FolderMetrics") -> list[str]:
     """What a reader must know beside the table."""
     known = result.reference_pictures
-    floor = "no floor, which needs enough pictures of the reference"
+    floor = "no floor, which needs enough images of the reference"
     if result.floor_pictures and known is not None:
         floor = f"floor: {result.floor_pictures} real ones against the other {known - result.floor_pictures}"
     lines = [
-        f"N = {result.pictures} pictures against {'an unknown number' if known is None else known}; {floor}",
+        f"N = {result.pictures} images against {'an unknown number' if known is None else known}; {floor}",
         f"extractor {result.extractor.name}, sha256 {result.extractor.sha256[:_DIGITS]}",
     ]
     if result.left_out:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Convert:
-    """Turn released weights into a folder. What they are is told by their keys and shapes.
+    """Turn released weights into a folder. Their keys and shapes identify them.
 
     Files are read without running anything inside them; every key and shape is checked.
     """

@@ -48,8 +48,8 @@ class Demo:
         steps: decode steps (default: the model's own).
         full_steps: how many of them still run the backbone with a shortcut; how many there are with Speed-RL
             (default: three eighths of the steps).
-        pictures: pictures per row, for judging.
-        shown: pictures side by side.
+        pictures: images per row, for judging.
+        shown: images side by side.
         device: where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu).
         results: folder of `swiftmask bench quality`, whose frontier is shown (default: benchmarks/results, if
             the model was measured there).
@@ -248,7 +248,7 @@ def _require_bundled(model: str) -> None:
 
 _METHODS = {
     "shortcut": "the learned shortcut replaces most runs of its backbone by a small network",
-    "marval": "the MARVAL student draws a token in one call of the head instead of a hundred",
+    "marval": "the MARVAL student generates a token in one call of the head instead of a hundred",
     "speed-rl": "Speed-RL tuned its weights to need fewer steps",
 }
 

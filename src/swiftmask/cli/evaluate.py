@@ -22,11 +22,11 @@ class Evaluate:
         model: bundled name, model folder or Hugging Face repo id.
         steps: decode steps.
         shortcut: accelerate with this shortcut ("auto" is the model's own).
-        caching: accelerate with a training-free rival instead.
-        marval: draw tokens with this MARVAL student, in one head call ("auto" is the model's own); goes with
-            a shortcut or a rival.
-        speed_rl: draw with these weights, which Speed-RL tuned for few steps ("auto" is the model's own);
-            goes with a shortcut or a rival.
+        caching: accelerate with a training-free baseline instead.
+        marval: generate tokens in one head call each, by this MARVAL student ("auto" is the model's own);
+            goes with a shortcut or a baseline.
+        speed_rl: generate with these weights, which Speed-RL tuned for few steps ("auto" is the model's own);
+            goes with a shortcut or a baseline.
         full_steps: how many steps still run the backbone when accelerated.
         denoising_steps: head calls per token of a diffusion head; two numbers anneal from the first to the
             second (DiSA).
@@ -34,9 +34,9 @@ class Evaluate:
         unguided: without guidance, which halves the cost.
         temperature: of the tokens, instead of the model's own or that of tuned weights.
         schedule_power: above 1, more tokens are decided in the first steps and fewer in the last.
-        pictures: pictures for each evaluation seed.
+        pictures: images for each evaluation seed.
         seeds: evaluation seeds.
-        batch: pictures at a time.
+        batch: images at a time.
         device: where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu).
         dtype: of the weights.
         out: folder for the report (JSON); finished parts are kept there and used again.

@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generate:
-    """Draw pictures to a folder: one PNG each, grid.png, and generate.json with the settings and the cost.
+    """Generate images to a folder: one PNG each, grid.png, and generate.json with the settings and the cost.
 
-    A picture that is already there with the same settings is not drawn again; a folder with pictures of other
-    settings is refused. Processes that torchrun started share the pictures.
+    An image that is already there with the same settings is not generated again; a folder with images of
+    other settings is refused. Processes that torchrun started share the images.
     """
 
     model: Positional[str]
     """Bundled name (see swiftmask models), model folder, released file, or Hugging Face repo id."""
     labels: Positional[tuple[str, ...]] = ()
-    """Classes to draw, by number or name; of a text-to-image model, prompts."""
+    """Classes to generate, by number or name; of a text-to-image model, prompts."""
     classes: tuple[str, ...] = ()
     """The same as an option."""
     prompt: tuple[str, ...] = ()
@@ -47,15 +47,15 @@ class Generate:
     negative_prompt: tuple[str, ...] = ()
     """What not to show: one for all prompts, or one for each."""
     size: tuple[int, ...] = ()
-    """Side of the pictures in pixels, or height and width, for a model of several sizes."""
+    """Side of the images in pixels, or height and width, for a model of several sizes."""
     init_image: Path | None = None
-    """Picture to start from; one smaller than the model's is placed in the middle (outpainting)."""
+    """Image to start from; one smaller than the model's is placed in the middle (outpainting)."""
     mask: Path | None = None
-    """Picture as large as --init-image; what is white in it is drawn anew (inpainting)."""
+    """Image as large as --init-image; what is white in it is generated anew (inpainting)."""
     background: str = "white"
     """Colour behind an --init-image that is transparent: a name, or #rrggbb."""
     num: Annotated[int, arg(aliases=("--num-images",))] = 1
-    """Pictures per class or prompt, with seeds from --seed on. torchrun takes --num for an option of its own:
+    """Images per class or prompt, with seeds from --seed on. torchrun takes --num for an option of its own:
     write --num-images there."""
     seed: int = 0
     """First seed."""
@@ -68,9 +68,9 @@ class Generate:
     shortcut: str | None = None
     """Bundled name, folder or file of a shortcut; auto, or no name, takes the model's own."""
     caching: measure.Caching | None = None
-    """A training-free rival instead."""
+    """A training-free baseline instead."""
     marval: str | None = None
-    """Bundled name or folder of a MARVAL student, which draws a token in one head call; auto, or no
+    """Bundled name or folder of a MARVAL student, which generates a token in one head call; auto, or no
     name, takes the model's own. Goes with --shortcut and --caching."""
     lora: str | None = None
     """Bundled name or folder of what Speed-RL tuned for few steps, adapters or whole weights; auto,
@@ -104,11 +104,11 @@ class Generate:
     compile: str | None = None
     """Compile the repeated blocks with torch.compile; a mode of it, or no name for its default."""
     out: Path = Path("pictures")
-    """Folder of the pictures."""
+    """Folder of the images."""
     batch_size: int = 16
-    """Pictures at a time."""
+    """Images at a time."""
     overwrite: bool = False
-    """Draw into a folder that holds pictures of other settings; those with the same names are replaced."""
+    """Generate into a folder that holds images of other settings; those with the same names are replaced."""
     flops: bool = False
     """Count operations, too: seconds for a small model, a minute for a large one in many steps."""
     json: bool = False
@@ -158,7 +158,7 @@ class Generate:
             raise ValueError("give classes or --prompt, not both")
         if not (self.labels or self.classes or self.prompt or self.prompts):
             raise ValueError(
-                "nothing to draw: name classes, as in `swiftmask generate MODEL 0 1 2` (or --prompt)"
+                "nothing to generate: name classes, as in `swiftmask generate MODEL 0 1 2` (or --prompt)"
             )
         if self.num < 1 or self.batch_size < 1:
             raise ValueError(
@@ -173,7 +173,7 @@ class Generate:
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"--steps must be at least 1, got {self.steps}")
         if self.mask is not None and self.init_image is None:
-            raise ValueError("--mask says what of --init-image is drawn anew: give both")
+            raise ValueError("--mask says what of --init-image is generated anew: give both")
         self._decoding()  # complains about a background that is no colour
         _refuse_file(self.out)
         if len(self.size) > 2:
@@ -238,10 +238,10 @@ class Generate:
         draws = pipeline.model.spec.draws
         if draws == "class" and (self.prompt or self.prompts or self.negative_prompt):
             raise ValueError(
-                f"{pipeline.name} draws classes, not prompts: `swiftmask generate {self.model} 0 1 2`"
+                f"{pipeline.name} takes classes, not prompts: `swiftmask generate {self.model} 0 1 2`"
             )
         if draws == "prompt" and self.classes:
-            raise ValueError(f"{pipeline.name} draws prompts, not classes: leave out --classes")
+            raise ValueError(f"{pipeline.name} takes prompts, not classes: leave out --classes")
 
     def _canvas(self, pipeline: "Pipeline") -> "Canvas | None":
         """What every picture starts from."""
@@ -286,7 +286,7 @@ class Generate:
         if missing:
             say_where(pipeline)
         with progress_bar() as progress:
-            task = progress.add_task("picture steps", total=len(missing) * pipeline.steps)
+            task = progress.add_task("image steps", total=len(missing) * pipeline.steps)
             for start in range(0, len(missing), self.batch_size):
                 batch = missing[start : start + self.batch_size]
 
@@ -310,7 +310,7 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class _Spent:
-    """Sums over the pictures that were drawn, and what each of them took alike."""
+    """Sums over the images that were generated, and what each of them took alike."""
 
     num_pictures: int = 0
     seconds: float = 0.0
@@ -375,13 +375,13 @@ def _fingerprint(pipeline: "Pipeline") -> str:
 def _sentence(summary: dict[str, Any], out: Path) -> str:
     drawn, cost = summary["drawn"], summary["cost"]
     if cost is None:
-        return f"{summary['skipped']} pictures are already in {out}, drawn with these settings"
+        return f"{summary['skipped']} images are already in {out}, generated with these settings"
     skipped = f" ({summary['skipped']} were already there)" if summary["skipped"] else ""
     calls = ", ".join(
         f"{count} {part}" for part, count in cost["calls_per_picture"].items() if part != "branches"
     )
     counted = f" and {cost['gflop_per_picture']:.3f} GFLOP" if "gflop_per_picture" in cost else ""
     return (
-        f"{drawn} pictures in {out}{skipped}: {cost['ms_per_picture']:.1f} ms{counted} each "
+        f"{drawn} images in {out}{skipped}: {cost['ms_per_picture']:.1f} ms{counted} each "
         f"(calls: {calls}), and {cost['decoder_ms_per_picture']:.1f} ms to turn tokens into pixels"
     )

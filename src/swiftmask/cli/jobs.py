@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One picture.
+    """One image.
 
     Attributes:
         what: class or prompt.
-        negative: what a prompt's picture is not to show.
+        negative: what a prompt's image is not to show.
         line: of the file of prompts, from 1; None without one.
     """
 
@@ -71,7 +71,7 @@ def prompt_jobs(
     given = [ListedPrompt(require_text(text).strip()) for text in prompts]
     listed = given + ([] if file is None else read_prompts(file))
     if not all(entry.text for entry in listed):
-        raise ValueError("empty --prompt: say what to draw")
+        raise ValueError("empty --prompt: say what to generate")
     if len(negatives) not in (0, 1, len(listed)):
         raise ValueError(
             f"expected one --negative-prompt for all, or one for each of {len(listed)} prompts, got "
@@ -125,7 +125,9 @@ def check_jobs(pipeline: "Pipeline", jobs: Sequence[Job], file: Path | None = No
             place, said = problems[0]
             raise ValueError(f"{file}, {place}: {said}" if place.startswith("line") else said)
         source = "" if file is None else f"{file}: "
-        raise ValueError(f"{source}{len(problems)} of {len(unique)} cannot be drawn: {name_all(problems)}")
+        raise ValueError(
+            f"{source}{len(problems)} of {len(unique)} cannot be generated: {name_all(problems)}"
+        )
     _require_own_files(jobs)
 
 
@@ -143,8 +145,8 @@ def _require_own_files(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if (other := first.setdefault(job.file_name, job)) != job:
             raise ValueError(
-                f"{other.what!r} and {job.what!r} would both be written to {job.file_name}: draw one of them "
-                "into another folder"
+                f"{other.what!r} and {job.what!r} would both be written to {job.file_name}: generate one "
+                "of them into another folder"
             )
 
 
@@ -157,7 +159,7 @@ def truncated(pipeline: "Pipeline", jobs: Sequence[Job]) -> list[Job]:
     cut = pipeline.model.truncated_prompt
     shorter = [replace(job, what=cut(job.what), negative=cut(job.negative)) for job in jobs]
     if num_cut := sum(old != new for old, new in zip(jobs, shorter, strict=True)):
-        note(f"{num_cut} of {len(jobs)} pictures have prompts cut to the model's length (--truncate)")
+        note(f"{num_cut} of {len(jobs)} images have prompts cut to the model's length (--truncate)")
     return shorter
 
 

@@ -117,7 +117,7 @@ def require_scenes(pipeline: "Pipeline") -> None:
         captions_of(pipeline)
     elif tuple(names) != CLASS_NAMES:
         raise ValueError(
-            f"{pipeline.name} does not draw Scenes classes, and quality is judged on Scenes only"
+            f"{pipeline.name} does not generate Scenes classes, and quality is judged on Scenes only"
         )
 
 
@@ -130,7 +130,7 @@ def captions_of(pipeline: "Pipeline") -> "Captions":
 
     height, width = pipeline.picture_size()
     if height != width:
-        raise ValueError(f"Scenes are square, and {pipeline.name} draws {height}x{width}")
+        raise ValueError(f"Scenes are square, and {pipeline.name} generates {height}x{width}")
     return Captions(world=_world(pipeline), size=height)
 
 

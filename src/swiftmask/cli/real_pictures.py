@@ -84,13 +84,13 @@ def check_real_pictures(real: "Pictures", num_drawn: int, row: "Row", requests: 
     fewest = fewest_pictures(MetricSettings())
     if min(real.count, num_drawn) < fewest:
         raise ValueError(
-            f"these metrics need at least {fewest} pictures on either side, got --pictures {num_drawn} and "
+            f"these metrics need at least {fewest} images on either side, got --pictures {num_drawn} and "
             f"{real.count} real ones: give more"
         )
     theirs = real.images([0]).shape[-2:]
     ours = row.draw([requests.entries[0]], [0]).images_B3HW.shape[-2:]
     if theirs != ours:
         raise ValueError(
-            f"the model draws {ours[1]}x{ours[0]}, the real pictures are {theirs[1]}x{theirs[0]}: metrics "
+            f"the model generates {ours[1]}x{ours[0]}, the real images are {theirs[1]}x{theirs[0]}: metrics "
             "need one size; --crop SIDE crops the real ones to squares"
         )

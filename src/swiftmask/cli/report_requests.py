@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What pictures are asked for.
+    """What images are asked for.
 
     Attributes:
         entries: class labels, or prompts.
         names: the same, for people.
-        first_seeds: of each prompt's first picture, where its file says; empty, or one for each entry.
+        first_seeds: of each prompt's first image, where its file says; empty, or one for each entry.
     """
 
     entries: tuple[Any, ...]

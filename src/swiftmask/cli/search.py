@@ -111,7 +111,7 @@ class Meter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finals:
-    """The finalists, the best first, and the full models beside them, all on fresh pictures."""
+    """The finalists, the best first, and the full models beside them, all on fresh images."""
 
     finalists: list[Standing]
     best_full: Standing
@@ -123,9 +123,9 @@ class Search:
     """One search over `space`, within `bounds`.
 
     Attributes:
-        sample: pictures of an evaluation seed of the search.
-        confirming: the pictures that finalists are measured on.
-        seen: what is known of every candidate from the most pictures it drew, by name.
+        sample: images of an evaluation seed of the search.
+        confirming: the images that finalists are measured on.
+        seen: what is known of every candidate from the most images it generated, by name.
     """
 
     shop: Workshop
@@ -305,7 +305,7 @@ def _shifted(draw: Draw) -> Draw:
 
 @dataclass(frozen=True, slots=True)
 class Undiversified:
-    """Subjects whose diversity within a prompt is not measured: it takes four times the pictures."""
+    """Subjects whose diversity within a prompt is not measured: it takes four times the images."""
 
     subjects: Subjects
 

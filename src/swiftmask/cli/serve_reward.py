@@ -27,7 +27,7 @@ class ServeReward:
 
     reward: Positional[str]
     """hps, aesthetic, pick-score, clip-score, scenes-judge, scenes-reward, or MODULE:FUNCTION of your own,
-    called with pictures [B, 3, H, W] in [0, 1] and prompts."""
+    called with images [B, 3, H, W] in [0, 1] and prompts."""
     weights: str | None = None
     """Local file or folder of the weights; pick-score and clip-score also take a Hugging Face repo id."""
     clip: str | None = None
@@ -41,7 +41,7 @@ class ServeReward:
     dtype: str = "float32"
     """Of the CLIP weights."""
     max_pictures: int = 256
-    """Pictures a request may have."""
+    """Images a request may have."""
     max_megabytes: int = 64
     """Megabytes a request may have."""
 

@@ -32,7 +32,7 @@ def check_options(sampling: SamplingOptions, spec: Spec) -> None:
         kind, foreign = "codes, sampled in one head call", ("denoising_steps", "sampler", "noisiest_timestep")
     given = [name for name in foreign if getattr(sampling, name) is not None]
     if given:
-        raise ValueError(f"{spec.name} draws {kind}: leave out {' and '.join(given)}")
+        raise ValueError(f"{spec.name} generates {kind}: leave out {' and '.join(given)}")
 
 
 def with_chains(schedule: Schedule, length: int) -> list[Step]:
@@ -50,7 +50,7 @@ def chosen_seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
     """
     chosen = list(range(count)) if seeds is None else in_order("seeds", seeds, "whole numbers")
     if len(chosen) != count:
-        raise ValueError(f"one seed per picture: got {len(chosen)} seeds for {count} pictures")
+        raise ValueError(f"one seed per image: got {len(chosen)} seeds for {count} images")
     for place, seed in enumerate(chosen):
         check(f"seeds[{place}]", seed, SEED, int)
     return [int(seed) for seed in chosen]

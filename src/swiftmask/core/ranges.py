@@ -251,7 +251,7 @@ RANGES: dict[str, Range] = {
     "lowest": _SHARE,
     "highest": _SHARE,
     # Speed-RL
-    "num_generations": Range(low=2, high=2**16, hint="a group compares its pictures"),
+    "num_generations": Range(low=2, high=2**16, hint="a group compares its images"),
     "generation_batch_size": _BATCH,
     "steps_per_generation": _BATCH,
     "num_iterations": Range(low=1, high=1000),

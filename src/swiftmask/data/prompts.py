@@ -186,7 +186,7 @@ def _columns(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def _of_columns(text: str, negative: object, seed: object) -> ListedPrompt:
     text = require_text(text.strip())
     if not text:
-        raise ValueError("empty prompt: say what to draw")
+        raise ValueError("empty prompt: say what to generate")
     if not isinstance(negative, str | None):
         raise ValueError(f"negative_prompt must be a text, got {negative!r}")
     if isinstance(seed, bool) or not isinstance(seed, int | None):

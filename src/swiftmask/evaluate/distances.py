@@ -92,7 +92,7 @@ def kernel_distance(
     fewest = min(len(first_XD), len(second_YD))
     if not 2 <= subset_size <= fewest or num_subsets < 1:
         raise ValueError(
-            f"expected at least one subset of 2 to {fewest} pictures, got {num_subsets} of {subset_size}"
+            f"expected at least one subset of 2 to {fewest} images, got {num_subsets} of {subset_size}"
         )
     values = [
         squared_mmd(*(_drawn(rows, subset_size, generator) / scale for rows in (first_XD, second_YD)))
@@ -120,7 +120,7 @@ def inception_score(
     """
     count = len(log_probabilities_XV)
     if not 1 <= num_splits <= count:
-        raise ValueError(f"expected 1 to {count} splits of {count} pictures, got {num_splits}")
+        raise ValueError(f"expected 1 to {count} splits of {count} images, got {num_splits}")
     order_X = torch.randperm(count, generator=generator)
     bounds = [split * count // num_splits for split in range(num_splits + 1)]
     return _estimate(
@@ -170,7 +170,7 @@ def squared_radii(features_XD: Tensor, nearest: int, origin_D: Tensor | None = N
     """
     if not 1 <= nearest < len(features_XD):
         raise ValueError(
-            f"neighbour {nearest} of a picture needs at least {max(nearest, 1) + 1} pictures, got "
+            f"neighbour {nearest} of an image needs at least {max(nearest, 1) + 1} images, got "
             f"{len(features_XD)}: give more, or choose nearer neighbours"
         )
     origin_D = features_XD[0].double() if origin_D is None else origin_D

@@ -21,7 +21,7 @@ def token_agreement(tokens_BL: Tensor, reference_BL: Tensor) -> Tensor:
     """
     _require_same_shape(tokens_BL, reference_BL, "tokens", axes=2)
     if tokens_BL.is_floating_point() or reference_BL.is_floating_point():
-        raise ValueError("real-valued tokens are never quite the same: compare pictures (ssim) or features")
+        raise ValueError("real-valued tokens are never quite the same: compare images (ssim) or features")
     return (tokens_BL == reference_BL).double().mean(dim=1)
 
 
@@ -36,7 +36,7 @@ def ssim(images_B3HW: Tensor, reference_B3HW: Tensor) -> Tensor:
     _require_same_shape(images_B3HW, reference_B3HW, "pictures", axes=4)
     if min(images_B3HW.shape[-2:]) < _WINDOW:
         raise ValueError(
-            f"SSIM needs pictures of at least {_WINDOW}x{_WINDOW} pixels, got {tuple(images_B3HW.shape)}"
+            f"SSIM needs images of at least {_WINDOW}x{_WINDOW} pixels, got {tuple(images_B3HW.shape)}"
         )
     x_B3HW, y_B3HW = images_B3HW.double(), reference_B3HW.double()
     mean_x, mean_y = _smooth(x_B3HW), _smooth(y_B3HW)
@@ -65,7 +65,7 @@ def diversity(features_PKD: Tensor) -> Tensor:
     """
     if features_PKD.ndim != 3 or features_PKD.shape[1] < 2:
         raise ValueError(
-            "diversity within prompt needs features [prompts, pictures, width] with at least 2 pictures of "
+            "diversity within prompt needs features [prompts, images, width] with at least 2 images of "
             f"each prompt, got {tuple(features_PKD.shape)}"
         )
     unit_PKD = F.normalize(features_PKD.double(), dim=-1)

@@ -79,7 +79,7 @@ class Description:
     def __post_init__(self) -> None:
         for values in (self.features_BD, self.log_probabilities_BV):
             if values is not None and (values.ndim != 2 or len(values) != len(self.features_BD)):
-                raise ValueError(f"expected one row of features per picture, got {tuple(values.shape)}")
+                raise ValueError(f"expected one row of features per image, got {tuple(values.shape)}")
 
 
 class Extractor(Protocol):
@@ -300,9 +300,7 @@ def _read_network(folder: Path, weights: Iterable[Path]) -> PreTrainedModel:
     if missing:
         raise ValueError(f"the weights in {folder} lack {some(missing)}: download the folder again")
     if "pixel_values" not in inspect.signature(model.forward).parameters:
-        raise ValueError(
-            f"{folder} holds {type(model).__name__}, which does not look at pictures: use DINOv2"
-        )
+        raise ValueError(f"{folder} holds {type(model).__name__}, which does not look at images: use DINOv2")
     return model
 
 
@@ -321,7 +319,7 @@ def _rows(values: Tensor) -> Tensor:
 def _refused(identity: Identity, images_B3HW: Tensor, error: Exception) -> ValueError:
     reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
     return ValueError(
-        f"extractor {identity.name} does not take pictures {tuple(images_B3HW.shape)} ({reason[0][:200]})"
+        f"extractor {identity.name} does not take images {tuple(images_B3HW.shape)} ({reason[0][:200]})"
     )
 
 

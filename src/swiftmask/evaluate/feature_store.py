@@ -62,7 +62,7 @@ class FeatureStore:
                 write_text(path, wanted)
         if read_text(path, expected="expected features") != wanted:
             raise ValueError(
-                f"{self.folder} holds features of other pictures, or of another extractor than "
+                f"{self.folder} holds features of other images, or of another extractor than "
                 f"{self.identity.name}: remove it, or choose another folder"
             )
 
@@ -115,7 +115,7 @@ class FeatureStore:
         description = Description(tensors["features"], tensors.get("log_probabilities"))
         if len(description.features_BD) != len(self.indices(chunk)):
             raise ValueError(
-                f"{path} does not hold {len(self.indices(chunk))} pictures: remove it and run again"
+                f"{path} does not hold {len(self.indices(chunk))} images: remove it and run again"
             )
         return description
 
@@ -190,7 +190,7 @@ def _described(pictures: Pictures, extractor: Extractor, indices: range, batch_s
 def _checked(images_B3HW: Tensor) -> Tensor:
     if images_B3HW.ndim != 4 or images_B3HW.shape[1] != 3 or not images_B3HW.is_floating_point():
         raise ValueError(
-            "expected pictures [B, 3, H, W] with real values in [0, 1], got "
+            "expected images [B, 3, H, W] with real values in [0, 1], got "
             f"{tuple(images_B3HW.shape)} {images_B3HW.dtype}"
         )
     return images_B3HW
@@ -202,4 +202,4 @@ def _require_numbers(found: Description, indices: range) -> None:
         spoilt_B |= found.log_probabilities_BV.isnan().any(dim=1)
     if spoilt_B.any():
         first = indices[int(spoilt_B.long().argmax())]
-        raise ValueError(f"the features of picture {first} are NaN or infinite: check it and the extractor")
+        raise ValueError(f"the features of image {first} are NaN or infinite: check it and the extractor")

@@ -90,7 +90,7 @@ def compare_with_pictures(
     """
     if generated.identity.sha256 != reference.identity.sha256:
         raise ValueError(
-            f"the pictures were described by {generated.identity.name}, the reference by "
+            f"the images were described by {generated.identity.name}, the reference by "
             f"{reference.identity.name} or other weights of it: describe both with one extractor"
         )
     identity, real = generated.identity, _Sample.of(reference)
@@ -140,7 +140,7 @@ def _compared(ours: _Sample, real: _Sample, identity: Identity, settings: Metric
     fewest = min(len(ours.features_XD), len(real.features_XD))
     if fewest < (needed := fewest_pictures(settings)):
         raise ValueError(
-            f"these metrics need at least {needed} pictures on either side, got {fewest}: give more, or "
+            f"these metrics need at least {needed} images on either side, got {fewest}: give more, or "
             "choose nearer neighbours and fewer splits"
         )
     scale = 1.0 if identity.canonical else _root_mean_square(real.features_XD)

@@ -85,7 +85,7 @@ def _draw_panel(axes: Any, report: QualityReport, value: str) -> None:
     for name in names:
         if name not in _UNNUMBERED:
             _number_series(axes, name, _rows_of(report, name), value, styles.get(name, _VANILLA)[0], taken)
-    axes.set_xlabel("GFLOP per picture (log scale)")
+    axes.set_xlabel("GFLOP per image (log scale)")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -40,7 +40,7 @@ class Pictures:
 
     def __post_init__(self) -> None:
         if self.count < 2:
-            raise ValueError(f"a distribution needs at least 2 pictures, got {self.count}")
+            raise ValueError(f"a distribution needs at least 2 images, got {self.count}")
 
 
 def folder_pictures(root: str | Path, decoding: Decoding = DEFAULT) -> Pictures:
@@ -101,10 +101,10 @@ def streamed_pictures(batches: Iterable[Tensor], count: int, fingerprint: str) -
     def image(index: int) -> Tensor:
         found = next((picture for place, picture in numbered if place == index), None)
         if found is None:
-            raise ValueError(f"the pictures ended before number {index}: expected {count}")
+            raise ValueError(f"the images ended before number {index}: expected {count}")
         if not size:
             size.append(found.shape)
-        return _require_size(found, size[0], f"picture {index}")
+        return _require_size(found, size[0], f"image {index}")
 
     return Pictures(count, fingerprint, lambda indices: torch.stack([image(index) for index in indices]))
 
@@ -137,7 +137,7 @@ def _fingerprint(root: Path, files: Sequence[str], decoding: Decoding, *preparat
 def _require_size(image_3HW: Tensor, size: torch.Size, name: str) -> Tensor:
     if image_3HW.shape != size:
         raise ValueError(
-            f"{name} is {_text(image_3HW.shape)}, the first picture {_text(size)}: metrics need pictures of "
+            f"{name} is {_text(image_3HW.shape)}, the first image {_text(size)}: metrics need images of "
             "one size, and resizing changes them"
         )
     return image_3HW

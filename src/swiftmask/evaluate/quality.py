@@ -92,7 +92,7 @@ class Sample:
 
     def __post_init__(self) -> None:
         if self.num_pictures < 2:
-            raise ValueError(f"quality needs at least 2 pictures per seed, got {self.num_pictures}")
+            raise ValueError(f"quality needs at least 2 images per seed, got {self.num_pictures}")
         if self.num_seeds < 1 or self.batch_size < 1:
             raise ValueError(
                 f"at least 1 seed, a batch of at least 1: got {self.num_seeds} and {self.batch_size}"

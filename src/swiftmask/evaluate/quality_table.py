@@ -76,7 +76,7 @@ class FactTable:
     cells: list[tuple[str, ...]]
     caption: str = (
         "Of the facts of each kind that captions or classes state, the share that the judge finds in the "
-        "pictures (mean ± standard deviation over evaluation seeds)."
+        "images (mean ± standard deviation over evaluation seeds)."
     )
 
     def markdown(self) -> str:
@@ -98,12 +98,12 @@ def caption(report: QualityReport) -> str:
     """What a reader must know beside the table."""
     of_prompts = (
         "Training reward: the same score by the reader that training may use. Diversity: how much the "
-        "pictures of one prompt differ (1 - cosine of the judge's features, mean over pairs and prompts). "
+        "images of one prompt differ (1 - cosine of the judge's features, mean over pairs and prompts). "
     )
     return (
-        f"N = {report.N} pictures per row and evaluation seed, {report.seeds} seeds "
-        "(mean ± standard deviation); fd_scenes of real pictures to other real ones at the same N "
-        f"(the floor): {report.floor.text(3)}. GFLOP and ms are per picture, token decode only, "
+        f"N = {report.N} images per row and evaluation seed, {report.seeds} seeds "
+        "(mean ± standard deviation); fd_scenes of real images to other real ones at the same N "
+        f"(the floor): {report.floor.text(3)}. GFLOP and ms are per image, token decode only, "
         f"batch {report.batch_size}. Same cost, fewer steps: what the full model scores (and its "
         "fd_scenes) with as many steps as this row's GFLOP pay for; in a row A+B, what A scores. "
         "Tokens kept: share equal to the "

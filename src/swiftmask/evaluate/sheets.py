@@ -22,7 +22,7 @@ def side_by_side(rows_B3HW: Sequence[Tensor], *, scale: int = 2) -> bytes:
     Errors: ValueError if the rows differ in the number or size of their pictures.
     """
     if len({tuple(row.shape) for row in rows_B3HW}) != 1:
-        raise ValueError(f"rows need equal pictures, got {[tuple(row.shape) for row in rows_B3HW]}")
+        raise ValueError(f"rows need equal images, got {[tuple(row.shape) for row in rows_B3HW]}")
     count, _, height, width = rows_B3HW[0].shape
     tall, wide = height * scale + _GAP, width * scale + _GAP
     sheet = np.full((len(rows_B3HW) * tall + _GAP, count * wide + _GAP, 3), 255, np.uint8)

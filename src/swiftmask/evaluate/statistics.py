@@ -58,10 +58,10 @@ class FeatureStatistics:
     def of(cls, features_XD: Tensor) -> Self:
         """Of one feature row per picture. Errors: ValueError for another shape, no row, NaN or infinity."""
         if features_XD.ndim != 2 or 0 in features_XD.shape:
-            raise ValueError(f"expected features [pictures, width], got {tuple(features_XD.shape)}")
+            raise ValueError(f"expected features [images, width], got {tuple(features_XD.shape)}")
         features_XD = features_XD.detach().to("cpu", torch.float64)
         if not features_XD.isfinite().all():
-            raise ValueError("expected finite features, got NaN or infinity: check pictures and extractor")
+            raise ValueError("expected finite features, got NaN or infinity: check images and extractor")
         mean_D = features_XD.mean(dim=0)
         centred_XD = features_XD - mean_D
         return cls(len(features_XD), mean_D, centred_XD.mT @ centred_XD)
@@ -81,7 +81,7 @@ class FeatureStatistics:
     def moments(self, extractor: str | None = None) -> Moments:
         """Mean and unbiased covariance. Errors: ValueError for fewer than two pictures."""
         if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 pictures, got {self.count}")
+            raise ValueError(f"a covariance needs at least 2 images, got {self.count}")
         return Moments(self.mean_D, self.scatter_DD / (self.count - 1), self.count, extractor)
 
     def save(self, path: str | Path, *, extractor: str, decoding: str = "") -> None:
@@ -121,7 +121,7 @@ def read_statistics(path: str | Path) -> tuple[FeatureStatistics, str]:
     count, mean_D, scatter_DD = tensors["count"], tensors["mean"].double(), tensors["scatter"].double()
     _check_covariance(mean_D, scatter_DD, path, rounding=torch.finfo(tensors["scatter"].dtype).eps)
     if count.dtype != torch.int64 or count.shape != () or int(count) < 2:
-        raise ValueError(f"{path}: count must be a whole number of at least 2 pictures, got {count.tolist()}")
+        raise ValueError(f"{path}: count must be a whole number of at least 2 images, got {count.tolist()}")
     return FeatureStatistics(int(count), mean_D, scatter_DD), extractor
 
 

@@ -174,12 +174,12 @@ def check_fit(model: CLIPModel, tokenizer: CLIPTokenizer, preprocessing: Preproc
 def check_pictures(images_B3HW: Tensor, prompts: Sequence[str]) -> None:
     if images_B3HW.ndim != 4 or images_B3HW.shape[1] != 3 or not images_B3HW.is_floating_point():
         raise ValueError(
-            "expected pictures [B, 3, H, W] with real values in [0, 1], got "
+            "expected images [B, 3, H, W] with real values in [0, 1], got "
             f"{tuple(images_B3HW.shape)} {images_B3HW.dtype}"
         )
     if isinstance(prompts, str) or len(prompts) != len(images_B3HW):
         got = "a single string" if isinstance(prompts, str) else f"{len(prompts)} prompts"
-        raise ValueError(f"expected one prompt per picture, got {len(images_B3HW)} pictures and {got}")
+        raise ValueError(f"expected one prompt per image, got {len(images_B3HW)} images and {got}")
 
 
 def _unit(embedding_BD: Tensor) -> Tensor:

@@ -142,11 +142,11 @@ def read_request(body: bytes, limits: Limits) -> tuple[Tensor, list[str]]:
     pictures, prompts = (_texts(content, name) for name in ("images", "prompts"))
     if len(pictures) != len(prompts) or not prompts:
         raise ValueError(
-            f"expected one prompt per picture and at least one, got {len(pictures)} pictures and "
+            f"expected one prompt per image and at least one, got {len(pictures)} images and "
             f"{len(prompts)} prompts"
         )
     if len(prompts) > limits.num_images:
-        raise ValueError(f"expected at most {limits.num_images} pictures a request, got {len(prompts)}")
+        raise ValueError(f"expected at most {limits.num_images} images a request, got {len(prompts)}")
     return _read_pictures(pictures, limits.num_pixels), prompts
 
 
@@ -164,7 +164,7 @@ def _read_pictures(pictures: list[str], num_pixels: int) -> Tensor:
     images_3HW = [_read_png(text, index, budget) for index, text in enumerate(pictures)]
     sizes = {tuple(image_3HW.shape[1:]) for image_3HW in images_3HW}
     if len(sizes) > 1:
-        raise ValueError(f"pictures of one request need one size, got {sorted(sizes)}")
+        raise ValueError(f"images of one request need one size, got {sorted(sizes)}")
     return torch.stack(images_3HW).float().div_(255)
 
 
@@ -176,9 +176,9 @@ def _read_png(text: str, index: int, num_pixels: int) -> Tensor:
             fits = image.width * image.height <= num_pixels
         pixels_HW3 = np.array(decode_picture(content, f"{index}").image) if fits else None
     except _NOT_A_PNG as error:
-        raise ValueError(f"picture {index} is no PNG in base64 ({first_line(error)})") from error
+        raise ValueError(f"image {index} is no PNG in base64 ({first_line(error)})") from error
     if pixels_HW3 is None:
-        raise ValueError(f"picture {index} has more than {num_pixels} pixels: send fewer or smaller ones")
+        raise ValueError(f"image {index} has more than {num_pixels} pixels: send fewer or smaller ones")
     return torch.from_numpy(pixels_HW3).permute(2, 0, 1)
 
 
@@ -242,7 +242,7 @@ class _Conversation(BaseHTTPRequestHandler):
         elif int(length) > self.service.limits.num_bytes:
             self._discard(int(length))
             said = f"the body has {length} bytes, at most {self.service.limits.num_bytes} are read"
-            self._answer(*_refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{said}: send fewer pictures"))
+            self._answer(*_refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{said}: send fewer images"))
         elif self.path != "/score":
             self._discard(int(length))
             self._answer(*_unknown(self.path))

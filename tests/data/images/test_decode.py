@@ -315,8 +315,8 @@ def test_what_was_done_is_counted_and_said() -> None:
     counts = counted([("transparency",), (), ("transparency", "depth")])
     assert counts == {"transparency": 2, "depth": 1}
     assert said(counts, 500, Decoding(background="grey")) == [
-        "2 of 500 pictures had transparency: placed on grey",
-        "1 of 500 pictures had more than 8 bits a channel: scaled to 8",
+        "2 of 500 images had transparency: placed on grey",
+        "1 of 500 images had more than 8 bits a channel: scaled to 8",
     ]
     identities = {
         x.identity for x in (Decoding(), Decoding(orientation=False), Decoding(background="#fffffe"))

@@ -58,9 +58,9 @@ def test_around_a_smaller_image_everything_is_drawn(size: tuple[int, int], kept:
 @pytest.mark.parametrize(
     ("image", "mask", "complaint"),
     [
-        ((9, 12), None, r"the image is 9x12 \(height x width\), larger than the picture of 8x12"),
+        ((9, 12), None, r"the image is 9x12 \(height x width\), larger than the model's, 8x12"),
         ((8, 12), (8, 11), "the mask is 8x11 .* the image 8x12: make them of one size"),
-        ((8, 12), None, "nothing is left to draw: give a mask"),
+        ((8, 12), None, "nothing is left to generate: give a mask"),
     ],
 )
 def test_sizes_that_do_not_fit(image: tuple[int, int], mask: tuple[int, int] | None, complaint: str) -> None:
@@ -69,7 +69,9 @@ def test_sizes_that_do_not_fit(image: tuple[int, int], mask: tuple[int, int] | N
         start_picture(picture(*image), drawn, size=SIZE, grid=GRID)
 
 
-@pytest.mark.parametrize(("colour", "complaint"), [(0, "nothing is left to draw"), (1, "leaves no token")])
+@pytest.mark.parametrize(
+    ("colour", "complaint"), [(0, "nothing is left to generate"), (1, "leaves no token")]
+)
 def test_a_mask_of_one_colour(colour: int, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         start_picture(picture(*SIZE), mask_of(torch.full(SIZE, colour)), size=SIZE, grid=GRID)
@@ -127,7 +129,7 @@ def test_masks_are_read_as_meant(name: str) -> None:
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
-        ((0, 0), r"nothing is left to draw \(the values of the mask go from 0 to 0\)"),
+        ((0, 0), r"nothing is left to generate \(the values of the mask go from 0 to 0\)"),
         ((1, 1), r"leaves no token of the image as it is \(the values of the mask go from 1 to 1\)"),
         ((255, 255), r"leaves no token .* from 255 to 255"),
         ((0, 3), "the values of the mask go from 0 to 3, of 255: expected black"),

@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
         Image.new("RGB", (8, 8)).save(tmp_path / "x" / name.lower())
         (tmp_path / "x" / name.lower()).rename(tmp_path / "x" / name)
     for name in ("k.heic", "l.HEIC", "m.raw", "n", "a.json", "a.txt", ".hidden.heic", "list.jsonl"):
-        (tmp_path / "x" / name).write_text("no picture")
+        (tmp_path / "x" / name).write_text("no image")
     (tmp_path / "x/folder.png").mkdir()
     return tmp_path
 

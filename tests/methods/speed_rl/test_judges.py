@@ -37,9 +37,9 @@ def test_three_signatures_are_read():
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        (lambda images, prompts, **columns: [1.0], r"judge 'a' must give one score a picture: expected 3"),
+        (lambda images, prompts, **columns: [1.0], r"judge 'a' must give one score an image: expected 3"),
         (lambda images, prompts, **columns: [1.0, 2.0, float("inf")], "judge 'a' gave an infinite score"),
-        (lambda images, prompts, **columns: [1.0, None, 2.0], "a picture got no score from any judge"),
+        (lambda images, prompts, **columns: [1.0, None, 2.0], "an image got no score from any judge"),
     ],
 )
 def test_bad_scores_are_refused(reward, message):

@@ -178,7 +178,7 @@ def test_every_kept_picture_weighs_the_same_whoever_has_it(start, make_config, m
         for lesson in rounds._lessons(0, 0, rank, 4):
             for tokens_L, weight in zip(lesson.replay.trajectory.tokens_BL, lesson.weights_B, strict=True):
                 same_B = (trainer.round.tokens_BL == tokens_L).all(dim=1)
-                assert same_B.sum() == 1, "pictures differ, so that one can be told from another"
+                assert same_B.sum() == 1, "images differ, so that one can be told from another"
                 total_B[same_B] += weight / 4
     expected_B = torch.zeros(8)
     expected_B[kept] = 1 / len(kept)
@@ -331,7 +331,7 @@ def test_prompts_come_all_in_turn_in_new_orders():
 
 def test_pictures_are_shared_evenly():
     assert [list(share(range(4, 10), rank, 3)) for rank in range(3)] == [[4, 5], [6, 7], [8, 9]]
-    with pytest.raises(ValueError, match="7 pictures cannot be shared evenly by 2 processes"):
+    with pytest.raises(ValueError, match="7 images cannot be shared evenly by 2 processes"):
         share(range(7), 0, 2)
 
 

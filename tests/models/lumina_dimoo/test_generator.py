@@ -107,7 +107,7 @@ def test_pictures_to_codes_and_their_size(golden_dimoo: LuminaDiMOO) -> None:
     codes_BL = golden_dimoo.to_tokens(torch.rand(2, 3, 8, 8))
     assert codes_BL.shape == (2, 16)
     assert codes_BL.max() < 24
-    with pytest.raises(ValueError, match=r"expected pictures of 8x8, got 8x16: resize them"):
+    with pytest.raises(ValueError, match=r"expected images of 8x8, got 8x16: resize them"):
         golden_dimoo.to_tokens(torch.rand(1, 3, 8, 16))
 
 
@@ -116,7 +116,7 @@ def test_codec_and_vocabulary_must_fit(golden_dimoo: LuminaDiMOO) -> None:
     with pytest.raises(ValueError, match="need a vocabulary of 134548, the backbone knows 96"):
         LuminaDiMOO(*parts, vocabulary=Vocabulary(), grid=(4, 4))
     codec = VQCodec(replace(parts[1].config, num_vq_embeddings=9), parts[1].vq)
-    with pytest.raises(ValueError, match="24 picture codes, the codec 9"):
+    with pytest.raises(ValueError, match="24 image codes, the codec 9"):
         LuminaDiMOO(parts[0], codec, parts[2], vocabulary=golden_dimoo.layout.vocabulary, grid=(4, 4))
     with pytest.raises(ValueError, match="sampler must be exact or bf16_compat, got 'fast'"):
         golden_dimoo.with_sampler("fast")  # type: ignore[arg-type]

@@ -102,7 +102,7 @@ def test_sizes_that_do_not_fit(model: Meissonic, size: tuple[int, int], mend: st
 
 
 def test_pictures_of_another_size_are_no_start(model: Meissonic) -> None:
-    with pytest.raises(ValueError, match="expected pictures of 8x8 .* got 8x10: resize them, or take sized"):
+    with pytest.raises(ValueError, match="expected images of 8x8 .* got 8x10: resize them, or take sized"):
         model.to_tokens(torch.rand(1, 3, 8, 10))
 
 
@@ -112,7 +112,7 @@ def test_networks_that_do_not_fit(model: Meissonic) -> None:
     with pytest.raises(ValueError, match="texts of width 20, pooled to 48, the text encoder gives 20 and 40"):
         Meissonic(model.transformer, other, model.codec, size=(8, 8))
     codec = VQCodec(replace(model.codec.config, num_vq_embeddings=33), model.codec.vq)
-    with pytest.raises(ValueError, match="draws 32 codes, the codec has 33"):
+    with pytest.raises(ValueError, match="generates 32 codes, the codec has 33"):
         Meissonic(model.transformer, model.text_encoder, codec, size=(8, 8))
 
 

@@ -22,7 +22,7 @@ def test_a_negative_prompt_goes_to_every_prompt_or_each_has_its_own() -> None:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        (["a circle", ""], "prompt 2 of 2: empty prompt: say what to draw"),
+        (["a circle", ""], "prompt 2 of 2: empty prompt: say what to generate"),
         ([" \n"], "prompt 1 of 1: empty prompt"),
         (["a circle", 3], "prompt 2 of 2: expected a prompt as text, got 3"),
         ("a circle", r"expected a list of prompts, got one string: write \['a circle'\]"),

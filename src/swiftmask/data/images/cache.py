@@ -115,7 +115,7 @@ def _begin(wanted: CacheIndex, encode_moments: Encode, out: Path) -> CacheIndex:
     black_13HW = torch.zeros(1, 3, wanted.image_size, wanted.image_size)
     shape = tuple(_moments(encode_moments, black_13HW).shape[2:])
     if len(shape) != 3 or shape[0] % 2:
-        raise ValueError(f"expected moments [2C, H, W] of each picture, mean and log-variance, got {shape}")
+        raise ValueError(f"expected moments [2C, H, W] of each image, mean and log-variance, got {shape}")
     out.mkdir(parents=True, exist_ok=True)
     index = replace(wanted, moments=shape)
     create_arrays(out, index)

@@ -90,7 +90,7 @@ class Picture(NamedTuple):
 def said(counts: Mapping[str, int], total: int, decoding: Decoding) -> list[str]:
     """A sentence for each thing that was done to some of `total` pictures."""
     return [
-        f"{counts[name]} of {total} picture{'s' * (total > 1)} " + text.format(background=decoding.background)
+        f"{counts[name]} of {total} image{'s' * (total > 1)} " + text.format(background=decoding.background)
         for name, text in _CHANGES.items()
         if counts.get(name)
     ]

@@ -104,7 +104,7 @@ class CacheIndex:
         lines = said(self.changed, self.done, decoding)
         if self.unreadable:
             named = ", ".join(self.unreadable[:3]) + (", ..." if len(self.unreadable) > 3 else "")
-            lines.append(f"{len(self.unreadable)} of {self.done} pictures could not be read: {named}")
+            lines.append(f"{len(self.unreadable)} of {self.done} images could not be read: {named}")
         return lines
 
     @property

@@ -49,8 +49,8 @@ def start_picture(
     drawn_L = F.adaptive_max_pool2d(drawn_HW[None, None], grid).flatten() > 0
     if not drawn_L.any():
         raise ValueError(
-            f"nothing is left to draw{_range_of(mask)}: give a mask with white where to draw anew, or an "
-            f"image smaller than the picture ({_text(size)})"
+            f"nothing is left to generate{_range_of(mask)}: give a mask with white where to generate anew, "
+            f"or an image smaller than that of the model ({_text(size)})"
         )
     if drawn_L.all():
         if mask is None:
@@ -82,7 +82,7 @@ def white_of(mask: Image.Image) -> np.ndarray:
     if high - low < _FAINT * most and not two_from_zero:
         raise ValueError(
             f"the values of the mask go from {low:g} to {high:g}, of {most:g}: expected black (0) where to "
-            f"keep and white where to draw anew, as in 0 and 1, or 0 and {most:g}"
+            f"keep and white where to generate anew, as in 0 and 1, or 0 and {most:g}"
         )
     return values_HW > (low + high) / 2
 
@@ -99,8 +99,8 @@ def _require_fit(image: Image.Image, white_hw: np.ndarray | None, size: tuple[in
     shape = (image.height, image.width)
     if any(side > whole for side, whole in zip(shape, size, strict=True)):
         raise ValueError(
-            f"the image is {_text(shape)} (height x width), larger than the picture of {_text(size)}: make "
-            "it smaller, or draw a larger picture"
+            f"the image is {_text(shape)} (height x width), larger than the model's, {_text(size)}: make "
+            "it smaller, or generate larger images"
         )
     if white_hw is not None and white_hw.shape != shape:
         raise ValueError(

@@ -97,11 +97,11 @@ def folder_caption(report: FolderReport) -> str:
     """What a reader must know beside the table."""
     seeds = "1 seed" if report.seeds == 1 else f"{report.seeds} seeds (mean ± standard deviation)"
     known = report.reference_pictures
-    real = f"{'an unknown number of' if known is None else known} real pictures ({report.reference})"
+    real = f"{'an unknown number of' if known is None else known} real images ({report.reference})"
     return (
-        f"N = {report.N} pictures per row and evaluation seed, {seeds}, against {real}; {_floor(report)}. "
+        f"N = {report.N} images per row and evaluation seed, {seeds}, against {real}; {_floor(report)}. "
         f"Features: {report.extractor.name}, sha256 {report.extractor.sha256[:_SHOWN_DIGITS]}; most of these "
-        "metrics depend on N, so compare equal N only. GFLOP and ms are per picture, token decode only, "
+        "metrics depend on N, so compare equal N only. GFLOP and ms are per image, token decode only, "
         f"batch {report.batch_size}. Same cost, fewer steps: {report.metrics[0]} of the full model with as "
         "many steps as this row's GFLOP pay for; in a row A+B, of A. "
         f"{report.model}, {report.machine}, commit {report.commit}, {report.date}."
@@ -110,6 +110,6 @@ def folder_caption(report: FolderReport) -> str:
 
 def _floor(report: FolderReport) -> str:
     if not report.floors:
-        return "no floor, which needs enough pictures of the reference"
+        return "no floor, which needs enough images of the reference"
     values = ", ".join(f"{name} {value:.3g}" for name, value in report.floors.items())
-    return f"floor, {report.floor_pictures} real pictures against the others: {values}"
+    return f"floor, {report.floor_pictures} real images against the others: {values}"

@@ -30,7 +30,7 @@ class Gallery:
         uneven = [name for name, images in self.images.items() if len(images) != len(self.captions)]
         if uneven:
             raise ValueError(
-                f"every row needs one picture per caption ({len(self.captions)}): "
+                f"every row needs one image per caption ({len(self.captions)}): "
                 f"{uneven[0]} has {len(self.images[uneven[0]])}"
             )
 

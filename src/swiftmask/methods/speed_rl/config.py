@@ -109,7 +109,7 @@ class SpeedRLConfig:
         if self.speed.form == "multiplicative" and self.multi_objective_aggregation == "normalize_then_sum":
             raise ValueError(
                 "a multiplicative speed reward needs multi_objective_aggregation='sum_then_normalize': "
-                "normalised quality is negative for half the pictures, which few steps would make worse"
+                "normalised quality is negative for half the images, which few steps would make worse"
             )
 
     def _check_step_policy(self) -> None:

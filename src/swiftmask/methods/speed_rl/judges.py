@@ -92,7 +92,7 @@ class Judges:
             ]
         )
         if scores_MB[self.weights_M != 0].isnan().all(0).any():
-            raise ValueError("a picture got no score from any judge that is trained against")
+            raise ValueError("an image got no score from any judge that is trained against")
         return scores_MB
 
 
@@ -125,7 +125,7 @@ def _checked(name: str, scores: Scores, images_B3HW: Tensor) -> Tensor:
     scores_B = scores.detach().float().to(images_B3HW.device)
     if scores_B.shape != images_B3HW.shape[:1]:
         raise ValueError(
-            f"judge {name!r} must give one score a picture: expected {len(images_B3HW)}, "
+            f"judge {name!r} must give one score an image: expected {len(images_B3HW)}, "
             f"got shape {tuple(scores_B.shape)}"
         )
     if scores_B.isinf().any():

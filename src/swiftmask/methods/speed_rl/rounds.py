@@ -231,7 +231,7 @@ def prompt_indices(number: int, num_prompts: int, size: int, seed: int) -> list[
 def share(images: range, rank: int, num_ranks: int) -> range:
     """The part of some pictures that a process takes. Errors: ValueError if they do not divide evenly."""
     if len(images) % num_ranks:
-        raise ValueError(f"{len(images)} pictures cannot be shared evenly by {num_ranks} processes")
+        raise ValueError(f"{len(images)} images cannot be shared evenly by {num_ranks} processes")
     size = len(images) // num_ranks
     return images[rank * size : (rank + 1) * size]
 

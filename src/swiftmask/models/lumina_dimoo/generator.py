@@ -259,7 +259,7 @@ class LuminaDiMOO(nn.Module):
         expected = tuple(self.codec.config.downscale * side for side in self.layout.grid)
         if images_B3HW.shape[-2:] != expected:
             raise ValueError(
-                f"expected pictures of {expected[0]}x{expected[1]}, got "
+                f"expected images of {expected[0]}x{expected[1]}, got "
                 f"{images_B3HW.shape[-2]}x{images_B3HW.shape[-1]}: resize them, or take model.sized(...)"
             )
         return self.codec.encode(images_B3HW).flatten(1)
@@ -373,6 +373,6 @@ def _check_parts(backbone: Backbone, codec: VQCodec, vocabulary: Vocabulary) -> 
         )
     if codec.config.num_vq_embeddings != vocabulary.codebook_size:
         raise ValueError(
-            f"the backbone has {vocabulary.codebook_size} picture codes, the codec "
+            f"the backbone has {vocabulary.codebook_size} image codes, the codec "
             f"{codec.config.num_vq_embeddings}: use the codec it was trained with (vqvae/ beside the weights)"
         )

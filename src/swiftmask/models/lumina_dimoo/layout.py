@@ -212,6 +212,6 @@ def grid_of(height: int, width: int, patch: int) -> tuple[int, int]:
     if min(height, width) < patch or height % patch or width % patch:
         near = tuple(max(patch, round(side / patch) * patch) for side in (height, width))
         raise ValueError(
-            f"pictures have sides divisible by {patch}, got {height}x{width}: take {near[0]}x{near[1]}"
+            f"images have sides divisible by {patch}, got {height}x{width}: take {near[0]}x{near[1]}"
         )
     return height // patch, width // patch

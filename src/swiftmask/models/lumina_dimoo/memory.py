@@ -213,7 +213,7 @@ def _left_in_container() -> int | None:
 
 
 def _complaint(plan: Plan, need: Need, device: torch.device, place: torch.device, free: int) -> str:
-    what = f"{_gb(need.total)} on {device} ({_gb(need.weights)} of weights, {_gb(need.working)} to draw "
+    what = f"{_gb(need.total)} on {device} ({_gb(need.weights)} of weights, {_gb(need.working)} to generate "
     waiting = f" and {_gb(need.host)} of host memory for {plan.num_waiting} blocks" if need.host else ""
     return (
         f"Lumina-DiMOO as {_name(plan.dtype)} needs about {what}{plan.size}){waiting}, but {_gb(free)} are "

@@ -63,7 +63,5 @@ def measure_scale(codec: KLCodec, batches: Iterable[Tensor]) -> float:
         total += float(mean_BCHW.sum())
         squares += float((mean_BCHW.square() + posterior.log_variance_BCHW.double().exp()).sum())
     if count == 0:
-        raise ValueError(
-            "the scale of latents is measured on pictures: expected at least one batch, got none"
-        )
+        raise ValueError("the scale of latents is measured on images: expected at least one batch, got none")
     return (squares / count - (total / count) ** 2) ** -0.5

@@ -257,7 +257,7 @@ class Meissonic(nn.Module):
         if tuple(images_B3HW.shape[-2:]) != self.size:
             height, width = images_B3HW.shape[-2:]
             raise ValueError(
-                f"expected pictures of {_pixels(self.size)} (height x width), got {height}x{width}: resize "
+                f"expected images of {_pixels(self.size)} (height x width), got {height}x{width}: resize "
                 "them, or take sized"
             )
         return self.codec.encode(images_B3HW).flatten(1)
@@ -302,7 +302,7 @@ def _check_fit(transformer: Transformer, text_encoder: TextEncoder, codec: VQCod
         )
     if codec.config.num_vq_embeddings != sizes.codebook_size:
         raise ValueError(
-            f"the transformer draws {sizes.codebook_size} codes, the codec has "
+            f"the transformer generates {sizes.codebook_size} codes, the codec has "
             f"{codec.config.num_vq_embeddings}: use the codec it was trained with"
         )
 

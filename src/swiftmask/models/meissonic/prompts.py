@@ -38,7 +38,7 @@ class Prompt:
             wrong = self.negative if isinstance(self.text, str) else self.text
             raise ValueError(f"expected a prompt as text, got {wrong!r}")
         if not self.text.strip():
-            raise ValueError("empty prompt: say what to draw")
+            raise ValueError("empty prompt: say what to generate")
 
     def micro(self, size: tuple[int, int]) -> list[float]:
         """Width, height, top, left and score, for a picture of `size` (height, width)."""

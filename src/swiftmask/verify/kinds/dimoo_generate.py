@@ -165,7 +165,7 @@ def _model(case: Case) -> LuminaDiMOO:
     blank = model.blank(1)
     ours = model.layout.sequence(model.encode([""]).prompts_XP, blank.tokens_BL, blank.masked_BL)
     if ours[0].tolist() != ids:
-        raise ValueError(f"{case.name}: in.prompt is not laid out as a {side}x{side} picture after a prompt")
+        raise ValueError(f"{case.name}: in.prompt is not laid out as a {side}x{side} image after a prompt")
     return model
 
 
