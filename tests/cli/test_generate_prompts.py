@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -344,3 +345,17 @@ def test_a_start_picture_may_be_of_any_kind(tiny_meissonic: Path, capsys: pytest
         "wite",
     )
     assert "background 'wite' is no colour" in said
+
+
+def test_a_large_image_is_no_warning_of_pillows(
+    tiny_meissonic: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow warns above its limit and refuses above twice that; a warning would be two lines of its own."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    start = (tiny_meissonic, *PROMPT, "--init-image", "image.png", "--mask", "half.png", "--steps", 2)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        generated(capsys, *start, "--out", "o")
+    assert not said
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    assert "cannot read image image.png (more than" in refused(capsys, *start, "--out", "p")
