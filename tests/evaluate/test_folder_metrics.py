@@ -292,4 +292,9 @@ def test_strange_pictures_and_features_are_refused(tmp_path: Path) -> None:
         pictures(), images=lambda indices: drawn(indices).masked_fill(torch.tensor(7 in indices), torch.nan)
     )
     with pytest.raises(ValueError, match="features of image 5 are NaN"):
-        describe(spoilt, Means(), tmp_path / "spoilt")
+        describe(spoilt, Means(), tmp_path / "deep" / "spoilt")
+    assert not (tmp_path / "deep").exists(), "a refused run leaves no folder"
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match="features of image 5 are NaN"):
+        describe(spoilt, Means(), tmp_path / "there")
+    assert (tmp_path / "there").exists(), "nor does it remove one that is not its own"

@@ -7,8 +7,8 @@ is held, whoever writes that file next.
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from errno import ENOSPC
 from glob import escape
 from pathlib import Path
@@ -107,3 +107,15 @@ def _is_full(error: Exception) -> bool:
         or "No space left" in str(error)
         or "os error 28" in str(error)
     )
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """A folder and those above it that are not there yet, the deepest first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, the deepest first, until one is not empty."""
+    with suppress(OSError):  # others may have come meanwhile
+        for folder in folders:
+            folder.rmdir()

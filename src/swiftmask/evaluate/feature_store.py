@@ -6,7 +6,7 @@ that are missing, and processes that divide them find the same numbers as one pr
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
@@ -19,7 +19,13 @@ from torch import Tensor
 from swiftmask.core.files import require_keys
 from swiftmask.core.sealed import read_sealed, sealed
 from swiftmask.core.settings import parse_json, read_text
-from swiftmask.core.writing import remove_partials, write_text, written_whole
+from swiftmask.core.writing import (
+    missing_folders,
+    remove_empty,
+    remove_partials,
+    write_text,
+    written_whole,
+)
 from swiftmask.evaluate.extractors import Description, Extractor, Identity
 from swiftmask.evaluate.pictures import Pictures
 from swiftmask.evaluate.statistics import FeatureStatistics, Moments
@@ -119,6 +125,17 @@ class FeatureStore:
             )
         return description
 
+    def discard(self, made: Sequence[Path]) -> None:
+        """Remove a folder that was made for nothing: no chunk is in it.
+
+        Args:
+            made: the folder and those above it that `begin` made; none if it was there before.
+        """
+        if made and len(self.missing()) == self.num_chunks:
+            for name in ("features.json", ".lock"):
+                (self.folder / name).unlink(missing_ok=True)
+            remove_empty(made)
+
     def _lock(self) -> FileLock:
         """Held while a file is written: what lies there half-written when free is a killed process's."""
         return FileLock(self.folder / ".lock")
@@ -153,8 +170,28 @@ def describe(
     or a folder of something else.
     """
     store = FeatureStore(Path(folder).expanduser(), extractor.identity, pictures.fingerprint, pictures.count)
+    made = missing_folders(store.folder)
     store.begin()
-    share, missing = range(rank, store.num_chunks, num_ranks), set(store.missing())
+    try:
+        _describe_share(
+            store, pictures, extractor, batch_size, range(rank, store.num_chunks, num_ranks), on_progress
+        )
+    except BaseException:
+        if num_ranks == 1:
+            store.discard(made)
+        raise
+    return store
+
+
+def _describe_share(
+    store: FeatureStore,
+    pictures: Pictures,
+    extractor: Extractor,
+    batch_size: int,
+    share: range,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    missing = set(store.missing())
     total = sum(len(store.indices(chunk)) for chunk in share)
     done = sum(len(store.indices(chunk)) for chunk in share if chunk not in missing)
     on_progress(done, total)
@@ -165,7 +202,6 @@ def describe(
             store.write(chunk, description, pictures.changes)
             done += len(store.indices(chunk))
             on_progress(done, total)
-    return store
 
 
 def _unsealed(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:

@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from swiftmask.core.writing import remove_partials
+from swiftmask.core.writing import missing_folders, remove_empty, remove_partials
 
 _NAME = ".lock"
 
@@ -25,7 +25,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     if os.environ.get("RANK", "0") != "0":
         yield
         return
-    is_new = not folder.exists()
+    made = missing_folders(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _NAME)
     try:
@@ -38,10 +38,9 @@ def sole_writer(folder: Path) -> Iterator[None]:
         remove_partials(folder)
         yield
     except BaseException:
-        if is_new and [path.name for path in folder.iterdir()] == [_NAME]:
+        if made and [path.name for path in folder.iterdir()] == [_NAME]:
             (folder / _NAME).unlink()
-            with suppress(OSError):  # others may have come meanwhile
-                folder.rmdir()
+            remove_empty(made)
         raise
     finally:
         lock.release()
