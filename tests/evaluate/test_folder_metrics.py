@@ -287,14 +287,15 @@ def test_damaged_features_are_named(tmp_path: Path, damage: bytes) -> None:
 def test_strange_pictures_and_features_are_refused(tmp_path: Path) -> None:
     grey = Pictures(5, "grey", lambda indices: torch.rand(len(indices), 1, 6, 6))
     with pytest.raises(ValueError, match=r"\[B, 3, H, W\] .*got \(5, 1, 6, 6\)"):
-        describe(grey, Means(), tmp_path / "grey")
+        describe(grey, Means(), tmp_path / "deep" / "grey")
+    assert not (tmp_path / "deep").exists(), "a refused run leaves no folder"
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match=r"got \(5, 1, 6, 6"):
+        describe(grey, Means(), tmp_path / "there")
+    assert (tmp_path / "there").exists(), "nor does it remove one that is not its own"
     spoilt = replace(
         pictures(), images=lambda indices: drawn(indices).masked_fill(torch.tensor(7 in indices), torch.nan)
     )
     with pytest.raises(ValueError, match="features of image 5 are NaN"):
-        describe(spoilt, Means(), tmp_path / "deep" / "spoilt")
-    assert not (tmp_path / "deep").exists(), "a refused run leaves no folder"
-    (tmp_path / "there").mkdir()
-    with pytest.raises(ValueError, match="features of image 5 are NaN"):
-        describe(spoilt, Means(), tmp_path / "there")
-    assert (tmp_path / "there").exists(), "nor does it remove one that is not its own"
+        describe(spoilt, Means(), tmp_path / "spoilt")
+    assert (tmp_path / "spoilt" / "features.json").exists(), "what was described before stays"
