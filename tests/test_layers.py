@@ -17,7 +17,6 @@ FREE = (
     "sources",
     "cli",
     "recipes",
-    "verify",
     "__init__",
     "__main__",
 )

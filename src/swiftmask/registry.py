@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
@@ -117,9 +118,29 @@ def weights_files() -> "dict[str, tuple[WeightsFile, ...]]":
 
 
 def recipe_module(name: str) -> ModuleType:
-    """Errors: ValueError for an unknown recipe."""
+    """A recipe's module, by the recipe's name or from a user's own Python file.
+
+    Errors: FileNotFoundError; ValueError for an unknown recipe, or a file without `recipe()`.
+    """
+    if name.endswith(".py"):
+        return _own_module(Path(name).expanduser())
     _require(name, recipe_names(), "recipe")
     return import_module(f"swiftmask.recipes.{name.replace('-', '_')}")
+
+
+def _own_module(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such recipe file: {path}")
+    spec = spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file raises
+        raise ValueError(f"{path} does not import ({type(error).__name__}: {error})") from error
+    if not callable(getattr(module, "recipe", None)):
+        raise ValueError(f"{path} must define recipe(), which returns a recipe (docs/train_your_own.md)")
+    return module
 
 
 def describe(folder: Path, name: str | None = None) -> Weights:

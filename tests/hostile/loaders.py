@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from swiftmask.verify.cases import read_case
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
@@ -49,7 +50,6 @@ from swiftmask.rewards.scenes import load_reader
 from swiftmask.rewards.scenes_networks import ReaderConfig, ReaderNetwork
 from swiftmask.training.checkpoint import Reached, load_checkpoint, save_checkpoint
 from swiftmask.training.metrics import cut_log
-from swiftmask.verify.cases import read_case
 from tests.evaluate.test_presets import PLACED, preset_of
 from tests.released_layouts import write_dimoo, write_maskgit, write_meissonic, write_shortcuts
 from tests.rewards.test_hps import BEGIN, END, OpenClip, write_processor

@@ -8,12 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from verify.cases import Case, Report, compare, kind_of, sibling_names, verify_folder
 
 from swiftmask.cli import main
 from swiftmask.methods.shortcut import Shortcut, ShortcutConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
-from swiftmask.verify import Report, verify_folder
-from swiftmask.verify.cases import Case, compare, kind_of, sibling_names
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

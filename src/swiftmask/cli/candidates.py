@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from swiftmask.cli import measure
 from swiftmask.core.protocol import SamplingOptions
-from swiftmask.core.reading import first_line
 from swiftmask.core.schedule import uniform_full_steps
-from swiftmask.core.settings import parse_json_list, read_text
+from swiftmask.core.settings import first_line, parse_json_list, read_text
 from swiftmask.core.writing import write_text
 from swiftmask.evaluate.presets import Settings
 from swiftmask.evaluate.subjects import Subjects, picture_seeds

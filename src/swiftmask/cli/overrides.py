@@ -1,4 +1,4 @@
-"""`key=value` on top of a recipe's frozen dataclass, typed by its annotations."""
+"""`key=value` and YAML files on top of a recipe's frozen dataclass, typed by its annotations."""
 
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,6 +6,9 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import yaml
+
+from swiftmask.core.settings import first_line
 from swiftmask.registry import suggestion
 
 Config = TypeVar("Config")
@@ -28,6 +31,30 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
     return _changed(config, changes)
 
 
+def read_config_file(path: Path) -> tuple[str | None, list[str]]:
+    """The recipe that a YAML file names (key `recipe`), if any, and its settings as `a.b=value`.
+
+    Errors: FileNotFoundError; ValueError for a file that is no mapping of settings, or gives a key twice.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no such config file: {path}")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), _Once)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML of settings ({first_line(error)})") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError(f"{path} must be a mapping of settings, as in `data: products/`")
+    recipe = content.pop("recipe", None)
+    if recipe is not None and not isinstance(recipe, str):
+        raise ValueError(f"{path}: recipe must be a name, got {recipe!r}")
+    return recipe, list(_assignments(content))
+
+
+def config_file(recipe: str, config: object) -> str:
+    """The text of a YAML file that `read_config_file` reads: every setting of a recipe."""
+    return yaml.safe_dump({"recipe": recipe, **_nested(config)}, sort_keys=False, allow_unicode=True)
+
+
 def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Every setting with its dotted name."""
     for field in fields(config):  # type: ignore[arg-type]
@@ -36,6 +63,50 @@ def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield from leaves(value, f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", value
+
+
+class _Once(yaml.SafeLoader):
+    """Refuses a key that is given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [str(key.value) for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"the key {twice} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def _assignments(content: Mapping[str, object], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _assignments(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={_text(value)}"
+
+
+def _text(value: object) -> str:
+    """A YAML value as one types it."""
+    return ",".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _nested(config: Any) -> dict[str, object]:
+    """Settings as YAML has them; what is not set is left out."""
+    content: dict[str, object] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            below = _nested(value)
+            if below:
+                content[field.name] = below
+        elif value is not None and value != ():
+            content[field.name] = _plain(value)
+    return content
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _changed(config: Any, changes: Mapping[str, str], prefix: str = "") -> Any:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from rich.progress import Progress as Bar
 from tyro.conf import Positional
 
-from swiftmask.cli.overrides import leaves, override
+from swiftmask.cli.overrides import config_file, leaves, override, read_config_file
 from swiftmask.cli.progress import note, progress_bar
+from swiftmask.core.writing import write_text
 from swiftmask.registry import recipe_module, recipe_names, recipe_purpose
 from swiftmask.training.lock import sole_writer
 
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
 class Train:
     """Train what a recipe describes. The same command continues an interrupted run.
 
-    Without a recipe: list them.
+    Without a recipe: list them. `config.yaml` in the run's folder has every setting.
     """
 
     recipe: Positional[str | None] = None
-    """Name of the recipe, such as maskgit-scenes."""
+    """Name of the recipe, such as maskgit, or a Python file with a function recipe()."""
     settings: Positional[tuple[str, ...]] = ()
-    """Changes to its settings, as in training.num_steps=100."""
+    """Changes to its settings, as in data=products/ training.num_steps=100."""
+    config: Path | None = None
+    """YAML file of settings, such as a run's config.yaml; it may name the recipe, too."""
     out: Path | None = None
     """Folder of the run; default runs/RECIPE."""
     dry_run: bool = False
@@ -39,27 +42,36 @@ class Train:
         from swiftmask.evaluate.processes import Processes
         from swiftmask.training.processes import processes
 
-        if self.recipe is None:
+        named, written = read_config_file(self.config) if self.config else (None, [])
+        recipe, settings = self.recipe, list(self.settings)
+        if named is not None and recipe is not None and "=" in recipe:  # the file says which recipe it is
+            recipe, settings = named, [recipe, *settings]
+        recipe = recipe or named
+        if recipe is None:
             return self._list_recipes()
-        config = override(recipe_module(self.recipe).recipe(), self.settings)
+        if named is not None and named != recipe:
+            raise ValueError(f"{self.config} is of the recipe {named}, not of {recipe}")
+        config = override(recipe_module(recipe).recipe(), _last(written, settings))
         check_trackers(config)
         if self.dry_run:
             text = json_module.dumps(asdict(config), indent=2, default=str)
             print(text if self.json else "\n".join(f"{key}={value}" for key, value in leaves(config)))
             return 0
-        folder = self.out or Path("runs") / self.recipe
+        folder = self.out or Path("runs") / Path(recipe).stem
         speaks = Processes.here().rank == 0
         if speaks:
-            note(f"training {self.recipe} in {folder}; an interrupted run continues at its last checkpoint")
+            note(f"training {recipe} in {folder}; an interrupted run continues at its last checkpoint")
         try:
             with sole_writer(folder), progress_bar(shown=speaks) as bar:
+                if speaks:
+                    write_text(folder / "config.yaml", config_file(recipe, config))
                 finished = config.run(folder, Display(bar))
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the same command continues from the last checkpoint") from None
         processes().destroy_process_group()
         result = str(finished) if isinstance(finished, Path) else str(folder)
         if speaks:
-            told = json_module.dumps({"recipe": self.recipe, "result": result})
+            told = json_module.dumps({"recipe": recipe, "result": result})
             print(told if self.json else f"finished: {result}")
         return 0
 
@@ -80,6 +92,12 @@ class Train:
             table.add_row(*row)
         Console().print(table)
         return 0
+
+
+def _last(written: list[str], typed: list[str]) -> list[str]:
+    """Settings of the file, and what was typed over them."""
+    keys = {assignment.partition("=")[0] for assignment in typed}
+    return [one for one in written if one.partition("=")[0] not in keys] + typed
 
 
 def check_trackers(config: object) -> None:

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from swiftmask.core.reading import State, first_line, opened, read_tensors, shape_of, some
-from swiftmask.core.settings import read_json
+from swiftmask.core.reading import State, opened, read_tensors, shape_of, some
+from swiftmask.core.settings import first_line, read_json
 from swiftmask.core.writing import write_json, written_whole
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -6,7 +6,7 @@ The networks themselves, their training and their verification run without them.
 from importlib import import_module
 from types import ModuleType
 
-from swiftmask.core.reading import first_line
+from swiftmask.core.settings import first_line
 
 EXTRAS = {
     "datasets": "data",

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from swiftmask.core.settings import refuse_pointer
+from swiftmask.core.settings import first_line, refuse_pointer
 
 State = Mapping[str, Tensor]
 
@@ -110,11 +110,6 @@ def some(names: list[str], limit: int = 4) -> str:
     """The first few names and how many more there are."""
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, on one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _content(path: Path) -> dict[str, Tensor]:

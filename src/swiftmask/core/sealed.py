@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from swiftmask.core.reading import first_line
+from swiftmask.core.settings import first_line
 
 _CHECKSUM = "checksum"
 

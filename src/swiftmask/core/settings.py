@@ -96,6 +96,11 @@ def _parsed(text: str | bytes, source: str, kind: type[_Json], what: str) -> _Js
     return content
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 def refuse_pointer(path: Path) -> None:
     """Errors: ValueError for a file that git left in place of a large one."""
     with path.open("rb") as file:

@@ -17,7 +17,8 @@ from torch.func import functional_call
 from swiftmask.core.files import load_strict
 from swiftmask.core.optional import library
 from swiftmask.core.ranges import check_fields
-from swiftmask.core.reading import State, first_line
+from swiftmask.core.reading import State
+from swiftmask.core.settings import first_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

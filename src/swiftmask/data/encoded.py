@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swiftmask.core.reading import first_line
 from swiftmask.core.sealed import read_sealed, sealed
+from swiftmask.core.settings import first_line
 from swiftmask.core.writing import remove_partials, written_whole
 from swiftmask.data.sources.source import Source
 

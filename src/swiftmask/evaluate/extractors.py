@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from swiftmask.core.files import require_finite
-from swiftmask.core.reading import DAMAGES, first_line, read_tensors, some
-from swiftmask.core.settings import check_foreign_sizes, read_json, refuse_pointer
+from swiftmask.core.reading import DAMAGES, read_tensors, some
+from swiftmask.core.settings import check_foreign_sizes, first_line, read_json, refuse_pointer
 from swiftmask.rewards.clip_files import read_model as read_clip
 from swiftmask.rewards.clip_preprocessing import Preprocessing
 from swiftmask.rewards.scenes import WEIGHTS, NetworkReader, load_judge

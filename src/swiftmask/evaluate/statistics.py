@@ -17,7 +17,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from swiftmask.core.files import require_keys
-from swiftmask.core.reading import DAMAGES, first_line, some
+from swiftmask.core.reading import DAMAGES, some
+from swiftmask.core.settings import first_line
 from swiftmask.core.writing import write_bytes
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

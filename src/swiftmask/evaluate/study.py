@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from swiftmask.core.reading import DAMAGES, first_line, some
-from swiftmask.core.settings import parse_json, record_of
+from swiftmask.core.reading import DAMAGES, some
+from swiftmask.core.settings import first_line, parse_json, record_of
 from swiftmask.core.writing import remove_partials, write_text, written_whole
 from swiftmask.evaluate.processes import ALONE, Processes
 from swiftmask.evaluate.quality import Measurement, RealPictures, Row, Sample, measure

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from swiftmask.core.files import load_strict
-from swiftmask.core.reading import first_line, read_tensors
-from swiftmask.core.settings import check_foreign_sizes, read_json
+from swiftmask.core.reading import read_tensors
+from swiftmask.core.settings import check_foreign_sizes, first_line, read_json
 from swiftmask.rewards.clip_preprocessing import CONFIG
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from swiftmask.core.reading import first_line
-from swiftmask.core.settings import read_json
+from swiftmask.core.settings import first_line, read_json
 
 CONFIG = "preprocessor_config.json"
 _MOST_PIXELS = 16_384

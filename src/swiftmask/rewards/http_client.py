@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from swiftmask.core.ranges import check_fields
-from swiftmask.core.reading import first_line
+from swiftmask.core.settings import first_line
 from swiftmask.rewards.clip import check_pictures
 
 _PASSING = (408, 425, 429, 500, 502, 503, 504)

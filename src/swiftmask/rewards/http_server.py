@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from swiftmask.core.reading import first_line
+from swiftmask.core.settings import first_line
 from swiftmask.data.images.decode import decode_picture
 
 Reward = Callable[[Tensor, Sequence[str]], Tensor | Sequence[float | None]]

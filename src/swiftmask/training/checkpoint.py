@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from swiftmask.core.reading import first_line
 from swiftmask.core.sealed import read_sealed, sealed
+from swiftmask.core.settings import first_line
 from swiftmask.core.writing import written_whole
 from swiftmask.training.metrics import Totals
 from swiftmask.training.sharding import split_like, whole

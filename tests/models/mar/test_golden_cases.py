@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from verify.cases import Report, verify_folder
+from verify.kinds import mar
 
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.models.mar.diffusion import respaced, respaced_timesteps, training_process
 from swiftmask.models.mar.network import Network, NetworkConfig
-from swiftmask.verify import Report, verify_folder
-from swiftmask.verify.kinds import mar
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

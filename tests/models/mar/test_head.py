@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor, nn
+from verify.kinds.mar import RecordedNormals
 
 from swiftmask.api import load
 from swiftmask.core.rng import SeededNoise
@@ -21,7 +22,6 @@ from swiftmask.models.mar import head as h
 from swiftmask.models.mar.diffusion import AncestralStep, ReverseStep, reverse_chain, training_process
 from swiftmask.models.mar.network import Network
 from swiftmask.pipeline import Pipeline
-from swiftmask.verify.kinds.mar import RecordedNormals
 
 B, M, C, WIDTH = 2, 3, 4, 48
 PLACES_BM = torch.arange(M).expand(B, M)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from verify.cases import Report, verify_folder
 
 from swiftmask.models.meissonic.network import Transformer, TransformerConfig
 from swiftmask.models.meissonic.rotary import places_of, rotary_at
-from swiftmask.verify import Report, verify_folder
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swiftmask.core.reading import first_line
-from swiftmask.core.settings import parse_json, parse_json_list
+from swiftmask.core.settings import first_line, parse_json, parse_json_list
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps
 
-from swiftmask.core.reading import first_line
-from swiftmask.core.settings import POINTER
+from swiftmask.core.settings import POINTER, first_line
 
 RULES = 2
 """Version of the rules: nothing that was made under another one is used again."""

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from swiftmask.core.ranges import check_fields
-from swiftmask.core.reading import DAMAGES, first_line
-from swiftmask.core.settings import read_json, record_of
+from swiftmask.core.reading import DAMAGES
+from swiftmask.core.settings import first_line, read_json, record_of
 from swiftmask.core.writing import full_disk_named, remove_partials_of, written_whole
 from swiftmask.data.images.decode import Decoding, said
 

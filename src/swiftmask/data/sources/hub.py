@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from swiftmask.core.optional import library
-from swiftmask.core.reading import first_line
+from swiftmask.core.settings import first_line
 from swiftmask.data.images.decode import Decoding, counted, said
 from swiftmask.data.images.folder import read_cropped
 from swiftmask.data.sources.source import Classes

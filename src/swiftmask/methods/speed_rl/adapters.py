@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from swiftmask.core.reading import first_line
+from swiftmask.core.settings import first_line
 
 _NAME = "default"
 """What peft calls the adapters, inside the names of their parameters."""

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, Self
 
 from swiftmask.core.optional import library
 from swiftmask.core.ranges import check_fields
-from swiftmask.core.reading import first_line
+from swiftmask.core.settings import first_line
 
 _SYSTEM = "<system>Generate an image according to the text prompt.</system>"
 _TEMPLATE = _SYSTEM + "<user>{}</user>"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from swiftmask.core.optional import library
 from swiftmask.core.ranges import check_fields
-from swiftmask.core.reading import first_line
+from swiftmask.core.settings import first_line
 
 _START, _END, _UNKNOWN = "<start>", "<end>", "<unknown>"
 _ENCODER, _TOKENIZER = "the text encoder of Meissonic", "the tokenizer of Meissonic"

@@ -16,8 +16,8 @@ from swiftmask.core.files import load_strict
 from swiftmask.core.schedule import meissonic_schedule
 from swiftmask.models.meissonic.network import Transformer, TransformerConfig
 from swiftmask.models.meissonic.rotary import places_of, rotary_at
-from swiftmask.verify.cases import Case, Check, compare, exactly
-from swiftmask.verify.kinds.meissonic_scheduler import decide
+from verify.cases import Case, Check, compare, exactly
+from verify.kinds.meissonic_scheduler import decide
 
 _BATCH, _SIDE, _NUM_TEXT = 2, 8, 7
 _MASK_ID, _CODES, _GRID = 8255, 16, (4, 4)

@@ -18,7 +18,7 @@ from swiftmask.models.maskgit.network import Transformer
 from swiftmask.models.maskgit.weights import infer_transformer_config, infer_vqgan_config
 from swiftmask.models.meissonic import network as meissonic
 from swiftmask.models.meissonic.weights import infer_transformer_config as infer_meissonic_config
-from swiftmask.verify.cases import MANIFESTS, Case, Check
+from verify.cases import MANIFESTS, Case, Check
 
 State = Mapping[str, Tensor]
 

@@ -28,7 +28,7 @@ from swiftmask.models.mar.diffusion import (
 from swiftmask.models.mar.generator import GuidanceSchedule, to_latents
 from swiftmask.models.mar.head import DiffusionTokens, HeadNetwork
 from swiftmask.models.mar.network import KnownTokens, Network, NetworkConfig
-from swiftmask.verify.cases import Case, Check, compare, exactly
+from verify.cases import Case, Check, compare, exactly
 
 
 def check(case: Case) -> list[Check]:

@@ -18,9 +18,9 @@ from swiftmask.core.unmask import by_confidence
 from swiftmask.methods.shortcut import ShortcutFeatures
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
-from swiftmask.verify.cases import Case, Check, compare, read_case, sibling_names
-from swiftmask.verify.kinds import maskgit_shortcut, maskgit_transformer
-from swiftmask.verify.kinds.maskgit_schedules import CURVES
+from verify.cases import Case, Check, compare, read_case, sibling_names
+from verify.kinds import maskgit_shortcut, maskgit_transformer
+from verify.kinds.maskgit_schedules import CURVES
 
 
 def check(case: Case) -> list[Check]:

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from swiftmask.core.reading import DAMAGES, first_line, some
-from swiftmask.core.settings import read_json
+from swiftmask.core.reading import DAMAGES, some
+from swiftmask.core.settings import first_line, read_json
 
 RELATIVE_TOLERANCE = 1e-5
 """Largest error of a float tensor, as a share of the reference's largest value."""
@@ -191,7 +191,7 @@ def _report(folder: Path, name: str) -> Report:
         kind = MANIFESTS if name.startswith(f"{MANIFESTS}/") else kind_of(name, content)
         if kind is None:
             return Report(name, "failed", message=f"unknown kind: there is {', '.join(kinds())}")
-        module = "swiftmask.verify.manifests" if kind == MANIFESTS else f"swiftmask.verify.kinds.{kind}"
+        module = "verify.manifests" if kind == MANIFESTS else f"verify.kinds.{kind}"
         with torch.no_grad():
             checks = import_module(module).check(read_case(folder, name))
     except Exception as error:  # whatever a foreign file does, the other cases still run

@@ -8,7 +8,7 @@ import torch
 from swiftmask.core.files import load_strict
 from swiftmask.methods.shortcut import Shortcut
 from swiftmask.methods.shortcut.weights import infer_shortcut_config
-from swiftmask.verify.cases import Case, Check, compare
+from verify.cases import Case, Check, compare
 
 
 def check(case: Case) -> list[Check]:

@@ -5,7 +5,7 @@ import torch
 from swiftmask.core.files import load_strict
 from swiftmask.models.mar.codec import KLCodec
 from swiftmask.models.mar.weights import infer_kl_config
-from swiftmask.verify.cases import Case, Check, compare
+from verify.cases import Case, Check, compare
 
 
 def check(case: Case) -> list[Check]:

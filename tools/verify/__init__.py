@@ -4,7 +4,3 @@ A case is `NAME.json` with `NAME.safetensors`, or `manifests/NAME.json`. Its kin
 each kind is a module of `verify/kinds` with `check(case) -> list[Check]`, which takes every size from the
 case's own config.
 """
-
-from swiftmask.verify.cases import Case, Check, Report, verify_folder
-
-__all__ = ["Case", "Check", "Report", "verify_folder"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from swiftmask.core.files import load_strict
 from swiftmask.methods.shortcut import RotaryShortcut
 from swiftmask.methods.shortcut.weights import infer_rotary_config
-from swiftmask.verify.cases import Case, Check, compare
+from verify.cases import Case, Check, compare
 
 
 @dataclass(frozen=True, slots=True)

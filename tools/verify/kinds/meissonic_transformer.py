@@ -5,7 +5,7 @@ import torch
 from swiftmask.core.files import load_strict
 from swiftmask.models.meissonic.network import Transformer, TransformerConfig
 from swiftmask.models.meissonic.rotary import rotary_at
-from swiftmask.verify.cases import Case, Check, compare
+from verify.cases import Case, Check, compare
 
 
 def check(case: Case) -> list[Check]:

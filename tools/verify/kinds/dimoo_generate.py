@@ -23,8 +23,8 @@ from swiftmask.methods.caching import MLCacheFeatures, ml_cache_full_steps
 from swiftmask.methods.shortcut import ShortcutFeatures
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
 from swiftmask.models.lumina_dimoo.layout import Vocabulary
-from swiftmask.verify.cases import Case, Check, compare, exactly, read_case, sibling_names
-from swiftmask.verify.kinds import dimoo_llada, dimoo_shortcut
+from verify.cases import Case, Check, compare, exactly, read_case, sibling_names
+from verify.kinds import dimoo_llada, dimoo_shortcut
 
 
 @dataclass(frozen=True, slots=True)

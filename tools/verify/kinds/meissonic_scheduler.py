@@ -10,7 +10,7 @@ from swiftmask.core.schedule import meissonic_schedule
 from swiftmask.core.tokens import CategoricalTokens
 from swiftmask.core.types import Canvas, Step
 from swiftmask.core.unmask import by_confidence
-from swiftmask.verify.cases import Case, Check, compare, exactly
+from verify.cases import Case, Check, compare, exactly
 
 
 def check(case: Case) -> list[Check]:

@@ -9,7 +9,7 @@ from swiftmask.core.schedule import (
     uniform_full_steps,
     valeo_reveal_counts,
 )
-from swiftmask.verify.cases import Case, Check, exactly
+from verify.cases import Case, Check, exactly
 
 CURVES = {"arccos": arccos, "cosine": cosine, "linear": linear, "root": root, "square": square}
 

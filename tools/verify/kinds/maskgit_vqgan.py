@@ -4,7 +4,7 @@ import torch
 
 from swiftmask.core.files import load_strict
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
-from swiftmask.verify.cases import Case, Check, compare
+from verify.cases import Case, Check, compare
 
 
 def check(case: Case) -> list[Check]:

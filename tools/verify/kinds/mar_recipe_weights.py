@@ -28,8 +28,8 @@ from swiftmask.models.mar.diffusion import (
 )
 from swiftmask.models.mar.generator import GuidanceSchedule
 from swiftmask.models.mar.network import Network
-from swiftmask.verify.cases import Case, Check, compare
-from swiftmask.verify.kinds.mar import (
+from verify.cases import Case, Check, compare
+from verify.kinds.mar import (
     backbone,
     network_config,
     reverse_chain_of,

@@ -18,8 +18,8 @@ from swiftmask.core.vq_codec import VQCodec, VQConfig
 from swiftmask.models.meissonic import Meissonic, Prompt
 from swiftmask.models.meissonic.network import Transformer
 from swiftmask.models.meissonic.text import TextConfig, TextEmbedding, TextEncoder, Tokenizer
-from swiftmask.verify.cases import Case, Check, compare, read_case, sibling_names
-from swiftmask.verify.kinds import meissonic_transformer
+from verify.cases import Case, Check, compare, read_case, sibling_names
+from verify.kinds import meissonic_transformer
 
 
 def check(case: Case) -> list[Check]:

@@ -6,7 +6,7 @@ from torch import Tensor
 from swiftmask.core.files import load_strict
 from swiftmask.models.lumina_dimoo.network import Backbone
 from swiftmask.models.lumina_dimoo.weights import infer_backbone_config
-from swiftmask.verify.cases import Case, Check, compare
+from verify.cases import Case, Check, compare
 
 
 def check(case: Case) -> list[Check]:
