@@ -115,11 +115,11 @@ def load_with(
     if text_encoder is not None:
         folder = _find_text_encoder(text_encoder, local_files_only=local_files_only)
         reading = replace(reading, text_encoder=folder)
-    path, name = _find_model(source, revision, local_files_only=local_files_only)
+    path, name = find_model(source, revision, local_files_only=local_files_only)
     return Pipeline(read_model(path, reading), name=name, folder=path if path.is_dir() else None)
 
 
-def _find_model(source: str | Path, revision: str | None, *, local_files_only: bool) -> tuple[Path, str]:
+def find_model(source: str | Path, revision: str | None, *, local_files_only: bool) -> tuple[Path, str]:
     """Where a model is on this machine (after downloading it, if need be), and what to call it."""
     require_type("source", source, _SOURCES, "a name or a path")
     text, path = str(source), Path(source).expanduser()

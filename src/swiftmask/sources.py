@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from swiftmask.core.families import Reading, WeightsFile
+from swiftmask.core.families import Family, Reading, WeightsFile
 from swiftmask.core.protocol import MaskedGenerator
 from swiftmask.core.reading import State, read_shapes, some
 from swiftmask.core.settings import about
@@ -56,6 +56,21 @@ def read_model(source: Path, reading: Reading) -> MaskedGenerator:
     Errors: FileNotFoundError or ValueError saying what was found, what was expected, and what to do.
     """
     return _read_file(identify(source), reading) if source.is_file() else _read_folder(source, reading)
+
+
+def family_at(source: Path) -> Family:
+    """The family of the model in a file or a folder, without its weights. Errors: as `read_model`."""
+    if source.is_file():
+        return family_of(identify(source).owner)
+    config = read_config(source) if (source / "config.json").is_file() else {}
+    if "model" in config:
+        with about(str(source / "config.json")):
+            return family_of(str(config["model"]))
+    if "method" in config:
+        raise ValueError(f"{source} holds a {config['method']}: pass it to accelerate(model, ...)")
+    released = (family_of(name) for name in model_names())
+    found = next((family for family in released if family.is_released_folder(source)), None)
+    return found or family_of(_only_model(source, list(_loose_files(source))).owner)
 
 
 def layouts() -> str:

@@ -59,8 +59,8 @@ def test_a_bundled_reader() -> None:
         ("hps", ["--weights", "w"], "hps.load_hps", ("w", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")),
         ("hps", ["--weights", "w", "--clip", "c"], "hps.load_hps", ("w", "c")),
         ("aesthetic", ["--weights", "w", "--clip", "c"], "aesthetic.load_aesthetic", ("w", "c")),
-        ("pick-score", [], "clip.load_pick_score", ("yuvalkirstain/PickScore_v1", None)),
-        ("clip-score", ["--weights", "w"], "clip.load_clip_score", ("w", None)),
+        ("pickscore", [], "clip.load_pick_score", ("yuvalkirstain/PickScore_v1", None)),
+        ("clip", ["--weights", "w"], "clip.load_clip_score", ("w", None)),
     ],
 )
 def test_rewards_by_name(
@@ -96,17 +96,17 @@ def test_rewards_by_name(
     ("arguments", "complaint"),
     [
         (["hpsv2"], "unknown reward 'hpsv2': did you mean hps"),
-        (["hps"], "hps needs --weights FILE"),
+        (["hps"], "hps needs its weights, as in hps=PATH"),
         (["hps", "--weights", "nowhere.pt"], "no HPSv2.1 weights at nowhere.pt"),
         (["aesthetic", "--weights", "nowhere.pth"], "no aesthetic predictor at nowhere.pth"),
-        (["clip-score", "--weights", "./nowhere"], "no such CLIP folder: ./nowhere"),
-        (["scenes-judge", "--weights", "x"], "scenes-judge takes no --weights or --clip"),
+        (["clip", "--weights", "./nowhere"], "no such CLIP folder: ./nowhere"),
+        (["scenes-judge", "--clip", "x"], "scenes-judge goes with no CLIP"),
         (["own_reward:nothing"], "cannot import the reward 'own_reward:nothing'"),
         (["own_reward:NUMBER"], "own_reward:NUMBER is no function, but int"),
         (["no_such_module:score"], "No module named 'no_such_module'"),
         ([":score"], "cannot import the reward ':score'"),
         (["own_reward:score", "--device", "toaster"], "unknown device 'toaster'"),
-        (["pick-score", "--dtype", "float12"], "unknown dtype 'float12'"),
+        (["pickscore", "--dtype", "float12"], "unknown dtype 'float12'"),
         (
             ["own_reward:score", "--port", "70000"],
             "--port must be a whole number between 0 and 65_535, got 70000",

@@ -1,4 +1,4 @@
-"""A tiny untrained MAR of Scenes classes, in a folder: a teacher for the MARVAL recipes."""
+"""Toy models in folders, for the trainers of methods."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from swiftmask.data.scenes import CLASS_NAMES
+from swiftmask.models.lumina_dimoo import LuminaDiMOO
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar.codec import KLCodec
 from swiftmask.models.mar.network import Network
+from swiftmask.models.maskgit import MaskGIT
+from swiftmask.models.meissonic import Meissonic
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,31 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory, golden_mar: MAR) ->
     model = MAR(network, codec, sampling=golden_mar.sampling, class_names=CLASS_NAMES)
     model.save_pretrained(folder, provenance={})
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_models(
+    tmp_path_factory: pytest.TempPathFactory,
+    golden_maskgit: MaskGIT,
+    golden_mar: MAR,
+    golden_meissonic: Meissonic,
+    golden_dimoo: LuminaDiMOO,
+) -> dict[str, Path]:
+    """A folder with a model of each family, on 4x4 tokens, and `prompts.txt` beside them."""
+    folder = tmp_path_factory.mktemp("toys")
+    models = {
+        "maskgit": golden_maskgit,
+        "mar": golden_mar,
+        "meissonic": golden_meissonic,
+        "lumina_dimoo": golden_dimoo,
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name, provenance={})
+    (folder / "prompts.txt").write_text("a red circle\na blue circle\n")
+    return {name: folder / name for name in models} | {"prompts": folder / "prompts.txt"}
+
+
+def asked_of(family: str, toys: dict[str, Path]) -> dict[str, str]:
+    """The settings that name a toy model, and its prompts if it needs some."""
+    prompts = {"prompts": str(toys["prompts"])} if family in ("meissonic", "lumina_dimoo") else {}
+    return {"model": str(toys[family])} | prompts

@@ -17,9 +17,9 @@ from swiftmask.models.lumina_dimoo import LuminaDiMOO
 from swiftmask.models.lumina_dimoo.network import Backbone
 from swiftmask.models.lumina_dimoo.prompts import WordPrompts
 from swiftmask.recipes import dimoo_scenes, dimoo_scenes_shortcut
-from swiftmask.recipes.captioned_scenes import PROMPT_SEED, WORDS, World
+from swiftmask.recipes.captioned_scenes import WORDS, World
 from swiftmask.recipes.dimoo_scenes import DiMOORecipe
-from swiftmask.recipes.shortcut_scenes import SceneShortcutRecipe
+from swiftmask.recipes.shortcut import ShortcutRecipe
 from swiftmask.training.setup import TrainingConfig
 
 FEW = TrainingConfig(num_steps=2, batch_size=8, precision="no")
@@ -48,16 +48,15 @@ def tiny() -> DiMOORecipe:
     return replace(real, codec=codec, backbone=backbone, training=training, num_pictures=16)
 
 
-def tiny_shortcut(base: Path) -> SceneShortcutRecipe:
+def tiny_shortcut(base: Path) -> ShortcutRecipe:
     real = dimoo_scenes_shortcut.recipe()
     return replace(
         real,
-        shortcut=replace(real.shortcut, width=16, bottleneck_width=8, num_heads=2, mlp_width=8),
         rounds=replace(
             real.rounds, images_per_round=3, images_per_update=2, updates_per_round=2, step_counts=(3, 4)
         ),
         training=replace(FEW, num_steps=3, precision="bf16"),
-        base=str(base),
+        model=str(base),
         full_steps=2,
     )
 
@@ -196,16 +195,6 @@ def test_a_vocabulary_that_does_not_fit_is_refused_before_training(tmp_path: Pat
     ):
         misfit.run(tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_shortcut_needs_its_base(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no base in .* \(swiftmask train dimoo-scenes\)"):
-        tiny_shortcut(tmp_path).run(tmp_path / "run")
-
-
-def test_a_shortcut_learns_on_captions_that_its_base_did_not_see() -> None:
-    recipe = dimoo_scenes_shortcut.recipe()
-    assert recipe.captions(3, 2) == World().captions(PROMPT_SEED + torch.tensor([6, 7]))
 
 
 def test_the_real_model_fits_into_eight_megabytes() -> None:

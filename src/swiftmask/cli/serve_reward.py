@@ -1,11 +1,8 @@
 """`swiftmask serve-reward`: a reward in a process, and with packages, of its own."""
 
-import os
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import ThreadingHTTPServer
-from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
@@ -15,7 +12,7 @@ from swiftmask.cli.progress import note
 if TYPE_CHECKING:
     import torch
 
-    from swiftmask.rewards.http_server import Reward
+    from swiftmask.rewards.named import Reward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +23,10 @@ class ServeReward:
     """
 
     reward: Positional[str]
-    """hps, aesthetic, pick-score, clip-score, scenes-judge, scenes-reward, or MODULE:FUNCTION of your own,
+    """hps, aesthetic, pickscore, clip, scenes-judge, scenes-reward, or MODULE:FUNCTION of your own,
     called with images [B, 3, H, W] in [0, 1] and prompts."""
     weights: str | None = None
-    """Local file or folder of the weights; pick-score and clip-score also take a Hugging Face repo id."""
+    """Local file or folder of the weights; pickscore and clip also take a Hugging Face repo id."""
     clip: str | None = None
     """CLIP folder or repo id the weights go with: tokenizer and preprocessing; for aesthetic the network."""
     host: str = "127.0.0.1"
@@ -71,76 +68,10 @@ class ServeReward:
         return server
 
     def _load(self, device: "torch.device") -> "Reward":
-        if self.reward in _CLIP_REWARDS:
-            return _CLIP_REWARDS[self.reward](self)
-        if self.weights is not None or self.clip is not None:
-            raise ValueError(f"{self.reward} takes no --weights or --clip: {', '.join(_CLIP_REWARDS)} do")
-        if ":" in self.reward:
-            return import_reward(self.reward)
-        return _scenes(self.reward, device)
+        from swiftmask.api import dtype_named
+        from swiftmask.rewards.named import Entry, load
 
-
-def import_reward(name: str) -> "Reward":
-    """MODULE:FUNCTION, of the working directory or installed. Errors: ValueError naming what is wrong."""
-    module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        function = getattr(import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"cannot import the reward {name!r} ({error}): expected MODULE:FUNCTION, installed or in "
-            f"{os.getcwd()}"
-        ) from error
-    if not callable(function):
-        raise ValueError(f"{name} is no function, but {type(function).__name__}")
-    return cast("Reward", function)
-
-
-def _hps(given: ServeReward) -> "Reward":
-    from swiftmask.api import dtype_named
-    from swiftmask.rewards.hps import PROCESSOR, load_hps
-
-    return load_hps(_weights(given), processor=given.clip or PROCESSOR, dtype=dtype_named(given.dtype))
-
-
-def _aesthetic(given: ServeReward) -> "Reward":
-    from swiftmask.api import dtype_named
-    from swiftmask.rewards.aesthetic import CLIP_LARGE, load_aesthetic
-
-    return load_aesthetic(_weights(given), clip=given.clip or CLIP_LARGE, dtype=dtype_named(given.dtype))
-
-
-def _pick_score(given: ServeReward) -> "Reward":
-    from swiftmask.api import dtype_named
-    from swiftmask.rewards.clip import PICK_SCORE, load_pick_score
-
-    source = given.weights or PICK_SCORE
-    return load_pick_score(source, processor=given.clip, dtype=dtype_named(given.dtype))
-
-
-def _clip_score(given: ServeReward) -> "Reward":
-    from swiftmask.api import dtype_named
-    from swiftmask.rewards.clip import CLIP_LARGE, load_clip_score
-
-    source = given.weights or CLIP_LARGE
-    return load_clip_score(source, processor=given.clip, dtype=dtype_named(given.dtype))
-
-
-_CLIP_REWARDS = {"hps": _hps, "aesthetic": _aesthetic, "pick-score": _pick_score, "clip-score": _clip_score}
-
-
-def _weights(given: ServeReward) -> str:
-    if given.weights is None:
-        raise ValueError(f"{given.reward} needs --weights FILE; docs/rewards.md says where to download it")
-    return given.weights
-
-
-def _scenes(name: str, device: "torch.device") -> "Reward":
-    from swiftmask.registry import suggestion
-    from swiftmask.rewards.scenes import caption_reward, load_judge, load_reward
-
-    readers = {"scenes-judge": load_judge, "scenes-reward": load_reward}
-    if name not in readers:
-        raise ValueError(f"unknown reward {name!r}{suggestion(name, [*_CLIP_REWARDS, *readers])}")
-    return caption_reward(readers[name](device))
+        entry = Entry.parsed(self.reward)
+        if self.weights is not None:
+            entry = replace(entry, path=self.weights)
+        return load(entry, clip=self.clip, dtype=dtype_named(self.dtype), device=device)

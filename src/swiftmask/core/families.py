@@ -84,6 +84,7 @@ class Family:
     """How the models of a family are found on disk, and read.
 
     Attributes:
+        draws: what its models are conditioned on.
         layout: what a released model looks like on disk, for complaints.
         options: of `Reading`, those that reading a released model has a use for.
         own_options: the same for a folder that `save_pretrained` wrote.
@@ -93,6 +94,7 @@ class Family:
         read_own: from a folder that `save_pretrained` wrote.
     """
 
+    draws: Literal["class", "prompt"]
     layout: str
     read_released: Reader
     read_own: Reader

@@ -24,6 +24,7 @@ class Spec:
         channels: channels of a continuous token, or None for codes.
         mask_id: token value written at masked positions.
         has_log_prob: whether the token head can score a token (needed by reinforcement learning).
+        num_classes: of a model that draws classes.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Spec:
     channels: int | None
     mask_id: int
     has_log_prob: bool
+    num_classes: int | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -22,7 +22,6 @@ from swiftmask.methods.marval.reward_tuning import (
     RewardLoss,
     RewardTrainer,
     clamp_straight_through,
-    class_prompts,
     roll_out,
     train_step,
 )
@@ -190,17 +189,6 @@ def test_batches_are_a_function_of_the_step_and_never_repeat_a_seed():
 def test_impossible_iterations_are_refused(grad_iterations):
     with pytest.raises(ValueError, match=rf"grad_iterations must be .*, got {grad_iterations}"):
         config(grad_iterations=grad_iterations)
-
-
-def test_prompts_of_class_names():
-    names = ["tench, Tinca tinca", "frog"]
-    assert class_prompts(names) == [
-        "a high-quality and harmonious picture of tench",
-        "a high-quality and harmonious picture of frog",
-    ]
-    assert class_prompts(["frog"], "{name}, a photo of {name}") == ["frog, a photo of frog"]
-    with pytest.raises(ValueError, match=r"needs \{name\} where the class name goes, got 'a photo'"):
-        class_prompts(names, "a photo")
 
 
 def settings(num_steps: int) -> TrainingConfig:

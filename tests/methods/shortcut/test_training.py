@@ -29,6 +29,7 @@ ROUNDS = RoundsConfig(
     images_per_update=4,
     step_counts=(4, 6),
     max_rollout=2,
+    token_weight=0.0,
     sampling=SamplingOptions(guidance=3.0),
 )
 

@@ -34,9 +34,6 @@ Reward = Callable[[Tensor, Sequence[int] | Sequence[str]], Tensor]
 Pixels = Callable[[Tensor], Tensor]
 """`to_pixels(tokens_BLC) -> images_B3HW`, nominally in [0, 1]."""
 
-PROMPT_TEMPLATE = "a high-quality and harmonious picture of {name}"
-"""The paper's."""
-
 _PICTURE_STREAM = 0x70696374
 """Keeps the seeds of pictures apart from those of updates."""
 
@@ -51,7 +48,6 @@ class RewardConfig:
         images_per_update: pictures decoded and scored in one update of one process.
         temperature: of the decode.
         divergence_weight: of the distillation's loss (`RegularizedTrainer`).
-        prompt_template: of `class_prompts`.
     """
 
     num_steps: int = 16
@@ -59,7 +55,6 @@ class RewardConfig:
     images_per_update: int = 16
     temperature: float = 1.0
     divergence_weight: float = 0.1
-    prompt_template: str = PROMPT_TEMPLATE
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -228,13 +223,3 @@ def roll_out(student: Student, batch: RewardBatch, config: RewardConfig) -> Tens
 def clamp_straight_through(images_B3HW: Tensor) -> Tensor:
     """Pictures clamped to [0, 1], with gradients as if they were not, so that saturated pixels can return."""
     return images_B3HW + (images_B3HW.clamp(0, 1) - images_B3HW).detach()
-
-
-def class_prompts(class_names: Sequence[str], template: str = PROMPT_TEMPLATE) -> list[str]:
-    """One prompt per class, by the first of its comma-separated names.
-
-    Errors: ValueError if the template has no place for a name.
-    """
-    if "{name}" not in template:
-        raise ValueError(f"a prompt template needs {{name}} where the class name goes, got {template!r}")
-    return [template.replace("{name}", names.split(",")[0].strip()) for names in class_names]

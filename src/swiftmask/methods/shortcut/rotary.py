@@ -86,6 +86,11 @@ class FreshTokens(Protocol):
 class RotaryModel(Protocol):
     """What this shortcut needs of a base model besides the contract."""
 
+    @property
+    def rope_theta(self) -> float:
+        """Base of its rotary frequencies."""
+        ...
+
     def fresh_tokens(self, condition: Any, tokens_BN: Tensor, positions_BN: Tensor) -> FreshTokens: ...
 
 

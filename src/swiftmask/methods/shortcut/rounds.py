@@ -33,9 +33,11 @@ class RoundsConfig:
         images_per_round: pictures the teacher decodes at a time (their features are kept in memory).
         updates_per_round: updates that share them.
         images_per_update: pictures of one update, all at the same step, both guidance branches.
-        step_counts: decode lengths N, taken in turn.
+        step_counts: decode lengths N, taken in turn; none are those around the base's own number of steps,
+            from half to twice as many.
         max_rollout: longest chain of the shortcut's own predictions.
-        token_weight: weight of the divergence between guided token distributions.
+        token_weight: weight of the divergence between guided token distributions; None is 0.5, or 0 for a
+            base of latents.
         on_policy: the shortcut under training decodes, as it stands when the round begins, with full steps
             `max_rollout + 1` apart; the teacher says what the features of its canvases should have been.
     """
@@ -43,17 +45,30 @@ class RoundsConfig:
     images_per_round: int = 64
     updates_per_round: int = 24
     images_per_update: int = 32
-    step_counts: tuple[int, ...] = (8, 12, 16, 24, 32)
+    step_counts: tuple[int, ...] = ()
     max_rollout: int = 3
-    token_weight: float = 0.0
+    token_weight: float | None = None
     on_policy: bool = False
     seed: int = 0
     sampling: SamplingOptions = SamplingOptions()
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not self.step_counts:
-            raise ValueError("step_counts must hold at least one number of steps, got none")
+
+    def of(self, base: MaskedGenerator) -> Self:
+        """The same with what is left open chosen for a base.
+
+        Errors: ValueError for a token weight that its tokens cannot have.
+        """
+        spec, weight = base.spec, self.token_weight
+        if spec.codebook_size is None and weight:
+            raise ValueError(
+                f"rounds.token_weight needs codes, {spec.name} has latents: set it to 0, or leave it out"
+            )
+        if weight is None:
+            weight = 0.0 if spec.codebook_size is None else 0.5
+        around = {max(2, min(base.steps * eighths // 8, spec.num_tokens)) for eighths in (4, 6, 8, 12, 16)}
+        return replace(self, token_weight=weight, step_counts=self.step_counts or tuple(sorted(around)))
 
     def check(self, training: TrainingConfig) -> None:
         """Errors: ValueError if a checkpoint could not continue: it lacks the weights that drew its round."""
@@ -148,7 +163,7 @@ class TeacherRounds:
         accumulate: int = 1,
     ) -> None:
         self._model = model
-        self._config = config
+        self._config = config.of(model)
         self._labels = labels
         self._shortcut = shortcut
         self._accumulate = accumulate

@@ -33,7 +33,7 @@ class ShortcutTrainer(nn.Module):
         super().__init__()
         self.shortcut = shortcut
         self._teacher = Outside(teacher)
-        self._token_weight = rounds.token_weight
+        self._token_weight = rounds.of(teacher).token_weight or 0.0
 
     def forward(self, batch: RolloutBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over the chain of feature (and token) errors at masked positions.
@@ -78,10 +78,7 @@ class ShortcutTrainer(nn.Module):
         teacher = self._teacher.value
         features_GBTD = features_GBTD.to(link.target_GBTD.dtype)  # the teacher's
         distribution = teacher.tokens(features_GBTD, link.positions_BM, link.guidance)
-        if not isinstance(distribution, CategoricalTokens):
-            raise ValueError(
-                f"token_weight needs categorical tokens, {teacher.spec.name} has none: set it to 0"
-            )
+        assert isinstance(distribution, CategoricalTokens)
         return (distribution.logits_BMV.float() / link.temperature).log_softmax(-1)
 
 

@@ -277,6 +277,10 @@ class LuminaDiMOO(nn.Module):
     def unmask_rule(self, canvas: Canvas, noise: Noise) -> UnmaskRule:
         return _SAMPLERS[self.sampler]
 
+    @property
+    def rope_theta(self) -> float:
+        return self.backbone.config.rope_theta
+
     def fresh_tokens(
         self, condition: PromptCondition, tokens_BN: Tensor, positions_BN: Tensor
     ) -> FreshTokens:

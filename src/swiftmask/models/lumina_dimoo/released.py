@@ -46,6 +46,7 @@ def _read_own(source: Path, reading: Reading) -> MaskedGenerator:
 
 
 FAMILY = Family(
+    draws="prompt",
     layout="lumina_dimoo: config.json (model_type llada), model*.safetensors, tokenizer.json and vqvae/",
     options=frozenset({"blocks_on_device"}),
     own_options=frozenset({"blocks_on_device"}),

@@ -147,6 +147,7 @@ class MAR(nn.Module):
             channels=sizes.channels,
             mask_id=0,
             has_log_prob=False,
+            num_classes=sizes.num_classes,
         )
 
     @property

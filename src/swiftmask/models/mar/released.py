@@ -33,6 +33,7 @@ def _read_own(source: Path, reading: Reading) -> MaskedGenerator:
 
 
 FAMILY = Family(
+    draws="class",
     layout="mar: checkpoint-last.pth (mar_base, mar_large or mar_huge) with kl16.ckpt",
     options=frozenset({"codec", "num_heads"}),
     read_released=_read_released,

@@ -141,6 +141,7 @@ class MaskGIT(nn.Module):
             channels=None,
             mask_id=sizes.mask_id,
             has_log_prob=True,
+            num_classes=sizes.num_classes,
         )
 
     @property

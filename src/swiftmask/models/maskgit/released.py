@@ -42,6 +42,7 @@ def _read_own(source: Path, reading: Reading) -> MaskedGenerator:
 
 
 FAMILY = Family(
+    draws="class",
     layout="maskgit: MaskGIT_ImageNet_256.pth or _512.pth with VQGAN/last.ckpt",
     options=frozenset({"codec", "num_heads", "codebook_size", "resolution"}),
     read_released=_read_released,

@@ -41,6 +41,7 @@ def _read_own(source: Path, reading: Reading) -> MaskedGenerator:
 
 
 FAMILY = Family(
+    draws="prompt",
     layout="meissonic: transformer/, vqvae/, text_encoder/, tokenizer/ and scheduler/",
     options=frozenset({"text_encoder"}),
     is_released_folder=_is_released_folder,
