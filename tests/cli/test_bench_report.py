@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from swiftmask.cli.bench_report import BenchReport
 from swiftmask.cli.demo import Demo
-from swiftmask.cli.report_requests import num_classes
 from swiftmask.models.maskgit import MaskGIT
 
 
@@ -180,4 +179,4 @@ def test_mistakes_are_one_clear_line(tiny_folder: Path, tiny_scenes: Path, tmp_p
 
 
 def test_a_model_is_asked_how_many_classes_it_knows(golden_maskgit: MaskGIT) -> None:
-    assert num_classes(golden_maskgit) == 7
+    assert golden_maskgit.spec.num_classes == 7

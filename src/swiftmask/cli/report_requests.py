@@ -47,7 +47,8 @@ def scenes_requests(row: "Row", count: int) -> Requests:
 
 def class_requests(model: "MaskedGenerator", count: int | None) -> Requests:
     """The first `count` classes of a model, or all. Errors: ValueError if it knows fewer."""
-    known = num_classes(model)
+    known = model.spec.num_classes
+    assert known is not None
     if count is not None and count > known:
         raise ValueError(f"--classes {count}: this {model.spec.name} knows {known}")
     names = tuple(getattr(model, "class_names", ())) or tuple(f"class {i}" for i in range(known))
@@ -71,22 +72,3 @@ def prompt_requests(path: Path, pipeline: "Pipeline", *, truncate: bool = False)
     jobs.check_jobs(pipeline, asked, path)
     names = tuple(job.what for job in asked)
     return Requests(tuple(jobs.asked_of(asked)), names, tuple(prompt.seed for prompt in listed))
-
-
-def num_classes(model: "MaskedGenerator") -> int:
-    """How many classes a model knows, by asking: it refuses the number that follows the last one."""
-    known, unknown = 0, 1
-    while _knows(model, unknown):
-        known, unknown = unknown, 2 * unknown
-    while unknown - known > 1:
-        middle = (known + unknown) // 2
-        known, unknown = (middle, unknown) if _knows(model, middle) else (known, middle)
-    return unknown
-
-
-def _knows(model: "MaskedGenerator", label: int) -> bool:
-    try:
-        model.encode([label])
-    except ValueError:
-        return False
-    return True
