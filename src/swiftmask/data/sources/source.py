@@ -105,7 +105,7 @@ def labels_of(source: Source) -> Classes:
     if source.classes is None:
         raise ValueError(
             f"{source.name} has no classes: expected one subfolder a class, or a class column of metadata "
-            "(data.classes=COLUMN)"
+            "(source.classes=COLUMN)"
         )
     return source.classes
 
