@@ -184,8 +184,8 @@ def test_options_of_another_kind_of_head_are_refused(pipeline: swiftmask.Pipelin
 def test_registry_finds_folders() -> None:
     assert "maskgit" in registry.model_names()
     assert {"shortcut", "caching"} <= set(registry.method_names())
-    assert {"maskgit-scenes", "maskgit-scenes-tokenizer"} <= set(registry.recipe_names())
-    assert "provenance" not in registry.recipe_names()
+    assert {"maskgit-scenes", "lumina-dimoo", "tokenizer"} <= set(registry.recipe_names())
+    assert not {"provenance", "scenes", "base-model"} & set(registry.recipe_names())
     assert {"scenes-judge", "scenes-reward"} <= set(registry.bundled_names("reader"))
 
 

@@ -149,12 +149,12 @@ def test_dry_run_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
         "train",
         "maskgit-scenes",
         "training.num_steps=7",
-        "tokenizer.codec.ch_mult=1,2",
+        "codec.kept_codes=99",
         "--dry-run",
     )
     config = json.loads(succeeded(capsys, *arguments, "--json"))
     assert config["training"]["num_steps"] == 7
-    assert config["tokenizer"]["codec"]["ch_mult"] == [1, 2]
+    assert config["codec"]["kept_codes"] == 99
     assert "training.num_steps=7" in succeeded(capsys, *arguments)
 
 
@@ -164,10 +164,13 @@ def test_train_runs_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "training.batch_size=2",
         "training.log_every=1",
         "training.precision=no",
-        "codec.ch_mult=1",
-        "codec.resolution=16",
+        "data=scenes:classes",
+        "source.num_images=60",
+        "size=tiny",
+        "num_codes=16",
+        "resolution=16",
     )
-    arguments = ["train", "maskgit-scenes-tokenizer", *small, "--out", str(tmp_path)]
+    arguments = ["train", "tokenizer", *small, "--out", str(tmp_path)]
     for _ in range(2):
         left = tmp_path / ".checkpoint.safetensors.4711.partial"  # of a run that was killed
         left.write_bytes(b"half")
@@ -187,12 +190,10 @@ def test_the_first_of_several_processes_speaks_for_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Other ranks of torchrun train in silence."""
-    monkeypatch.setattr(
-        "swiftmask.recipes.maskgit_scenes_tokenizer.TokenizerRecipe.run", lambda recipe, folder, log: folder
-    )
+    monkeypatch.setattr("swiftmask.recipes.tokenizer.TokenizerRecipe.run", lambda recipe, folder, log: folder)
     for rank, said in (("0", 2), ("1", 0)):
         monkeypatch.setenv("RANK", rank)
-        assert Train(recipe="maskgit-scenes-tokenizer", out=tmp_path).run() == 0
+        assert Train(recipe="tokenizer", out=tmp_path).run() == 0
         captured = capsys.readouterr()
         assert len((captured.err + captured.out).splitlines()) == said
 
@@ -208,9 +209,9 @@ def test_interrupted_training_says_how_to_continue(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("swiftmask.recipes.maskgit_scenes_tokenizer.TokenizerRecipe.run", interrupted)
+    monkeypatch.setattr("swiftmask.recipes.tokenizer.TokenizerRecipe.run", interrupted)
     with pytest.raises(SystemExit) as stop:
-        main(["train", "maskgit-scenes-tokenizer", "--out", str(tmp_path)])
+        main(["train", "tokenizer", "--out", str(tmp_path)])
     assert stop.value.code == 130
     assert "the same command continues" in capsys.readouterr().err
 

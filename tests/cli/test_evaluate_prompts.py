@@ -10,14 +10,10 @@ import torch
 import swiftmask
 from swiftmask.cli.bench import BenchQuality
 from swiftmask.cli.evaluate import Evaluate
-from swiftmask.core.vq_codec import VQConfig, build_vq_codec
 from swiftmask.methods.speed_rl import TuningConfig, make_policy, write_policy
 from swiftmask.methods.speed_rl.policy import trained_parameters
 from swiftmask.models.meissonic import Meissonic
-from swiftmask.models.meissonic.network import Transformer
-from swiftmask.models.meissonic.text import build_text_encoder, word_tokenizer
-from swiftmask.recipes import meissonic_scenes
-from swiftmask.recipes.captioned_scenes import CAPTION_LENGTH, WORDS
+from tests.toy_models import caption_folder
 
 TUNING = TuningConfig(targets=r"transformer\.mlm_layer\..*", method="full")
 
@@ -26,20 +22,7 @@ TUNING = TuningConfig(targets=r"transformer\.mlm_layer\..*", method="full")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained Meissonic with the words of captions, 4x4 tokens, and weights tuned from it beside it."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    torch.manual_seed(0)
-    real = meissonic_scenes.recipe()
-    sizes = replace(
-        real.transformer, num_heads=2, head_width=8, num_double_blocks=1, num_single_blocks=1, text_width=8,
-        codebook_size=16, vocabulary_size=17, rotary_axes=(4, 2, 2),
-    )  # fmt: skip
-    text = replace(real.text, hidden_size=8, intermediate_size=8, projection_dim=16, num_hidden_layers=2)
-    codec = VQConfig(
-        block_out_channels=(4, 4), layers_per_block=1, latent_channels=4, num_vq_embeddings=16,
-        norm_num_groups=2,
-    )  # fmt: skip
-    encoder = build_text_encoder(text, word_tokenizer(WORDS, length=CAPTION_LENGTH))
-    model = Meissonic(Transformer(sizes), encoder, build_vq_codec(codec), size=(8, 8))
-    model.save_pretrained(folder, provenance={"world": {"simple_percent": 100}})
+    caption_folder("meissonic", folder)
     policy = make_policy(Meissonic.from_pretrained(folder), TUNING)
     with torch.no_grad():
         for parameter in trained_parameters(policy).values():

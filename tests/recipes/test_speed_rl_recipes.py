@@ -13,26 +13,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import swiftmask
-from swiftmask.core.vq_codec import VQConfig, build_vq_codec
 from swiftmask.data.scenes import CLASS_NAMES, NUM_CLASSES, class_scenes, parse_captions, render
 from swiftmask.methods.speed_rl import SpeedConfig, SpeedRLConfig
-from swiftmask.models.lumina_dimoo import LuminaDiMOO
-from swiftmask.models.lumina_dimoo.network import Backbone
-from swiftmask.models.lumina_dimoo.prompts import WordPrompts
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
-from swiftmask.models.meissonic import Meissonic
-from swiftmask.models.meissonic.network import Transformer as MeissonicTransformer
-from swiftmask.models.meissonic.text import build_text_encoder, word_tokenizer
 from swiftmask.recipes import (
-    dimoo_scenes,
     dimoo_scenes_speed_rl,
     maskgit_scenes_speed_rl,
-    meissonic_scenes,
     meissonic_scenes_speed_rl,
 )
-from swiftmask.recipes.captioned_scenes import CAPTION_LENGTH, WORDS
 from swiftmask.recipes.speed_rl_scenes import (
     STEPS,
     Readers,
@@ -43,6 +33,7 @@ from swiftmask.recipes.speed_rl_scenes import (
 from swiftmask.recipes.speed_rl_sheets import SheetConfig
 from swiftmask.rewards.scenes import caption_reward, load_reward
 from swiftmask.training.loop import Progress
+from tests.toy_models import caption_folder
 
 RECIPES = [maskgit_scenes_speed_rl, meissonic_scenes_speed_rl, dimoo_scenes_speed_rl]
 
@@ -67,47 +58,13 @@ def maskgit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def meissonic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained Meissonic with the words of captions, on 4x4 tokens."""
-    torch.manual_seed(0)
-    real = meissonic_scenes.recipe()
-    sizes = replace(
-        real.transformer, num_heads=2, head_width=8, num_double_blocks=1, num_single_blocks=1, text_width=8,
-        codebook_size=16, vocabulary_size=17, rotary_axes=(4, 2, 2),
-    )  # fmt: skip
-    text = replace(real.text, hidden_size=8, intermediate_size=8, projection_dim=16, num_hidden_layers=2)
-    codec = VQConfig(
-        block_out_channels=(4, 4), layers_per_block=1, latent_channels=4, num_vq_embeddings=16,
-        norm_num_groups=2,
-    )  # fmt: skip
-    encoder = build_text_encoder(text, word_tokenizer(WORDS, length=CAPTION_LENGTH))
-    model = Meissonic(MeissonicTransformer(sizes), encoder, build_vq_codec(codec), size=(8, 8))
-    folder = tmp_path_factory.mktemp("meissonic")
-    model.save_pretrained(folder, provenance={})
-    return folder
+    return caption_folder("meissonic", tmp_path_factory.mktemp("meissonic"))
 
 
 @pytest.fixture(scope="module")
 def dimoo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained Lumina-DiMOO with the words of captions, on 4x4 tokens."""
-    torch.manual_seed(0)
-    real = dimoo_scenes.recipe()
-    recipe = replace(real, codec=replace(real.codec, num_codes=16, resolution=16))
-    sizes = replace(
-        real.backbone, width=16, depth=1, num_heads=2, mlp_width=16, vocabulary_size=recipe.vocabulary.size
-    )
-    codec = VQConfig(
-        block_out_channels=(4, 4, 4), layers_per_block=1, latent_channels=4, num_vq_embeddings=16,
-        norm_num_groups=2,
-    )  # fmt: skip
-    model = LuminaDiMOO(
-        Backbone(sizes),
-        build_vq_codec(codec),
-        WordPrompts(WORDS),
-        vocabulary=recipe.vocabulary,
-        grid=recipe.grid,
-    )
-    folder = tmp_path_factory.mktemp("dimoo")
-    model.save_pretrained(folder, provenance={})
-    return folder
+    return caption_folder("lumina_dimoo", tmp_path_factory.mktemp("dimoo"), side=16, downscale=4)
 
 
 def smaller(config: SpeedRLConfig) -> SpeedRLConfig:

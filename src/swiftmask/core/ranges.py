@@ -199,6 +199,8 @@ RANGES: dict[str, Range] = {
     "decoder_width": _SIZE,
     "head_width": _SIZE,
     "text_width": _SIZE,
+    "text_depth": _MODULES,
+    "text_heads": _MODULES,
     "channels": _SIZE,
     "num_classes": _SIZE,
     "buffer_size": _SIZE,

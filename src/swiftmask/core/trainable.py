@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from swiftmask.core.protocol import MaskedGenerator, SamplingOptions
 
 S = TypeVar("S")
+TokenizerKind = Literal["vq", "kl", "vqgan"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,8 @@ class Trainable(Generic[S]):
 
     Attributes:
         draws: what its models are conditioned on.
-        tokenizer: "vq" for codes, "kl" for latents.
+        tokenizers: kinds that it reads, first the one that is trained for it: "vq" for codes, "kl" for
+            latents, "vqgan" for MaskGIT's released codec.
         sizes: networks by name, "tiny" to the released ones; dataclasses whose fields are all set.
         unset: the same dataclass with nothing set: what a recipe lets users override.
         objective: the family's settings of the loss, a dataclass.
@@ -79,7 +81,7 @@ class Trainable(Generic[S]):
     """
 
     draws: Literal["class", "prompt"]
-    tokenizer: Literal["vq", "kl"]
+    tokenizers: tuple[TokenizerKind, ...]
     sizes: Mapping[str, S]
     unset: S
     objective: Any

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -92,7 +92,7 @@ def encoded_images(  # noqa: PLR0913 - what decides the rows, and how they are m
         folder: of the caches; several sources and encoders may share it.
         encoder: what decides the rows besides the pixels: a name and a fingerprint of weights.
         mirrored: whether each row is kept for the mirror image, too.
-        max_unreadable: items that may be left out because they cannot be read.
+        max_unreadable: items that each process may leave out because they cannot be read.
         on_progress: called with the items done and in all.
 
     Errors: ValueError naming an item that cannot be read, or a damaged file and what to do about it.
@@ -121,7 +121,10 @@ def encoded_images(  # noqa: PLR0913 - what decides the rows, and how they are m
                 done += count
                 report(len(names) - len(missing) + done * share.count, len(names))
         share.wait()
-    return _Index.read(folder).select(names)
+    encoded = _Index.read(folder).select(names)
+    if not len(encoded):
+        raise ValueError(f"none of {len(names)} images of {source.name} could be read")
+    return encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,30 +163,29 @@ class _Work:
     mirrored: bool
     batch_size: int
     max_unreadable: int
+    unreadable: list[str] = field(default_factory=list)
 
     def write(self, folder: Path, items: Sequence[int], names: Sequence[str]) -> Iterator[int]:
         """Encode items into one file; gives how many each batch had."""
         rows: list[Tensor] = []
         kept: list[str] = []
-        unreadable: list[str] = []
+        before = len(self.unreadable)
         for batch in self._batches(items):
             good = [(i, pixels) for i, pixels in batch if isinstance(pixels, Tensor)]
             bad = [(i, problem) for i, problem in batch if isinstance(problem, Exception)]
-            unreadable += [names[i] for i, _ in bad]
-            if len(unreadable) > self.max_unreadable:
+            self.unreadable.extend(names[i] for i, _ in bad)
+            if len(self.unreadable) > self.max_unreadable:
                 raise ValueError(
                     f"{bad[0][1]}: repair or remove it, or leave such images out (max_unreadable="
-                    f"{len(unreadable)})"
+                    f"{len(self.unreadable)})"
                 ) from bad[0][1]
             if good:
                 rows.append(self._encoded(torch.stack([pixels for _, pixels in good])))
                 kept += [names[i] for i, _ in good]
             yield len(batch)
-        if not rows:
-            raise ValueError(f"none of {len(items)} images of {self.source.name} could be read")
         name = zlib.crc32("\0".join(names).encode("utf-8", "surrogateescape"))
-        tensors = {"rows": torch.cat(rows)}
-        content = {"names": json.dumps(kept), "unreadable": json.dumps(unreadable)}
+        tensors = {"rows": torch.cat(rows) if rows else torch.empty(0)}
+        content = {"names": json.dumps(kept), "unreadable": json.dumps(self.unreadable[before:])}
         with written_whole(folder / f"rows-{name:08x}.safetensors") as partial:
             save_file(tensors, partial, metadata=sealed(tensors, content))
 

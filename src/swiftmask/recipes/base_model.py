@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swiftmask.api import load
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.settings import parse_json
@@ -24,13 +25,13 @@ from swiftmask.data.sources import DataConfig, Source, held_out, labels_of, open
 from swiftmask.evaluate.sheets import side_by_side
 from swiftmask.pipeline import Pipeline
 from swiftmask.recipes.provenance import provenance
-from swiftmask.recipes.runs import OnLog, fingerprint, require_model, run_name, training_device
+from swiftmask.recipes.runs import OnLog, fingerprint, run_name, training_device
 from swiftmask.recipes.tokenizer import TokenizerRecipe, process_share, reported
-from swiftmask.recipes.tokenizer_files import Tokenizer, read_tokenizer
-from swiftmask.registry import describe, generator_class, trainable
+from swiftmask.recipes.tokenizer_files import Tokenizer, read_tokenizer, tokenizer_of
+from swiftmask.registry import trainable
 from swiftmask.training.loop import train
 from swiftmask.training.processes import processes, to_device
-from swiftmask.training.setup import TrainingConfig, step_seed
+from swiftmask.training.setup import TrainingConfig, memory_needed, step_seed
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ class BaseModelRecipe:
         size: network by name: tiny, small, base or released.
         network: sizes that differ from those of `size`.
         objective: the family's settings of the loss.
-        initial: model folder to go on from, with its tokenizer; empty starts anew.
+        initial: model to go on from, with its tokenizer: a folder (of a released model, too) or a bundled
+            name; empty starts anew.
         sampling, steps: defaults written into the model's config.
         max_unreadable: images that may be left out because they cannot be read.
         codec: recipe of a tokenizer that is trained first where `tokenizer` and `initial` are empty.
@@ -105,8 +107,11 @@ class BaseModelRecipe:
         """
         source = open_source(self.data, self.source)
         self.check_source(source)
-        tokenizer = self.read_tokenizer(folder, on_log)
-        run = _Run(self, source, tokenizer, self.encoded(source, tokenizer, folder, on_log))
+        initial = self.read_initial()
+        tokenizer = self.read_tokenizer(initial, folder, on_log)
+        run = _Run(self, source, tokenizer, self.encoded(source, tokenizer, folder, on_log), initial)
+        if processes().is_main_process:
+            _log.warning("%s: %s", self.name or self.family, memory_needed(run.task.trainer, self.training))
         started_from = run_name(
             f"{self.name or self.family}", run.task.trainer, fingerprint(tokenizer.codec), *self.told(source)
         )
@@ -138,25 +143,39 @@ class BaseModelRecipe:
         """What the result depends on beside weights and optimisation."""
         return (source.identity, len(source.keys), self.source, self.objective)
 
-    def read_tokenizer(self, folder: Path, on_log: OnLog | None) -> Tokenizer:
-        """The tokenizer, after training it if the recipe brings one.
+    def read_initial(self) -> Any:
+        """The model to go on from, on the CPU in float32, or None.
+
+        Errors: FileNotFoundError; ValueError for a model of another family.
+        """
+        if not self.initial:
+            return None
+        model = load(self.initial, device="cpu", dtype=torch.float32).model
+        if model.spec.name != self.family:
+            raise ValueError(f"initial is a {model.spec.name} ({self.initial}), expected a {self.family}")
+        return model
+
+    def read_tokenizer(self, initial: Any, folder: Path, on_log: OnLog | None) -> Tokenizer:
+        """The tokenizer, after training it if the recipe brings one; else that of the model to go on from.
 
         Errors: FileNotFoundError; ValueError for one of another kind than the family needs.
         """
-        where = self.tokenizer or self.initial
+        where, kinds = self.tokenizer, self.trainable.tokenizers
+        if not where and initial is not None:
+            return tokenizer_of(initial)
         if not where and self.codec is not None:
             codec = replace(self.codec, data=self.codec.data or self.data)
             where = str(codec.run(folder / "tokenizer", on_log))
         if not where:
             raise ValueError(
-                "tokenizer is not set: train one (swiftmask train tokenizer data=FOLDER) and give its "
-                "folder, as in tokenizer=runs/tokenizer/model"
+                f"tokenizer is not set: train one (swiftmask train tokenizer data=FOLDER kind={kinds[0]}) "
+                "and give its folder, as in tokenizer=runs/tokenizer/model"
             )
         found = read_tokenizer(where)
-        if found.kind != self.trainable.tokenizer:
+        if found.kind not in kinds:
             raise ValueError(
-                f"the tokenizer in {where} is of kind {found.kind!r}, {self.family} needs "
-                f"{self.trainable.tokenizer!r}: train one with kind={self.trainable.tokenizer}"
+                f"the tokenizer in {where} is of kind {found.kind!r}, {self.family} needs {kinds[0]!r}: "
+                f"train one with kind={kinds[0]}"
             )
         return found
 
@@ -188,7 +207,12 @@ class _Run:
     """One run: what is trained, on which items, and what is looked at meanwhile."""
 
     def __init__(
-        self, recipe: BaseModelRecipe, source: Source, tokenizer: Tokenizer, encoded: EncodedImages
+        self,
+        recipe: BaseModelRecipe,
+        source: Source,
+        tokenizer: Tokenizer,
+        encoded: EncodedImages,
+        initial: Any,
     ) -> None:
         self._recipe, self._source, self._encoded = recipe, source, encoded
         out_X = held_out(source, recipe.source.held_out)[encoded.items]
@@ -205,19 +229,12 @@ class _Run:
             captions=() if classes else _Captions(source),
         )
         torch.manual_seed(recipe.training.seed)
-        self.task = self._start(subject)
-
-    def _start(self, subject: Subject) -> Task:
-        recipe, family = self._recipe, self._recipe.trainable
-        if not recipe.initial:
-            return family.fresh(family.chosen(recipe.size, recipe.network), subject, recipe.objective)
-        folder = require_model(recipe.initial, setting="initial", trained_by=recipe.family)
-        if describe(folder).family != recipe.family:
-            raise ValueError(
-                f"the model in {folder} is a {describe(folder).family}, expected a {recipe.family}"
-            )
-        model = generator_class(recipe.family).from_pretrained(folder)
-        return family.resumed(model, subject, recipe.objective)
+        family = recipe.trainable
+        self.task: Task = (
+            family.fresh(family.chosen(recipe.size, recipe.network), subject, recipe.objective)
+            if initial is None
+            else family.resumed(initial, subject, recipe.objective)
+        )
 
     def batch(self, step: int, rank: int, num_ranks: int) -> object:
         """The masked batch of one step, a function of the step alone."""
@@ -304,6 +321,7 @@ class _Run:
         settings = asdict(recipe)
         kept = ("family", "data", "tokenizer", "size", "network", "objective", "initial", "source")
         facts = {"data": data, "licence": source.licence, "settings": {key: settings[key] for key in kept}}
+        facts |= source.facts
         made_by = provenance(recipe.name or recipe.family, recipe.training, **facts)
         self.model(trainer).save_pretrained(folder, provenance=made_by, dtype=torch.float16)
 
@@ -338,3 +356,16 @@ def base_recipe(family: str, training: TrainingConfig, **settings: Any) -> BaseM
     own = trainable(family)
     defaults: dict[str, Any] = {"network": own.unset, "objective": own.objective, "sampling": own.sampling}
     return BaseModelRecipe(family=family, training=training, **(defaults | settings))
+
+
+def default_training() -> TrainingConfig:
+    """For a small network on any images."""
+    return TrainingConfig(
+        num_steps=20_000,
+        batch_size=64,
+        learning_rate=1e-3,
+        muon_learning_rate=2e-3,
+        warmup_steps=200,
+        precision="no",
+        save_every=500,
+    )

@@ -10,9 +10,6 @@ from torch import nn
 from swiftmask.training.loop import Progress
 from swiftmask.training.processes import processes
 
-SCENES_STEPS = 16
-"""Decode steps that the bundled models are trained and measured for."""
-
 OnLog = Callable[[Progress], None]
 
 

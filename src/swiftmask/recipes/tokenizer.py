@@ -37,7 +37,7 @@ from swiftmask.training.setup import TrainingConfig, step_seed
 SIZES = {"tiny": (16, 1), "small": (32, 1), "base": (64, 2), "released": (128, 2)}
 """Channels of the first level and residual blocks per level."""
 
-_MULTIPLES = (1, 2, 3, 4, 4, 4)
+_MULTIPLES = (1, 2, 2, 4, 4, 4)
 """Of the first level's channels, level by level."""
 
 _SHOWN, _MEASURED, _SCALE_BATCHES = 12, 512, 20
@@ -224,7 +224,10 @@ def measure(codec: Codec, pixels: EncodedImages, chosen_X: Tensor) -> dict[str, 
         ratios.append(-10 * error_B.clamp(min=1e-10).log10())
         if isinstance(codec, VQCodec):
             used |= set(codec.encode(before_B3HW).flatten().tolist())
-    found = {"psnr_db": round(float(torch.cat(ratios).mean()), 2), "images": len(chosen_X[:_MEASURED])}
+    found: dict[str, float] = {
+        "psnr_db": round(float(torch.cat(ratios).mean()), 2),
+        "images": len(chosen_X[:_MEASURED]),
+    }
     return found | ({"codes_used": len(used)} if used else {})
 
 

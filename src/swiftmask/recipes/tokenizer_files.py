@@ -3,19 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from swiftmask.api import load
 from swiftmask.core.files import headers, load_parts, state_of, weight_files, write_folder
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.settings import check_sizes, read_settings
+from swiftmask.core.trainable import TokenizerKind
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec
 from swiftmask.models.mar.codec import KLCodec, KLConfig
-from swiftmask.registry import describe, read_config
+from swiftmask.models.maskgit.codec import VQGAN
+from swiftmask.registry import read_config
 
-Codec = VQCodec | KLCodec
+Codec = VQCodec | KLCodec | VQGAN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +43,11 @@ class Tokenizer:
     resolution: int
 
     @property
-    def kind(self) -> Literal["vq", "kl"]:
-        return "vq" if isinstance(self.codec, VQCodec) else "kl"
+    def kind(self) -> TokenizerKind:
+        """ "vqgan" is MaskGIT's released codec, which only MaskGIT reads."""
+        if isinstance(self.codec, KLCodec):
+            return "kl"
+        return "vq" if isinstance(self.codec, VQCodec) else "vqgan"
 
     @property
     def grid(self) -> int:
@@ -51,13 +57,15 @@ class Tokenizer:
     @torch.no_grad()
     def rows(self, images_B3HW: Tensor) -> Tensor:
         """What the cache keeps of images in [0, 1]: codes [B, H, W], or moments [B, 2C, H, W] in float16."""
-        if isinstance(self.codec, VQCodec):
-            kind = torch.int16 if self.codec.config.num_vq_embeddings < 2**15 else torch.int32
-            return self.codec.encode(images_B3HW).to(kind)
-        return self.codec.moments(self.codec.to_pixels_in(images_B3HW)).half()
+        if isinstance(self.codec, KLCodec):
+            return self.codec.moments(self.codec.to_pixels_in(images_B3HW)).half()
+        kind = torch.int16 if len(self.codec.codebook_VC) < 2**15 else torch.int32
+        return self.codec.encode(images_B3HW).to(kind)
 
 
-def write_tokenizer(folder: Path, codec: Codec, *, resolution: int, provenance: Mapping[str, object]) -> None:
+def write_tokenizer(
+    folder: Path, codec: VQCodec | KLCodec, *, resolution: int, provenance: Mapping[str, object]
+) -> None:
     """Write the folder that `read_tokenizer` reads, in float16, each file whole or not at all."""
     kind = "vq" if isinstance(codec, VQCodec) else "kl"
     config = {"tokenizer": kind, "resolution": resolution, "codec": asdict(codec.config)}
@@ -79,7 +87,7 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
         )
     config = read_config(folder)
     if "model" in config:
-        return _of_model(folder)
+        return tokenizer_of(load(folder, device="cpu").model)
     if "tokenizer" not in config:
         raise ValueError(f"{folder} holds no tokenizer: expected the folder that `train tokenizer` wrote")
     settings = read_settings(TokenizerSettings, path, expected="expected the folder of a tokenizer")
@@ -95,15 +103,10 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
     return Tokenizer(codec.eval().requires_grad_(False), settings.resolution)
 
 
-def _of_model(folder: Path) -> Tokenizer:
-    from swiftmask.registry import generator_class
-
-    model = generator_class(describe(folder).family).from_pretrained(folder)
+def tokenizer_of(model: Any) -> Tokenizer:
+    """The codec of a base model."""
     codec = model.codec
-    if not isinstance(codec, VQCodec | KLCodec):
-        raise ValueError(
-            f"the codec of {folder} is MaskGIT's released VQGAN, which only MaskGIT uses: train a tokenizer "
-            "(swiftmask train tokenizer)"
-        )
+    if isinstance(codec, KLCodec):  # a token of the model may hold several latents
+        return Tokenizer(codec.eval().requires_grad_(False), codec.config.resolution)
     side = cast(tuple[int, int], model.spec.grid)[0] * codec.config.downscale
     return Tokenizer(codec.eval().requires_grad_(False), side)

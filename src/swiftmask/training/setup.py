@@ -102,10 +102,7 @@ def learning_rate_factor(step: int, config: TrainingConfig) -> float:
 
 def make_optimizers(model: nn.Module, config: TrainingConfig) -> list[Optimizer]:
     """AdamW over everything, or Muon over the matrices inside blocks and AdamW over the rest."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in trained if p.ndim == 2 and not any(part in name for part in _NOT_HIDDEN)]
-    by_muon = {id(p) for p in hidden} if config.muon_learning_rate is not None else set()
-    rest = [p for _, p in trained if id(p) not in by_muon]
+    hidden, rest = _divided(model, config)
     optimizers: list[Optimizer] = [
         AdamW(rest, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
     ]
@@ -115,6 +112,30 @@ def make_optimizers(model: nn.Module, config: TrainingConfig) -> list[Optimizer]
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def _divided(model: nn.Module, config: TrainingConfig) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """What Muon trains, and what AdamW does."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if config.muon_learning_rate is None:
+        return [], [p for _, p in trained]
+    hidden = [p for name, p in trained if p.ndim == 2 and not any(part in name for part in _NOT_HIDDEN)]
+    by_muon = {id(p) for p in hidden}
+    return hidden, [p for _, p in trained if id(p) not in by_muon]
+
+
+def memory_needed(model: nn.Module, config: TrainingConfig) -> str:
+    """A sentence about a training: parameters, and the memory of all that has their size (in float32)."""
+    hidden, rest = (sum(p.numel() for p in part) for part in _divided(model, config))
+    total = sum(p.numel() for p in model.parameters())
+    trained = hidden + rest
+    # Gradients and averaged weights have one number for each that is trained, AdamW has two, Muon one.
+    gigabytes = 4 * (total + 3 * trained + rest) / 1e9
+    of_them = "" if trained == total else f" ({trained / 1e6:,.1f} million of them trained)"
+    return (
+        f"{total / 1e6:,.1f} million parameters{of_them}; weights, gradients, optimizer and averaged weights "
+        f"take {gigabytes:.2g} GB, activations come on top"
+    )
 
 
 def _muon(matrices: list[nn.Parameter], config: TrainingConfig) -> Optimizer:

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from swiftmask.models.mar.codec import KLCodec, KLConfig, Posterior
-from swiftmask.models.mar.codec_training import CodecTrainer, measure_scale, train_step
 from swiftmask.models.mar.weights import infer_kl_config
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -66,44 +65,6 @@ def test_shown_size_differs_from_the_encoded_one(codec: KLCodec, dtype: torch.dt
     assert images_B3HW.shape == (2, 3, 12, 12)
     assert images_B3HW.dtype == latent_BCHW.dtype == torch.float32
     assert 0 <= images_B3HW.min() <= images_B3HW.max() <= 1
-
-
-def test_training_lowers_the_loss_and_the_scale_is_measured(codec: KLCodec) -> None:
-    trainer = CodecTrainer(codec, divergence_weight=1e-4)
-    images_B3HW = torch.rand(4, 3, 8, 8)
-    optimizer = torch.optim.Adam(trainer.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(12):
-        loss, metrics = train_step(trainer, images_B3HW)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert all(parameter.grad is not None for parameter in trainer.parameters())
-    assert set(metrics) == {"l1", "mse", "divergence"}
-    assert losses[-1] < 0.8 * losses[0]
-    scale = measure_scale(codec, [images_B3HW[:1], images_B3HW[1:]])
-    posterior = Posterior.of(codec.moments(codec.to_pixels_in(images_B3HW)).detach())
-    drawn = torch.cat([posterior.sample(torch.randn(4, 4, 4, 4)) for _ in range(200)])
-    assert scale * drawn.std().item() == pytest.approx(1.0, abs=0.02)
-
-
-def test_the_divergence_pulls_towards_the_standard_normal(codec: KLCodec) -> None:
-    trainer = CodecTrainer(codec, divergence_weight=1.0)
-    optimizer = torch.optim.Adam(trainer.parameters(), lr=3e-3)
-    found = []
-    for _ in range(12):
-        loss, metrics = train_step(trainer, torch.zeros(2, 3, 8, 8))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        found.append(metrics["divergence"].item())
-    assert found[-1] < 0.5 * found[0]
-
-
-def test_the_scale_of_nothing_is_refused(codec: KLCodec) -> None:
-    with pytest.raises(ValueError, match="at least one batch, got none"):
-        measure_scale(codec, [])
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,10 @@ class FolderSource:
         found = {str(row["licence"]) for row in self._rows.values() if row.get("licence")}
         return ", ".join(sorted(found))
 
+    @property
+    def facts(self) -> dict[str, object]:
+        return {}
+
     def read(self, index: int, size: int) -> Tensor:
         path = self.root / self.keys[index]
         cropped = read_cropped(path.read_bytes(), str(path), size, self.decoding)

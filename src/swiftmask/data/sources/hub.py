@@ -54,6 +54,10 @@ class HubSource:
             return None
         return Classes.of_columns(list(zip(*(self._texts(name) for name in names), strict=True)))
 
+    @property
+    def facts(self) -> dict[str, object]:
+        return {}
+
     def read(self, index: int, size: int) -> Tensor:
         cell = self.table[index][self.columns["image"]]
         content = cell["bytes"] if isinstance(cell, dict) else cell

@@ -1,6 +1,6 @@
 """Scenes as a data source: images rendered from seeds, with a class or a caption each."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from threading import Lock
 
@@ -62,6 +62,11 @@ class SceneSource:
         return Classes(CLASS_NAMES, labels_X, class_attributes(torch.arange(NUM_CLASSES)))
 
     @property
+    def facts(self) -> dict[str, object]:
+        """What captioned scenes show, by which they are judged."""
+        return {} if self.world is None else {"world": asdict(self.world)}
+
+    @property
     def splits(self) -> tuple[str, ...]:
         return ()
 
@@ -80,11 +85,16 @@ class SceneSource:
         return ""
 
     def captions(self, index: int) -> tuple[str, ...]:
-        seeds = self._seeds([index])
-        return () if self.world is None else tuple(self.world.captions(seeds))
+        return self._captions[index]
 
     def notices(self) -> list[str]:
         return []
+
+    @cached_property
+    def _captions(self) -> list[tuple[str, ...]]:
+        if self.world is None:
+            return [()] * self.number
+        return [(text,) for text in self.world.captions(self._seeds(range(self.number)))]
 
     def _seeds(self, indices: "range | list[int]") -> Tensor:
         return DATA_SEED + torch.tensor(list(indices), dtype=torch.int64)

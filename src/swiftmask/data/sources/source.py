@@ -56,6 +56,7 @@ class Source(Protocol):
         splits: "train" or another word per item, where the source itself says so; else empty.
         licence: as the source states it; empty if it does not.
         identity: tells apart whatever would give other images for one key: decoding rules, seeds.
+        facts: of its own, for the provenance of a model.
     """
 
     @property
@@ -70,6 +71,8 @@ class Source(Protocol):
     def licence(self) -> str: ...
     @property
     def identity(self) -> str: ...
+    @property
+    def facts(self) -> dict[str, object]: ...
 
     def read(self, index: int, size: int) -> Tensor:
         """Pixels uint8 [3, size, size]. Errors: OSError; ValueError naming an item that cannot be read."""

@@ -52,6 +52,23 @@ class Vocabulary:
         if len({*ids}) < len(ids) or any(one in codes for one in ids):
             raise ValueError(f"special tokens must differ from each other and from the codes, got {self}")
 
+    @classmethod
+    def after(cls, num_ids: int, *, codebook_size: int) -> Self:
+        """For a small model: first the ids of words, then the special tokens, then the codes."""
+        mask, newline, image_start, image_end, answer_start, answer_end, first_code = range(
+            num_ids, num_ids + 7
+        )
+        return cls(
+            mask=mask,
+            newline=newline,
+            image_start=image_start,
+            image_end=image_end,
+            answer_start=answer_start,
+            answer_end=answer_end,
+            first_code=first_code,
+            codebook_size=codebook_size,
+        )
+
     @property
     def size(self) -> int:
         """The smallest vocabulary that holds these ids."""

@@ -7,8 +7,8 @@ nor do we.
 
 import difflib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -56,6 +56,15 @@ class WordPrompts:
     """
 
     words: tuple[str, ...]
+    _place: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_place", {word: place for place, word in enumerate(self.words)})
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Self:
+        """Those of all words in some texts."""
+        return cls(tuple(sorted({word for text in texts for word in _split(text)})))
 
     @property
     def num_ids(self) -> int:
@@ -70,20 +79,23 @@ class WordPrompts:
     def ids(self, text: str) -> list[int]:
         """Errors: ValueError naming the first unknown word and its neighbours."""
         start, _, end = self.null_ids
-        found = re.findall(r"\w+|[^\w\s]", text.lower())
-        return [start, *(self._id(word) for word in found), end]
+        return [start, *(self._id(word) for word in _split(text)), end]
 
     def _id(self, word: str) -> int:
-        if word not in self.words:
+        if word not in self._place:
             near = difflib.get_close_matches(word, self.words, n=3) or list(self.words)
             raise ValueError(f"unknown word {word!r} in the prompt: this model knows {', '.join(near)}")
-        return self.words.index(word)
+        return self._place[word]
 
     def settings(self) -> dict[str, object]:
         return {"words": list(self.words)}
 
     def save(self, folder: Path) -> None:
         """Nothing: the words are in `config.json`."""
+
+
+def _split(text: str) -> list[str]:
+    return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
 class TokenizerPrompts:

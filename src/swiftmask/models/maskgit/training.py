@@ -92,7 +92,7 @@ def _sizes(width: int, depth: int, num_heads: int) -> Sizes:
 
 TRAINABLE = Trainable(
     draws="class",
-    tokenizer="vq",
+    tokenizers=("vq", "vqgan"),
     sizes={
         "tiny": _sizes(64, 2, 2),
         "small": _sizes(160, 8, 5),

@@ -19,6 +19,7 @@ from swiftmask.core.ranges import check_fields
 from swiftmask.core.settings import first_line
 
 _START, _END, _UNKNOWN = "<start>", "<end>", "<unknown>"
+_CHECKED_TOGETHER = 1000
 _ENCODER, _TOKENIZER = "the text encoder of Meissonic", "the tokenizer of Meissonic"
 
 
@@ -98,6 +99,35 @@ class Tokenizer:
             return text
         ends = [end for _, end in encoded["offset_mapping"][: self.length - 1]]  # the end token needs a place
         return text[: max(ends)].rstrip()
+
+    @property
+    def num_ids(self) -> int:
+        """Size of the vocabulary."""
+        return len(self._backend)
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the vocabulary is a list of words (`words_of`), not CLIP's."""
+        return type(self._backend.backend_tokenizer.model).__name__ == "WordLevel"
+
+    def check(self, texts: Sequence[str], *, truncate: bool) -> None:
+        """Before a training on texts.
+
+        Args:
+            truncate: whether those that are too long will be cut.
+
+        Errors: ValueError saying how many are too long, or naming the first unknown word.
+        """
+        different = list(dict.fromkeys(texts))
+        short = [self.truncated(text) for text in different]
+        long = [text for text, cut in zip(different, short, strict=True) if text != cut]
+        if long and not truncate:
+            raise ValueError(
+                f"{len(long)} of {len(different)} captions have more than {self.length} tokens, such as "
+                f"{long[0][:60]!r}: shorten them, or have them cut (objective.truncate=true)"
+            )
+        for start in range(0, len(short), _CHECKED_TOGETHER):
+            self(short[start : start + _CHECKED_TOGETHER])
 
     def _check(self, text: str, ids: Sequence[int]) -> None:
         if len(ids) > self.length:
@@ -181,10 +211,10 @@ def word_tokenizer(words: Sequence[str], *, length: int) -> Tokenizer:
     """
     transformers = library("transformers", _TOKENIZER)
     tokenizers = library("tokenizers", _TOKENIZER)
+    lower, split = _word_rules()
     vocabulary = {word: place for place, word in enumerate((_END, _START, _UNKNOWN, *words))}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=_UNKNOWN))
-    backend.normalizer = tokenizers.normalizers.Lowercase()
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.normalizer, backend.pre_tokenizer = lower, split
     backend.post_processor = tokenizers.processors.TemplateProcessing(
         single=f"{_START} $A {_END}", special_tokens=[(_START, 1), (_END, 0)]
     )
@@ -197,3 +227,21 @@ def word_tokenizer(words: Sequence[str], *, length: int) -> Tokenizer:
         model_max_length=length,
     )
     return Tokenizer(fast, length)
+
+
+def words_of(texts: Sequence[str]) -> Tokenizer:
+    """A `word_tokenizer` of all words in some texts, as long as the longest of them."""
+    lower, split = _word_rules()
+    words: set[str] = set()
+    longest = 0
+    for text in dict.fromkeys(texts):
+        found = [word for word, _ in split.pre_tokenize_str(lower.normalize_str(text))]
+        words.update(found)
+        longest = max(longest, len(found))
+    return word_tokenizer(sorted(words), length=longest + 2)
+
+
+def _word_rules() -> tuple[Any, Any]:
+    """What makes a text lower case, and what splits it at spaces and punctuation."""
+    tokenizers = library("tokenizers", _TOKENIZER)
+    return tokenizers.normalizers.Lowercase(), tokenizers.pre_tokenizers.Whitespace()

@@ -131,7 +131,7 @@ def read_released(folder: str | Path, *, text_encoder: str | Path | None = None)
     transformer = read_released_transformer(folder / "transformer")
     _check_scheduler(folder / "scheduler" / "scheduler_config.json", transformer.config)
     encoder_folder = folder / "text_encoder" if text_encoder is None else Path(text_encoder).expanduser()
-    encoder = _read_text_encoder(encoder_folder, folder / TOKENIZER)
+    encoder = read_text_encoder(encoder_folder, folder / TOKENIZER)
     return Parts(transformer, encoder, _read_codec(folder / "vqvae"))
 
 
@@ -235,7 +235,8 @@ def _empty_text_encoder(config: TextConfig, tokenizer: Tokenizer) -> TextEncoder
         return build_text_encoder(config, tokenizer)
 
 
-def _read_text_encoder(folder: Path, tokenizer_folder: Path) -> TextEncoder:
+def read_text_encoder(folder: Path, tokenizer_folder: Path | None = None) -> TextEncoder:
+    """A CLIP text encoder, also of a whole CLIP model; its tokenizer lies beside it unless told otherwise."""
     file = _first_file(folder, _TEXT_WEIGHTS)
     state = {
         key: value
@@ -243,7 +244,7 @@ def _read_text_encoder(folder: Path, tokenizer_folder: Path) -> TextEncoder:
         if key.startswith(("text_model.", "text_projection.")) and not key.endswith(".position_ids")
     }
     config = _infer_text_config(state, read_json(folder / "config.json", expected=_WHOLE), source=str(file))
-    tokenizer = read_tokenizer(tokenizer_folder, length=config.max_position_embeddings)
+    tokenizer = read_tokenizer(tokenizer_folder or folder, length=config.max_position_embeddings)
     encoder = _empty_text_encoder(config, tokenizer)
     load_strict(encoder.clip, state, source=str(file))
     return encoder

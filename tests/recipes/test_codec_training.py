@@ -1,0 +1,195 @@
+"""Training of tokenizers: the codebook follows the latents, near duplicates go, the scale is measured."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from swiftmask.core.codebook import telling_codes
+from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec
+from swiftmask.models.mar.codec import KLCodec, KLConfig, Posterior
+from swiftmask.recipes.codec_training import (
+    CodecTrainer,
+    Images,
+    KLTrainer,
+    VQTrainer,
+    codebook_of,
+    measure_scale,
+    nearest,
+    pruned,
+    train_step,
+)
+from swiftmask.recipes.tokenizer import TokenizerRecipe, mosaics
+from swiftmask.training.reconstruction import ReconstructionConfig
+from swiftmask.training.setup import TrainingConfig
+
+PLAIN = ReconstructionConfig(edges=0.0)
+ADVERSARIAL = ReconstructionConfig(adversarial=0.5, adversarial_after=1, discriminator_width=4)
+
+
+@pytest.fixture
+def vq() -> VQCodec:
+    torch.manual_seed(0)
+    config = VQConfig(
+        block_out_channels=(4, 4, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        num_vq_embeddings=16,
+        vq_embed_dim=2,
+        norm_num_groups=2,
+    )
+    return build_vq_codec(config)
+
+
+@pytest.fixture
+def kl() -> KLCodec:
+    torch.manual_seed(0)
+    config = KLConfig(
+        ch=8,
+        ch_mult=(1, 2),
+        num_res_blocks=1,
+        attn_resolutions=(),
+        resolution=8,
+        z_channels=4,
+        num_groups=8,
+    )
+    return KLCodec(config)
+
+
+def reconstructing(images_B3HW: Tensor) -> Images:
+    return Images(images_B3HW, "codec", False)
+
+
+def descend(trainer: nn.Module, batch: Images, steps: int, learning_rate: float) -> list[dict[str, Tensor]]:
+    """Metrics of some updates on one batch, the loss among them."""
+    optimizer = torch.optim.Adam([p for p in trainer.parameters() if p.requires_grad], lr=learning_rate)
+    found = []
+    for _ in range(steps):
+        loss, metrics = train_step(trainer, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(metrics | {"loss": loss.detach()})
+    return found
+
+
+def test_training_vq_lowers_its_loss_and_moves_its_codes(vq: VQCodec) -> None:
+    images_B3HW = torch.rand(4, 3, 1, 1).expand(-1, -1, 16, 16).contiguous()
+    before_VC = codebook_of(vq).clone()
+    found = descend(VQTrainer(vq, PLAIN).train(), reconstructing(images_B3HW), 25, 5e-3)
+    assert found[-1]["loss"] < 0.6 * found[0]["loss"]
+    assert not torch.equal(codebook_of(vq), before_VC)
+
+
+def test_a_dead_code_is_moved_to_a_latent_of_the_batch(vq: VQCodec) -> None:
+    trainer = VQTrainer(vq, PLAIN).train()
+    trainer.running.count_V.fill_(10.0)
+    trainer.running.count_V[3] = 0.0
+    trainer.running.total_VC.copy_(10.0 * codebook_of(vq))
+    far_C = torch.tensor([50.0, 50.0])
+    codebook_of(vq)[3] = far_C
+    trainer(reconstructing(torch.rand(2, 3, 16, 16)))
+    assert (codebook_of(vq)[3] - far_C).norm() > 10
+
+
+def test_evaluation_leaves_the_codebook_alone(vq: VQCodec) -> None:
+    before_VC = codebook_of(vq).clone()
+    VQTrainer(vq, PLAIN).eval()(reconstructing(torch.rand(2, 3, 16, 16)))
+    assert torch.equal(codebook_of(vq), before_VC)
+
+
+def test_training_and_the_codec_pick_the_same_codes(vq: VQCodec) -> None:
+    images_B3HW = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        codebook_of(vq).copy_(torch.randn(16, 2))
+    latents_XC = vq.vq.quant_conv(vq.vq.encoder(images_B3HW)).permute(0, 2, 3, 1).flatten(0, 2)
+    assert torch.equal(nearest(latents_XC, codebook_of(vq)), vq.encode(images_B3HW).flatten())
+
+
+def test_the_less_used_of_the_closest_pairs_goes() -> None:
+    apart_VC = torch.arange(8.0)[:, None] * torch.tensor([10.0, 0.0])
+    apart_VC[5] = apart_VC[2] + 0.1
+    apart_VC[6] = apart_VC[0] + 0.2
+    count_V = torch.tensor([5.0, 1, 9, 1, 1, 3, 7, 1])
+    assert telling_codes(apart_VC, count_V, 6).tolist() == [1, 2, 3, 4, 6, 7]
+
+
+def test_a_pruned_codec_decodes_as_before_with_the_codes_it_kept(vq: VQCodec) -> None:
+    with torch.no_grad():
+        codebook_of(vq).copy_(torch.randn(16, 2))
+    count_V = torch.arange(16.0)
+    smaller = pruned(vq, count_V, 4)
+    kept_V = telling_codes(codebook_of(vq), count_V, 4)
+    codes_BHW = torch.randint(4, (2, 4, 4))
+    assert (smaller.config.num_vq_embeddings, vq.config.num_vq_embeddings) == (4, 16)
+    torch.testing.assert_close(smaller.decode(codes_BHW), vq.decode(kept_V[codes_BHW]))
+
+
+def test_training_kl_lowers_its_loss_and_the_scale_is_measured(kl: KLCodec) -> None:
+    images_B3HW = torch.rand(4, 3, 8, 8)
+    trainer = KLTrainer(kl, PLAIN, divergence_weight=1e-4)
+    found = descend(trainer, reconstructing(images_B3HW), 12, 3e-3)
+    assert all(parameter.grad is not None for parameter in trainer.parameters())
+    assert found[-1]["loss"] < 0.8 * found[0]["loss"]
+    scale = measure_scale(kl, [images_B3HW[:1], images_B3HW[1:]])
+    posterior = Posterior.of(kl.moments(kl.to_pixels_in(images_B3HW)).detach())
+    drawn = torch.cat([posterior.sample(torch.randn(4, 4, 4, 4)) for _ in range(200)])
+    assert scale * drawn.std().item() == pytest.approx(1.0, abs=0.02)
+    with pytest.raises(ValueError, match="at least one batch, got none"):
+        measure_scale(kl, [])
+
+
+def test_the_divergence_pulls_towards_the_standard_normal(kl: KLCodec) -> None:
+    trainer = KLTrainer(kl, PLAIN, divergence_weight=1.0)
+    found = descend(trainer, reconstructing(torch.zeros(2, 3, 8, 8)), 12, 3e-3)
+    assert found[-1]["divergence"] < 0.5 * found[0]["divergence"]
+
+
+@pytest.mark.parametrize("kind", ["vq", "kl"])
+def test_codec_and_discriminator_take_turns(kind: str, vq: VQCodec, kl: KLCodec) -> None:
+    """Each is moved by its own turn alone."""
+    make: dict[str, Callable[[], CodecTrainer]] = {
+        "vq": lambda: VQTrainer(vq, ADVERSARIAL),
+        "kl": lambda: KLTrainer(kl, ADVERSARIAL, divergence_weight=1e-4),
+    }
+    trainer = make[kind]().train()
+    images_B3HW = torch.rand(2, 3, 16, 16)
+    assert [ADVERSARIAL.turn(step) for step in range(4)] == [
+        "codec",
+        "discriminator",
+        "codec",
+        "discriminator",
+    ]
+    for turn, moved in (("codec", "codec"), ("discriminator", "losses.discriminator")):
+        trainer.zero_grad()
+        loss, metrics = trainer(Images(images_B3HW, turn, True))  # type: ignore[arg-type]
+        loss.backward()
+        trained = {name for name, p in trainer.named_parameters() if p.grad is not None and p.grad.any()}
+        assert {name for name in trained if name.startswith(moved)}
+        if turn == "discriminator":
+            assert all(name.startswith(moved) for name in trained)
+        else:
+            assert "fooled" in metrics
+
+
+def test_mosaics_take_each_quadrant_from_another_image() -> None:
+    images_B3HW = torch.rand(4, 3, 8, 8)
+    mixed = mosaics(images_B3HW)
+    quadrants = ((slice(4), slice(4)), (slice(4), slice(4, 8)), (slice(4, 8), slice(4)))
+    for number, (rows, columns) in enumerate((*quadrants, (slice(4, 8), slice(4, 8)))):
+        assert torch.equal(mixed[0, :, rows, columns], images_B3HW[number, :, rows, columns])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"downscale": 3}, "downscale must be 1, 2, 4, 8, 16 or 32, got 3"),
+        ({"resolution": 18}, "resolution must be a multiple of downscale=4, got 18"),
+        ({"kept_codes": 2000}, "kept_codes must be at most num_codes=1024, got 2000"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_is_refused(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(TokenizerRecipe(training=TrainingConfig(num_steps=1, batch_size=1)), **changes)
