@@ -1,8 +1,5 @@
 """Training of tokenizers: the codebook follows the latents, near duplicates go, the scale is measured."""
 
-from collections.abc import Callable
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +8,6 @@ from swiftmask.core.codebook import telling_codes
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec
 from swiftmask.models.mar.codec import KLCodec, KLConfig, Posterior
 from swiftmask.recipes.codec_training import (
-    CodecTrainer,
     Images,
     KLTrainer,
     VQTrainer,
@@ -21,12 +17,9 @@ from swiftmask.recipes.codec_training import (
     pruned,
     train_step,
 )
-from swiftmask.recipes.tokenizer import TokenizerRecipe, mosaics
 from swiftmask.training.reconstruction import ReconstructionConfig
-from swiftmask.training.setup import TrainingConfig
 
 PLAIN = ReconstructionConfig(edges=0.0)
-ADVERSARIAL = ReconstructionConfig(adversarial=0.5, adversarial_after=1, discriminator_width=4)
 
 
 @pytest.fixture
@@ -145,51 +138,3 @@ def test_the_divergence_pulls_towards_the_standard_normal(kl: KLCodec) -> None:
     trainer = KLTrainer(kl, PLAIN, divergence_weight=1.0)
     found = descend(trainer, reconstructing(torch.zeros(2, 3, 8, 8)), 12, 3e-3)
     assert found[-1]["divergence"] < 0.5 * found[0]["divergence"]
-
-
-@pytest.mark.parametrize("kind", ["vq", "kl"])
-def test_codec_and_discriminator_take_turns(kind: str, vq: VQCodec, kl: KLCodec) -> None:
-    """Each is moved by its own turn alone."""
-    make: dict[str, Callable[[], CodecTrainer]] = {
-        "vq": lambda: VQTrainer(vq, ADVERSARIAL),
-        "kl": lambda: KLTrainer(kl, ADVERSARIAL, divergence_weight=1e-4),
-    }
-    trainer = make[kind]().train()
-    images_B3HW = torch.rand(2, 3, 16, 16)
-    assert [ADVERSARIAL.turn(step) for step in range(4)] == [
-        "codec",
-        "discriminator",
-        "codec",
-        "discriminator",
-    ]
-    for turn, moved in (("codec", "codec"), ("discriminator", "losses.discriminator")):
-        trainer.zero_grad()
-        loss, metrics = trainer(Images(images_B3HW, turn, True))  # type: ignore[arg-type]
-        loss.backward()
-        trained = {name for name, p in trainer.named_parameters() if p.grad is not None and p.grad.any()}
-        assert {name for name in trained if name.startswith(moved)}
-        if turn == "discriminator":
-            assert all(name.startswith(moved) for name in trained)
-        else:
-            assert "fooled" in metrics
-
-
-def test_mosaics_take_each_quadrant_from_another_image() -> None:
-    images_B3HW = torch.rand(4, 3, 8, 8)
-    mixed = mosaics(images_B3HW)
-    quadrants = ((slice(4), slice(4)), (slice(4), slice(4, 8)), (slice(4, 8), slice(4)))
-    for number, (rows, columns) in enumerate((*quadrants, (slice(4, 8), slice(4, 8)))):
-        assert torch.equal(mixed[0, :, rows, columns], images_B3HW[number, :, rows, columns])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"downscale": 3}, "downscale must be 1, 2, 4, 8, 16 or 32, got 3"),
-        ({"resolution": 18}, "resolution must be a multiple of downscale=4, got 18"),
-        ({"kept_codes": 2000}, "kept_codes must be at most num_codes=1024, got 2000"),
-    ],
-)
-def test_a_tokenizer_that_cannot_be_is_refused(changes: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(TokenizerRecipe(training=TrainingConfig(num_steps=1, batch_size=1)), **changes)

@@ -7,16 +7,13 @@ trains it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swiftmask.core.convolutions import Decoder, Encoder, resize
 from swiftmask.core.ranges import check_fields
-
-COMMITMENT_WEIGHT = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,20 +86,6 @@ class VQGANConfig:
         return self.resolution // self.downscale
 
 
-class Quantized(NamedTuple):
-    """Nearest codes of a latent; `z_BCHW` passes its gradient straight through to the encoder."""
-
-    z_BCHW: Tensor
-    codes_BHW: Tensor
-    codebook_loss: Tensor
-    commitment_loss: Tensor
-
-    @property
-    def loss(self) -> Tensor:
-        """VQ-VAE loss (arXiv 1711.00937, eq. 3), the last two terms."""
-        return self.codebook_loss + COMMITMENT_WEIGHT * self.commitment_loss
-
-
 class _VectorQuantizer(nn.Module):
     def __init__(self, num_codes: int, width: int) -> None:
         super().__init__()
@@ -120,19 +103,9 @@ class _VectorQuantizer(nn.Module):
     def lookup(self, codes_BHW: Tensor) -> Tensor:
         return self.embedding(codes_BHW).permute(0, 3, 1, 2)
 
-    def forward(self, z_BCHW: Tensor) -> Quantized:
-        codes_BHW = self.nearest(z_BCHW)
-        nearest_BCHW = self.lookup(codes_BHW)
-        return Quantized(
-            z_BCHW=z_BCHW + (nearest_BCHW - z_BCHW).detach(),
-            codes_BHW=codes_BHW,
-            codebook_loss=F.mse_loss(nearest_BCHW.float(), z_BCHW.detach().float()),
-            commitment_loss=F.mse_loss(z_BCHW.float(), nearest_BCHW.detach().float()),
-        )
-
 
 class VQGAN(nn.Module):
-    """Encoder, codebook, decoder. `quantize(z_BCHW) -> Quantized` is the codebook as a module."""
+    """Encoder, codebook, decoder; read from released files, and not trained (recipes/tokenizer.py)."""
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
@@ -181,13 +154,8 @@ class VQGAN(nn.Module):
             images_B3HW = resize(images_B3HW, self.config.image_size)
         return images_B3HW.clamp(0.0, 1.0)
 
-    def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Training: images in [0, 1] -> reconstruction in [-1, 1] (at `resolution`), codes_BHW, VQ loss."""
-        quantized = self.quantize(self.encode_latent(self.to_pixels_in(images_B3HW)))
-        return self.decode_latent(quantized.z_BCHW), quantized.codes_BHW, quantized.loss
-
     def to_pixels_in(self, images_B3HW: Tensor) -> Tensor:
-        """What the encoder reads and a reconstruction is compared with: resized if asked, in [-1, 1]."""
+        """What the encoder reads: resized if asked, in [-1, 1]."""
         if self.config.image_size is not None:
             images_B3HW = resize(images_B3HW, self.config.resolution).clamp(0.0, 1.0)
         return 2.0 * images_B3HW - 1.0
