@@ -1,6 +1,7 @@
 """Data sources: what a folder, a dataset and Scenes say of their images, and splits that never move."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def picture(path: Path, colour: str = "red") -> Path:
     return path
 
 
-def write_rows(folder: Path, *rows: dict[str, object]) -> None:
+def write_rows(folder: Path, *rows: Mapping[str, object]) -> None:
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

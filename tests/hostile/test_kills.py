@@ -24,16 +24,8 @@ FEW = [
 ]
 """Steps, so that the log and the checkpoints never come together but at the end."""
 
-CODEC = [
-    "ch=8",
-    "ch_mult=1,1,2",
-    "resolution=16",
-    "z_channels=4",
-    "n_embed=16",
-    "embed_dim=4",
-    "num_groups=2",
-]
-TOKENIZER = [f"codec.{setting}" for setting in CODEC] + ["num_codes=8"]
+SCENES = ["source.num_images=60"]
+TOKENIZER = ["size=tiny", "num_codes=16", "kept_codes=8", "resolution=16", *SCENES]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +44,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_short_chains(tiny_folder: Path, tmp_path: Path, count: Callable[[int], None]) -> None:
     """Images, and a tokenizer's training."""
     generate = ["generate", tiny_folder, "0", "1", "--num", "3", "--steps", "2", "--batch-size", "2"]
-    train = ["train", "maskgit-scenes-tokenizer", *FEW, *TOKENIZER, "--out", "out"]
+    train = ["train", "tokenizer", "data=scenes:classes", *FEW, *TOKENIZER, "--out", "out"]
     for name, arguments in (("generate", generate), ("train", train)):
         (tmp_path / name).mkdir()
         count(chain(arguments, tmp_path / name, kills=2, seed=1))
@@ -78,16 +70,15 @@ def test_generate(tiny_folder: Path, tiny_scenes: Path, killed: Callable[..., No
 
 @pytest.mark.slow
 def test_train_a_tokenizer(killed: Callable[..., None]) -> None:
-    killed("train", "maskgit-scenes-tokenizer", *FEW, *TOKENIZER, "--out", "out", kills=8)
+    killed("train", "tokenizer", "data=scenes:classes", *FEW, *TOKENIZER, "--out", "out", kills=8)
 
 
 @pytest.mark.slow
 def test_train_a_model(killed: Callable[..., None]) -> None:
     """With its tokenizer before it, and the encoded pictures between."""
-    sizes = ["width=8", "depth=1", "num_heads=2", "mlp_width=8", "codebook_size=8", "grid=4"]
-    first = [f"tokenizer.{setting}" for setting in (*FEW, *TOKENIZER)]
-    then = [f"transformer.{setting}" for setting in sizes]
-    killed("train", "maskgit-scenes", *first, *then, *FEW, "num_pictures=24", "--out", "out", kills=8)
+    first = [f"codec.{setting}" for setting in (*FEW, *TOKENIZER)]
+    then = ["size=tiny", *SCENES, "samples.number=2", "samples.steps=2"]
+    killed("train", "maskgit-scenes", *first, *then, *FEW, "--out", "out", kills=8)
 
 
 @pytest.mark.slow

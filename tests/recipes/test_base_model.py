@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +86,9 @@ def few(products: Path, tokenizers: dict[str, Path]) -> Few:
 def test_a_few_images_become_a_model_that_generates(family: str, few: Few, tmp_path: Path) -> None:
     recipe = few(family)
     trained = swiftmask.load(recipe.run(tmp_path))
-    asked = {"labels": ["mug"]} if recipe.trainable.draws == "class" else {"prompts": ["a blue mug, on red"]}
+    asked: dict[str, Any] = (
+        {"labels": ["mug"]} if recipe.trainable.draws == "class" else {"prompts": ["a blue mug, on red"]}
+    )
     images = trained.generate(**asked, steps=2, output_type="pt").images
     assert isinstance(images, torch.Tensor)
     assert images.shape == (1, 3, SIDE, SIDE)

@@ -265,10 +265,7 @@ class _Run:
         average.eval()
         if len(self.tested_X):
             loss = self._held_out_loss(average)
-            best = _best(folder / "held_out.jsonl", step)
-            with (folder / "held_out.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step, "loss": loss}) + "\n")
-            if loss < best:
+            if loss < _best_before(step, loss, folder / "held_out.jsonl"):
                 self.save(average, folder / "best")
         if self._recipe.samples.number:
             write_bytes(folder / "samples.png", self._sheet(average))
@@ -343,12 +340,16 @@ class _Captions(Sequence[str]):
         return self._all[index]
 
 
-def _best(path: Path, step: int) -> float:
-    """The lowest loss before a step. Later lines are of a run that was cut off, and are made again."""
-    if not path.is_file():
-        return float("inf")
-    lines = [parse_json(line, source=str(path)) for line in path.read_text().splitlines() if line.strip()]
-    return min((float(line["loss"]) for line in lines if line["step"] < step), default=float("inf"))
+def _best_before(step: int, loss: float, path: Path) -> float:
+    """The lowest loss of earlier steps; the file gets a line for this one. Later lines are of a run that was
+    cut off, and are made again.
+    """
+    text = path.read_text() if path.is_file() else ""
+    lines = [parse_json(line, source=str(path)) for line in text.splitlines() if line.strip()]
+    before = [line for line in lines if line["step"] < step]
+    now = [*before, {"step": step, "loss": loss}]
+    write_bytes(path, "".join(json.dumps(line) + "\n" for line in now).encode())
+    return min((float(line["loss"]) for line in before), default=float("inf"))
 
 
 def base_recipe(family: str, training: TrainingConfig, **settings: Any) -> BaseModelRecipe:

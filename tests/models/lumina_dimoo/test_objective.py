@@ -5,7 +5,7 @@ import torch
 
 from swiftmask.models.lumina_dimoo.layout import Layout, Vocabulary
 from swiftmask.models.lumina_dimoo.network import Backbone, BackboneConfig
-from swiftmask.models.lumina_dimoo.objective import BackboneTrainer, MaskedBatch, train_step
+from swiftmask.models.lumina_dimoo.objective import BackboneTrainer, MaskedBatch
 
 WORDS = Vocabulary(
     mask=10,
@@ -65,7 +65,7 @@ def test_it_learns_what_the_prompt_says() -> None:
     for step in range(40):
         kinds = torch.arange(16) % 2
         prompts = [[4] if kind else [3, 5] for kind in kinds.tolist()]
-        loss, metrics = train_step(model, batch(step, prompts, (kinds[:, None] * 4).expand(-1, 6).clone()))
+        loss, metrics = model(batch(step, prompts, (kinds[:, None] * 4).expand(-1, 6).clone()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 
@@ -87,25 +86,6 @@ def test_nearest_code_is_the_nearest() -> None:
     z_BCHW = torch.randn(2, 8, 3, 3) * 0.05
     distance = torch.cdist(z_BCHW.permute(0, 2, 3, 1).reshape(-1, 8), codec.quantize.embedding.weight)
     assert torch.equal(codec.quantize.nearest(z_BCHW).flatten(), distance.argmin(1))
-
-
-def test_training_lowers_the_loss() -> None:
-    torch.manual_seed(0)
-    codec = VQGAN(SMALL)
-    images_B3HW = torch.rand(2, 3, 64, 64)
-    optimizer = torch.optim.Adam(codec.parameters(), lr=2e-3)
-    losses = []
-    reconstruction_B3HW = torch.empty(0)
-    for _ in range(6):
-        reconstruction_B3HW, _, vq_loss = codec(images_B3HW)
-        loss = F.mse_loss(reconstruction_B3HW, codec.to_pixels_in(images_B3HW)) + vq_loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert reconstruction_B3HW.shape == (2, 3, 48, 48)
-    assert all(parameter.grad is not None for parameter in codec.parameters())
-    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_impossible_sizes_are_refused() -> None:

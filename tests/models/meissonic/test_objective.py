@@ -8,7 +8,7 @@ import torch
 
 from swiftmask.core.schedule import meissonic_schedule
 from swiftmask.models.meissonic import Meissonic
-from swiftmask.models.meissonic.objective import MaskedBatch, TransformerTrainer, steps_left_at, train_step
+from swiftmask.models.meissonic.objective import MaskedBatch, TransformerTrainer, steps_left_at
 
 MICRO = [8.0, 8.0, 0.0, 0.0, 6.0]
 
@@ -79,7 +79,7 @@ def test_a_few_steps_learn_and_reach_the_text_encoder(model: Meissonic) -> None:
     optimizer = torch.optim.Adam(trainer.parameters(), lr=2e-3)
     losses = []
     for seed in range(12):
-        loss, _ = train_step(trainer, draw(learner, 8, seed))
+        loss, _ = trainer(draw(learner, 8, seed))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -7,7 +7,7 @@ prompts are padded for real: upstream's padding is attended to.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -81,10 +81,3 @@ class BackboneTrainer(nn.Module):
         loss = (error_BL * batch.masked_BL).sum() / num_masked
         right_BL = (logits_BLV.detach().argmax(-1) == batch.codes_BL) & batch.masked_BL
         return loss, {"accuracy": right_BL.sum() / num_masked}
-
-
-def train_step(
-    model: Callable[..., tuple[Tensor, dict[str, Tensor]]], batch: MaskedBatch
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One batch of masked codes."""
-    return model(batch)

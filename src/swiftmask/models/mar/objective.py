@@ -12,7 +12,6 @@ of a token.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -33,25 +32,18 @@ others."""
 
 
 def shared_mask_rate(batch: int, generator: torch.Generator) -> Tensor:
-    """One rate for all pictures of the batch, as upstream: float32 [B]."""
-    return _mask_rates(1, generator).expand(batch)
-
-
-def own_mask_rates(batch: int, generator: torch.Generator) -> Tensor:
-    """A rate for each picture: float32 [B]."""
-    return _mask_rates(batch, generator)
+    """One rate for all images of the batch, as upstream, by inverting the distribution function of the
+    truncated normal: float32 [B].
+    """
+    least = 0.5 * (1 + math.erf((LOWEST_RATE - 1) / RATE_DEVIATION / math.sqrt(2)))
+    quantile = least + (0.5 - least) * torch.rand(1, generator=generator, dtype=torch.float64)
+    rate = (1 + RATE_DEVIATION * torch.special.ndtri(quantile)).clamp(LOWEST_RATE, 1.0)
+    return rate.float().expand(batch)
 
 
 def all_mask_rates(batch: int, generator: torch.Generator) -> Tensor:
     """A rate for each picture, of any size: MaskGIT's cosine of a uniform number (arXiv 2202.04200)."""
     return torch.cos(0.5 * math.pi * torch.rand(batch, generator=generator))
-
-
-def _mask_rates(count: int, generator: torch.Generator) -> Tensor:
-    """By inverting the distribution function of the truncated normal."""
-    least = 0.5 * (1 + math.erf((LOWEST_RATE - 1) / RATE_DEVIATION / math.sqrt(2)))
-    quantile = least + (0.5 - least) * torch.rand(count, generator=generator, dtype=torch.float64)
-    return (1 + RATE_DEVIATION * torch.special.ndtri(quantile)).clamp(LOWEST_RATE, 1.0).float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +139,3 @@ class MARTrainer(nn.Module):
         bound = variational_bound(predicted_RXE, clean_XC, noisy_RXC, batch.timesteps_RX).mean()
         guess = F.mse_loss(self.guess(context_XD).float(), clean_XC)
         return mse + bound + self._guess_weight * guess, {"mse": mse, "vb": bound, "guess": guess}
-
-
-def train_step(
-    model: Callable[..., tuple[Tensor, dict[str, Tensor]]], batch: MaskedBatch
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One batch of masked latents."""
-    return model(batch)

@@ -8,7 +8,6 @@ here with a small weight. Left out: label smoothing, which a small model reads a
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -62,10 +61,3 @@ class TransformerTrainer(nn.Module):
         right_BL = (logits_BLK.detach().argmax(-1) == batch.codes_BL) & batch.masked_BL
         metrics = {"masked_loss": masked_loss, "accuracy": right_BL.sum() / num_masked}
         return masked_loss + VISIBLE_WEIGHT * visible_loss, metrics
-
-
-def train_step(
-    model: Callable[..., tuple[Tensor, dict[str, Tensor]]], batch: MaskedBatch
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One batch of masked codes."""
-    return model(batch)

@@ -8,7 +8,6 @@ tenth of them become the empty prompt.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -112,13 +111,6 @@ class TransformerTrainer(nn.Module):
         loss = F.cross_entropy(logits_MK, codes_M)
         accuracy = (logits_MK.detach().argmax(-1) == codes_M).float().mean()
         return loss, {"masked_loss": loss, "accuracy": accuracy}
-
-
-def train_step(
-    model: Callable[..., tuple[Tensor, dict[str, Tensor]]], batch: MaskedBatch
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One batch of masked pictures."""
-    return model(batch)
 
 
 def _masked(moment_B: Tensor, num_tokens: int, generator: torch.Generator) -> Tensor:
