@@ -46,7 +46,7 @@ ones are MAR's own."""
 
 def train(name: str, chosen: argparse.Namespace) -> Path:
     """The student of one variant, trained or continued."""
-    settings = [f"training.num_steps={chosen.updates}", f"teacher={chosen.teacher}", f"latents={chosen.out}"]
+    settings = [f"training.num_steps={chosen.updates}", f"model={chosen.teacher}", f"latents={chosen.out}"]
     recipe = override(mar_scenes_marval.recipe(), [*settings, *START, *chosen.set, *VARIANTS[name]])
     return recipe.run(chosen.out / name)
 

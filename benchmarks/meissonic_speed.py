@@ -233,7 +233,7 @@ def measure(chosen: argparse.Namespace) -> Report:
         tuning=TuningConfig(method=chosen.method, targets=TARGETS[chosen.method]),
         num_generations=2,
         generation_batch_size=2,
-        step_policy=f"fixed:{chosen.steps}",
+        step_counts=(chosen.steps,),
         activations=chosen.activations,
     )
     schedule = model.schedule(chosen.steps, num_masked=model.spec.num_tokens, options=config.sampling)

@@ -1,7 +1,7 @@
 """The ablations of Speed-RL (arXiv 2512.01094, figures 3 to 5) on Scenes: curves over rounds, PNG and JSON.
 
     python benchmarks/speed_rl_ablations.py --rounds 24 --set training.learning_rate=4e-4 \\
-        prompt_file=benchmarks/failing_captions.txt
+        prompts=benchmarks/failing_captions.txt
 
 Over all captions a hundred rounds say nothing yet (docs/log.md); over four that the base fails at, two
 dozen do.
@@ -26,18 +26,17 @@ from typing import Any
 from swiftmask.cli import measure
 from swiftmask.cli.overrides import override
 from swiftmask.core.writing import write_text
-from swiftmask.recipes.speed_rl_scenes import STEPS, SceneSpeedRLRecipe, few_steps
+from swiftmask.recipes.speed_rl import SpeedRLRecipe
 from swiftmask.registry import recipe_module
 
-ONE_NUMBER = (f"speed_rl.step_policy=fixed:{STEPS}", "speed_rl.speed.weight=0")
+STEPS = 5
+"""Decode steps that are wanted: a third of 16."""
+
+ONE_NUMBER = (f"speed_rl.step_counts={STEPS}", "speed_rl.speed_weight=0")
 """Of all variants that do not say otherwise: as many steps for every picture, and so no speed reward."""
 
-_FEW_STEPS = few_steps(targets="")
-SEVERAL_NUMBERS = (f"speed_rl.step_policy={_FEW_STEPS.step_policy}",)
-SPEED_REWARD = tuple(
-    f"speed_rl.speed.{key}={getattr(_FEW_STEPS.speed, key)}"
-    for key in ("weight", "fastest", "reference", "slowest")
-)
+SEVERAL_NUMBERS = (f"speed_rl.step_counts={STEPS - 1},{STEPS},{STEPS + 1}",)
+SPEED_REWARD = ("speed_rl.speed_weight=0.1",)
 """The paper's, which pictures of one number of steps would leave without effect."""
 
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -82,10 +81,10 @@ class Curve:
         return fmean(self.values[-max(1, round(share * len(self.values))) :])
 
 
-def configured(name: str, seed: int, chosen: argparse.Namespace) -> SceneSpeedRLRecipe:
+def configured(name: str, seed: int, chosen: argparse.Namespace) -> SpeedRLRecipe:
     """The recipe of one training."""
-    recipe: SceneSpeedRLRecipe = recipe_module(chosen.recipe).recipe()
-    base = [] if chosen.base is None else [f"base={chosen.base}"]
+    recipe: SpeedRLRecipe = recipe_module(chosen.recipe).recipe()
+    base = [] if chosen.base is None else [f"model={chosen.base}"]
     recipe = override(recipe, [*base, "sheets.every=0", *ONE_NUMBER, *chosen.set, *VARIANTS[name]])
     speed_rl = replace(recipe.speed_rl, seed=seed)
     training = replace(

@@ -23,11 +23,11 @@ from swiftmask.cli import measure
 from swiftmask.cli.overrides import override
 from swiftmask.cli.progress import counting
 from swiftmask.core.writing import write_text
-from swiftmask.methods.speed_rl import Rounds, SpeedRLTrainer
+from swiftmask.methods.speed_rl import Prompts, Rounds, SpeedRLTrainer
 from swiftmask.methods.speed_rl.policy import trained_parameters
 from swiftmask.methods.speed_rl.training import Lesson
-from swiftmask.recipes.speed_rl_scenes import SCORINGS, STEPS, SceneSpeedRLRecipe
-from swiftmask.registry import describe, generator_class, recipe_module
+from swiftmask.recipes.speed_rl import SpeedRLRecipe
+from swiftmask.registry import recipe_module
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +48,19 @@ class Agreement:
     error: float
 
 
-def gradients(recipe: SceneSpeedRLRecipe, num_rounds: int) -> tuple[Tensor, list[int]]:
+def gradients(recipe: SpeedRLRecipe, num_rounds: int) -> tuple[Tensor, list[int]]:
     """Of every round and step, [R, S, P], and how many tokens each step decides."""
-    base: Any = generator_class(describe(Path(recipe.base)).family).from_pretrained(recipe.base)
-    trainer = SpeedRLTrainer(base, recipe.speed_rl)
-    judges = recipe.readers.judges(SCORINGS[base.spec.draws])
-    rounds = Rounds(trainer, recipe.prompts(base.spec.draws), judges, recipe.training)
+    start = recipe.start()
+    base: Any = start.read().model
+    steps, config = recipe.planned(base)
+    trainer = SpeedRLTrainer(base, config)
+    prompts = Prompts(start.conditions(base).listed(recipe.num_captions))
+    rounds = Rounds(trainer, prompts, recipe.scorers(base, prompts, *recipe.entries()), recipe.training)
     found = []
     with counting("rounds", num_rounds, unit="rounds") as advance:
         for number in range(num_rounds):
             lessons = rounds.batch(number, 0, 1).lessons
-            found.append(torch.stack([_gradient(trainer, lessons, step) for step in range(STEPS)]))
+            found.append(torch.stack([_gradient(trainer, lessons, step) for step in range(steps)]))
             advance(1, str(number))
     schedule = lessons[0].replay.schedule
     return torch.stack(found), [step.num_masked_before - step.num_masked_after for step in schedule]
@@ -131,7 +133,7 @@ def main() -> None:
     chosen = parser.parse_args()
     recipe = override(recipe_module(chosen.recipe).recipe(), chosen.set)
     # The filter has seen nothing before the first round, and nothing is held to a reference here.
-    recipe = override(recipe, ["speed_rl.filter.percentile=0", f"speed_rl.step_policy=fixed:{STEPS}"])
+    recipe = override(recipe, ["speed_rl.filter.percentile=0", f"speed_rl.step_counts={recipe.steps}"])
     rows = agreements(*gradients(recipe, chosen.rounds))
     origin = measure.origin(chosen.recipe, " ".join(["python", *sys.argv]))
     content = {**asdict(origin), "rounds": chosen.rounds, "rows": [asdict(row) for row in rows]}

@@ -322,7 +322,7 @@ def _tuned(pipeline: Pipeline, source: str | Path, full_steps: int | Sequence[in
         raise ValueError("give speed_rl first, then the shortcut or caching that runs on its model")
     bundled = str(source) in bundled_names()
     folder = bundled_folder(str(source)) if bundled else find_method(source, "Speed-RL result")
-    if (folder / "policy").is_dir():  # what a run left: see recipes/speed_rl_scenes.py
+    if (folder / "policy").is_dir():  # what a run left: see recipes/speed_rl.py
         folder = folder / "policy"
     model, config = _read_tuned(pipeline, folder), read_config(folder)  # checked with it
     _compile_like(pipeline, model)

@@ -229,12 +229,18 @@ def test_student_of_another_teacher(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["mar-scenes-marval", "teacher=nowhere"], "no teacher in nowhere: train it"),
-        (["mar-scenes-marval-rl", "teacher=nowhere"], "no teacher in nowhere: train it"),
-        (["marval-imagenet"], "teacher is not set"),
-        (["marval-imagenet", "teacher=nowhere.pth", "latents.codec=kl16.ckpt"], "no such weights file"),
-        (["marval-imagenet", "teacher=broken.pth", "latents.codec=kl16.ckpt"], "broken.pth is truncated"),
-        (["image-latents", "codec=vqgan.ckpt", "images=."], "is not the KL autoencoder of MAR"),
+        (["mar-scenes-marval", "model=./nowhere"], "no such model file or folder: ./nowhere"),
+        (["mar-scenes-marval-rl", "model=./nowhere"], "no such model file or folder: ./nowhere"),
+        (["marval-imagenet", "data=scenes:classes"], "model is not set"),
+        (
+            ["marval-imagenet", "data=scenes:classes", "model=nowhere.pth"],
+            "no such model file or folder: nowhere.pth",
+        ),
+        (
+            ["marval-imagenet", "data=scenes:classes", "model=broken.pth", "codec=kl16.ckpt"],
+            "broken.pth is truncated",
+        ),
+        (["marval-imagenet"], "data is not set"),
     ],
 )
 def test_wrong_files_for_a_recipe(
@@ -267,15 +273,13 @@ def test_unreadable_image_and_missing_reward(
     for label in range(48):
         (tmp_path / "images" / f"{label:02d}").mkdir(parents=True)
         (tmp_path / "images" / f"{label:02d}" / "a.png").write_bytes(b"no picture")
-    cache = ("train", "marval-imagenet", f"teacher={tiny_mar_scenes}", f"latents.images={tmp_path}/images")
+    cache = ("train", "marval-imagenet", f"model={tiny_mar_scenes}", f"data={tmp_path}/images")
     said = failed_last(capsys, *cache, "--out", tmp_path / "cache")
-    assert f"cannot read image {tmp_path / 'images' / '00' / 'a.png'}" in said
+    assert "a.png" in said
     assert "max_unreadable=" in said
-    tune = ("train", "mar-scenes-marval-rl", f"teacher={tiny_mar_scenes}", "reward=nowhere")
-    said = failed_last(
-        capsys, *tune, f"student={tiny_mar_scenes}-marval", "num_pictures=8", "--out", tmp_path / "tune"
-    )
-    assert "nowhere/config.json: a reader is a folder" in said
+    tune = ("train", "mar-scenes-marval-rl", f"model={tiny_mar_scenes}", "reward=scenes-reward=./nowhere")
+    said = failed_last(capsys, *tune, f"student={tiny_mar_scenes}-marval", "--out", tmp_path / "tune")
+    assert "no weights of scenes-reward at ./nowhere" in said
 
 
 def test_disk_full(

@@ -142,7 +142,7 @@ def test_wrong_annealing(text: str) -> None:
 def test_ablations_write_one_table(
     tiny_mar_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["training.batch_size=4", "training.log_every=1", "num_pictures=24"]
+    small = ["training.batch_size=4", "training.log_every=1", "source.num_images=24"]
     arguments = ["--teacher", tiny_mar_scenes, "--variants", "start", "head-only", "--updates", 2]
     arguments += ["--steps", 1, "--pictures", 4, "--seeds", 1, "--out", tmp_path, "--set", *small]
     monkeypatch.setattr(sys, "argv", ["marval_ablations.py", *map(str, arguments)])
@@ -160,7 +160,7 @@ def test_ablations_write_one_table(
     assert teacher.startswith("| teacher |  | ")
     assert f"| head-only | `part=head` | {second['score']['mean']:.3f} ± 0.000 |" in head_only
     assert start.startswith("| start |  | ")
-    assert len(list(tmp_path.rglob("pictures_*.safetensors"))) == 1, "one cache for all variants"
+    assert len(list(tmp_path.rglob("rows-*.safetensors"))) == 1, "one cache for all variants"
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "teacher",
         "start",

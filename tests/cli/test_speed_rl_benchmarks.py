@@ -49,7 +49,7 @@ def base(tmp_path: Path) -> Path:
 def test_curves_of_every_variant_and_seed(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["speed_rl.step_policy=fixed:2", "speed_rl.num_generations=2", "speed_rl.generation_batch_size=4"]
+    small = ["speed_rl.step_counts=2", "speed_rl.num_generations=2", "speed_rl.generation_batch_size=4"]
     arguments = ["--recipe", "maskgit-scenes-speed-rl", "--base", base, "--rounds", 2, "--out", tmp_path]
     arguments += ["--variants", "baseline", "sequence-likelihood", "--seeds", 0, 1]
     monkeypatch.setattr(sys, "argv", ["speed_rl_ablations.py", *map(str, arguments), "--set", *small])
@@ -87,8 +87,8 @@ def test_every_ablation_changes_the_recipe_in_its_own_way() -> None:
         name: override(recipe, [*module.ONE_NUMBER, *own]).speed_rl for name, own in module.VARIANTS.items()
     }
     assert changed["baseline"] == recipe.speed_rl
-    assert changed["speed-reward"].step_policy == "stratified:4,5,6"
-    assert [name for name, speed_rl in changed.items() if speed_rl.speed.weight > 0] == ["speed-reward"]
+    assert changed["speed-reward"].step_counts == (4, 5, 6)
+    assert [name for name, speed_rl in changed.items() if speed_rl.speed_weight > 0] == ["speed-reward"]
     assert len({repr(speed_rl) for speed_rl in changed.values()}) == len(module.VARIANTS)
     assert {name for names in module.QUESTIONS.values() for name in names} == set(module.VARIANTS)
     assert (recipe.speed_rl.kl_estimator, recipe.speed_rl.filter.percentile) == ("ce", 25.0)
@@ -136,15 +136,15 @@ def test_how_much_rounds_agree() -> None:
 
 
 def test_the_noise_of_every_step(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = [f"base={base}"]
+    small = [f"model={base}"]
     arguments = ["--recipe", "maskgit-scenes-speed-rl", "--rounds", "3", "--json", str(tmp_path / "n.json")]
     monkeypatch.setattr(sys, "argv", ["speed_rl_noise.py", *arguments, "--set", *small])
     module = script("speed_rl_noise")
     with pytest.raises(ValueError, match="rewards of every group are equal"):
         module.main()  # an untrained model satisfies nobody
-    monkeypatch.setitem(
-        module.SCORINGS, "class", lambda reader: lambda images, labels: images.mean((1, 2, 3))
-    )
+    (tmp_path / "bright.py").write_text("def score(images, prompts):\n    return images.mean((1, 2, 3))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "reward=bright:score"])
     module.main()
     rows = {row["tokens"]: row for row in json.loads((tmp_path / "n.json").read_text())["rows"]}
     steps = [rows[f"step {step} of 5"] for step in range(1, 6)]

@@ -21,9 +21,10 @@ from swiftmask.api import accelerate, load
 from swiftmask.core.files import write_folder
 from swiftmask.core.settings import read_json
 from swiftmask.data.emoji.build import read_records
-from swiftmask.data.images import CachedLatents, ImageFolder, cache_latents
+from swiftmask.data.encoded import encoded_images
 from swiftmask.data.images.decode import read_picture
 from swiftmask.data.prompts import read_prompts
+from swiftmask.data.sources.folder import FolderSource
 from swiftmask.evaluate.extractors import Description, Identity, load_extractor
 from swiftmask.evaluate.feature_store import FeatureStore
 from swiftmask.evaluate.presets import read_preset, write_preset
@@ -38,7 +39,6 @@ from swiftmask.methods.speed_rl import TuningConfig, make_policy, write_policy
 from swiftmask.methods.speed_rl.policy import trained_parameters
 from swiftmask.models.mar.codec import KLCodec, KLConfig
 from swiftmask.models.mar.weights import read_released, read_released_codec
-from swiftmask.recipes.hard_captions import _read as read_rewards
 from swiftmask.recipes.picture_cache import cached
 from swiftmask.registry import describe
 from swiftmask.rewards.aesthetic import WEIGHTS_FILE as AESTHETIC
@@ -210,27 +210,15 @@ def read_features(folder: Path, _: Models) -> object:
     return store.changes(), store.features(), store.log_probabilities()
 
 
-def write_latents(folder: Path, _: Models) -> None:
+def encode_images(folder: Path, _: Models) -> object:
     for place in range(4):
         path = folder / "images" / "ab"[place % 2] / f"{place}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (60 * place, 9, 9)).save(path)
-    cache_latents(ImageFolder.open(folder / "images", 8), moments_of, folder / "cache", encoder="toy")
-
-
-def moments_of(images_B3HW: Tensor) -> Tensor:
-    return images_B3HW[:, :2, ::4, ::4]
-
-
-def read_latents(folder: Path, _: Models) -> object:
-    latents = CachedLatents.open(folder / "cache", scale=1.0)
-    drawn = latents.draw(torch.arange(len(latents)), torch.Generator().manual_seed(0))
-    return drawn, latents.labels_X, latents.class_names
-
-
-def continue_latents(folder: Path, models: Models) -> object:
-    images = ImageFolder.open(folder / "images", 8)
-    return cache_latents(images, moments_of, folder / "cache", encoder="toy")
+        if not path.exists():
+            Image.new("RGB", (8, 8), (60 * place, 9, 9)).save(path)
+    images = FolderSource(folder / "images")
+    found = encoded_images(images, 8, lambda x_B3HW: x_B3HW[:, :2, ::4, ::4], folder / "cache", encoder="toy")
+    return found.items, found.rows(torch.arange(len(found)))
 
 
 def cached_tokens(folder: Path, _: Models) -> object:
@@ -493,12 +481,7 @@ LOADERS = {
         read_features,
         {"features.json": "record", "features-00000000.safetensors": "safetensors"},
     ),
-    "latents": Loader(
-        write_latents,
-        read_latents,
-        {"cache/index.json": "record", "cache/moments.npy": "npy", "cache/images.npy": "npy"},
-    ),
-    "latents to go on with": Loader(write_latents, continue_latents, {"cache/index.json": "record"}),
+    "encoded images": Loader(encode_images, encode_images, {"cache/*/rows-*.safetensors": "safetensors"}),
     "tokens": Loader(cached_tokens, cached_tokens, {"pictures_0000000_4-*.safetensors": "safetensors"}),
     "a training's checkpoint": Loader(
         write_checkpoint, read_checkpoint, {"checkpoint.safetensors": "safetensors"}
@@ -510,11 +493,6 @@ LOADERS = {
     ),
     "records of Emoji": Loader(
         write_metadata, lambda folder, _: read_records(folder), {"metadata.jsonl": "lines"}
-    ),
-    "rewards of captions": Loader(
-        lambda folder, _: (folder / "rewards.jsonl").write_text('{"reward": 1.0}\n{"reward": 0.5}\n'),
-        lambda folder, _: read_rewards(folder / "rewards.jsonl")[2:],
-        {"rewards.jsonl": "skipped lines"},
     ),
     "measurements": Loader(write_measurements, read_measurements, {"measurements.jsonl": "skipped lines"}),
     "tokens of a study": Loader(write_measurements, read_measurements, {"tokens-a-0-2.npy": "again"}),

@@ -83,25 +83,26 @@ def test_train_a_model(killed: Callable[..., None]) -> None:
 
 @pytest.mark.slow
 def test_train_a_shortcut(tiny_scenes: Path, killed: Callable[..., None]) -> None:
-    sizes = ["shortcut.width=32", "shortcut.bottleneck_width=16", "shortcut.num_heads=2"]
     rounds = ["images_per_round=4", "updates_per_round=2", "images_per_update=2", "step_counts=4"]
-    settings = [*sizes, *(f"rounds.{setting}" for setting in rounds), "full_steps=2"]
-    killed("train", "maskgit-scenes-shortcut", f"base={tiny_scenes}", *settings, *FEW, "--out", "out")
+    settings = [*(f"rounds.{setting}" for setting in rounds), "full_steps=2"]
+    killed("train", "maskgit-scenes-shortcut", f"model={tiny_scenes}", *settings, *FEW, "--out", "out")
 
 
 @pytest.mark.slow
 def test_tune_by_speed_rl(tiny_scenes: Path, killed: Callable[..., None]) -> None:
     settings = [
         f"speed_rl.{setting}"
-        for setting in ("num_generations=2", "generation_batch_size=4", "step_policy=stratified:4,6")
+        for setting in ("num_generations=2", "generation_batch_size=4", "step_counts=4,6")
     ]
     settings += ["sheets.every=3", "sheets.steps=2,4", "sheets.num_prompts=2"]
-    killed("train", "maskgit-scenes-speed-rl", f"base={tiny_scenes}", *settings, *FEW, "--out", "out")
+    killed("train", "maskgit-scenes-speed-rl", f"model={tiny_scenes}", *settings, *FEW, "--out", "out")
 
 
 @pytest.mark.slow
 def test_distil_a_student(tiny_mar_scenes: Path, killed: Callable[..., None]) -> None:
-    killed("train", "mar-scenes-marval", f"teacher={tiny_mar_scenes}", "num_pictures=8", *FEW, "--out", "out")
+    killed(
+        "train", "mar-scenes-marval", f"model={tiny_mar_scenes}", "source.num_images=8", *FEW, "--out", "out"
+    )
 
 
 @pytest.mark.slow
@@ -109,8 +110,8 @@ def test_reward_a_student(tiny_mar_scenes: Path, killed: Callable[..., None]) ->
     student = f"student={tiny_mar_scenes}-marval"
     tuning = ["tuning.num_steps=3", "tuning.grad_iterations=2", "tuning.images_per_update=2"]
     killed(
-        "train", "mar-scenes-marval-rl", f"teacher={tiny_mar_scenes}", student, *tuning, *FEW,
-        "num_pictures=8", "--out", "out",
+        "train", "mar-scenes-marval-rl", f"model={tiny_mar_scenes}", student, *tuning, *FEW,
+        "source.num_images=8", "--out", "out",
     )  # fmt: skip
 
 
@@ -119,9 +120,9 @@ def test_cache_latents_of_images(
     pictures: dict[str, Path], golden_mar, tmp_path: Path, killed: Callable[..., None]
 ) -> None:
     golden_mar.save_pretrained(tmp_path / "teacher", provenance={})
-    data = [f"latents.images={pictures['ours']}", "latents.batch_size=20"]
+    data = [f"data={pictures['ours']}"]
     killed(
-        "train", "marval-imagenet", f"teacher={tmp_path / 'teacher'}", *data, *FEW, "training.accumulate=1",
+        "train", "marval-imagenet", f"model={tmp_path / 'teacher'}", *data, *FEW, "training.accumulate=1",
         "part=head", "--out", "out", kills=8,
     )  # fmt: skip
 

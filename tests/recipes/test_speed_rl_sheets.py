@@ -13,14 +13,14 @@ from PIL import Image
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.methods.speed_rl import Prompts, SpeedRLConfig, SpeedRLTrainer, TuningConfig
 from swiftmask.models.maskgit import MaskGIT
-from swiftmask.recipes.speed_rl_scenes import first_guesses
+from swiftmask.recipes.speed_rl import first_guesses
 from swiftmask.recipes.speed_rl_sheets import SheetConfig, Sheets, Trackers, show
 
 CONFIG = SpeedRLConfig(
     tuning=TuningConfig(method="full", targets=r"transformer\.bias"),
     num_generations=2,
     generation_batch_size=2,
-    step_policy="fixed:2",
+    step_counts=(2,),
 )
 
 

@@ -27,6 +27,8 @@ SMALLER: dict[str, object] = {
     "accumulate": 1,
     "num_pictures": 8,
     "num_captions": 8,
+    "num_images": 8,
+    "judged": 4,
     "images_per_round": 4,
     "updates_per_round": 1,
     "images_per_update": 2,
@@ -39,6 +41,16 @@ SMALLER: dict[str, object] = {
     "grad_iterations": 1,
 }
 """Settings by their names, wherever a recipe has them."""
+
+_SCENES = {"reward": ("scenes-reward",), "held_out": ("scenes-judge",)}
+ASKED: dict[str, dict[str, Any]] = {
+    "shortcut": {"model": "maskgit-scenes"},
+    "speed-rl": {"model": "maskgit-scenes", **_SCENES},
+    "marval": {"model": "mar-scenes", "data": "scenes:classes"},
+    "marval-rl": {"model": "mar-scenes", "data": "scenes:classes", "student": "mar-scenes-marval", **_SCENES},
+    "marval-imagenet": {"model": "mar-scenes", "data": "scenes:classes"},
+}
+"""What a recipe asks for, by its name."""
 
 
 @pytest.fixture(scope="session")
@@ -74,5 +86,6 @@ def test_a_recipe_runs(
     name: str, gpu: Rehearsal, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scenes_readers.held_out_accuracy, "__defaults__", (8,))
-    smaller(recipe_module(name).recipe(), files).run(tmp_path)
+    recipe = replace(recipe_module(name).recipe(), **ASKED.get(name, {}))
+    smaller(recipe, files).run(tmp_path)
     assert gpu.whole.num_kernels > 0

@@ -24,6 +24,7 @@ from swiftmask.rewards.scenes import (
     scenes_of,
     score,
 )
+from swiftmask.rewards.scenes_likelihood import class_log_likelihood
 from swiftmask.rewards.scenes_networks import GRID, ReaderConfig, ReaderNetwork, Reading
 
 FIRST_SEED = 2**40 + 50_000  # disjoint from training and from the seeds of the recorded accuracies
@@ -99,3 +100,17 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         load_reader(tmp_path)
     with pytest.raises(ValueError, match="network must be 'residual' or 'hybrid', got 'vit'"):
         ReaderNetwork(ReaderConfig(network="vit"))
+
+
+def test_soft_reward_knows_the_right_class_and_has_gradients_where_it_is_wrong() -> None:
+    reward = class_log_likelihood(load_reward())
+    labels_B = torch.tensor([0, 13, 29, 47])
+    images_B3HW = render(class_scenes(labels_B, torch.arange(4))).requires_grad_()
+    right_B = reward(images_B3HW, labels_B.tolist())
+    wrong_B = reward(images_B3HW, ((labels_B + 9) % NUM_CLASSES).tolist())  # another shape and colour
+    assert right_B.shape == (4,)
+    assert right_B.max() <= 0
+    assert right_B.min() > -0.1
+    assert wrong_B.max() < -1
+    (gradient_B3HW,) = torch.autograd.grad(wrong_B.sum(), images_B3HW)
+    assert gradient_B3HW.flatten(1).norm(dim=1).min() > 1e-3

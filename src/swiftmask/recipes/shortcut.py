@@ -90,7 +90,7 @@ class ShortcutRecipe:
             trained.shortcut.eval(),
             base=teacher.spec,
             base_name=base.name,
-            full_steps=min(self.full_steps or max(1, teacher.steps * 3 // 8), max(rounds.step_counts)),
+            full_steps=min(self.full_steps or max(1, base.steps * 3 // 8), max(rounds.step_counts)),
             provenance=provenance(self.name, self.training, **facts),
             dtype=torch.float16,
         )

@@ -32,6 +32,8 @@ _ENTRY = re.compile(
     r"(?P<body>https?://[^/:]+(?::\d+)?(?:/[^:]*)?|.+?)(?::(?P<weight>\d*\.?\d+(?:[eE][+-]?\d+)?))?"
 )
 
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
 PROMPT_TEMPLATE = "a high-quality and harmonious picture of {name}"
 """How a class is put to a reward that reads prompts (MARVAL, arXiv 2511.15190)."""
 
@@ -67,6 +69,14 @@ class Entry:
         return cls(name, path, weight)
 
 
+def require_weights(entry: Entry) -> None:
+    """Errors: ValueError or FileNotFoundError for weights that are not given or not there. Reads nothing."""
+    if entry.name in ("hps", "aesthetic"):
+        _required(entry.path, entry.name)
+    if entry.path and not Path(entry.path).expanduser().exists() and not _REPO_ID.fullmatch(entry.path):
+        raise FileNotFoundError(f"no weights of {entry.name} at {entry.path}")
+
+
 def load(
     entry: Entry,
     *,
@@ -89,7 +99,7 @@ def load(
         return _CLIP_REWARDS[entry.name](entry.path, clip or _clip_beside(entry.path), dtype)
     if clip is not None:
         raise ValueError(f"{entry.name} goes with no CLIP: {', '.join(_CLIP_REWARDS)} do")
-    if entry.name in _READERS:
+    if entry.name in READERS:
         from swiftmask.rewards.scenes import caption_reward
 
         return caption_reward(_reader(entry, device))
@@ -114,7 +124,7 @@ def load_for_classes(
 
     Errors: as `load`; ValueError for a reward that reads prompts where classes have no names.
     """
-    if entry.name in _READERS:
+    if entry.name in READERS:
         from swiftmask.rewards.scenes import class_reward
 
         _require_scenes(entry, class_names)
@@ -133,7 +143,7 @@ def load_differentiable(
     entry: Entry, class_names: Sequence[str], *, device: torch.device | str = "cpu"
 ) -> Reward:
     """The same, differentiable in the images. Errors: ValueError for a reward that has no gradient."""
-    if entry.name in _READERS:
+    if entry.name in READERS:
         from swiftmask.rewards.scenes_likelihood import class_log_likelihood
 
         _require_scenes(entry, class_names)
@@ -221,7 +231,8 @@ _CLIP_REWARDS: Mapping[str, Callable[[str, str | None, torch.dtype], Reward]] = 
     "clip": _clip_score,
     "aesthetic": _aesthetic,
 }
-_READERS = ("scenes-reward", "scenes-judge")
+READERS = ("scenes-reward", "scenes-judge")
+"""Of Scenes."""
 
-NAMES = (*_CLIP_REWARDS, *_READERS)
+NAMES = (*_CLIP_REWARDS, *READERS)
 """Beside URLs and MODULE:FUNCTION."""

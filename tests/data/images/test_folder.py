@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from swiftmask.data.images import ImageFolder, centre_crop, mirrored_at_random
+from swiftmask.data.images import ImageFolder, centre_crop
 
 BOX, BICUBIC = Image.Resampling.BOX, Image.Resampling.BICUBIC
 
@@ -72,18 +72,6 @@ def test_pictures_are_cropped_colours_in_unit_range(tmp_path: Path) -> None:
     expected = torch.from_numpy(np.array(noise(21, 16).crop((2, 0, 18, 16)))).permute(2, 0, 1) / 255
     assert torch.equal(images_B3HW[1], expected)
     assert torch.equal(images_B3HW[2, 0], images_B3HW[2, 2])
-
-
-def test_mirroring_is_a_fair_coin_of_the_generator() -> None:
-    images_B3HW = torch.rand(400, 3, 2, 3)
-    mirrored_B3HW, again_B3HW = (
-        mirrored_at_random(images_B3HW, torch.Generator().manual_seed(1)) for _ in range(2)
-    )
-    assert torch.equal(mirrored_B3HW, again_B3HW)
-    same_B = (mirrored_B3HW == images_B3HW).flatten(1).all(1)
-    flipped_B = (mirrored_B3HW == images_B3HW.flip(-1)).flatten(1).all(1)
-    assert (same_B ^ flipped_B).all()
-    assert 150 < int(flipped_B.sum()) < 250
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

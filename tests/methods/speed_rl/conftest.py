@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from swiftmask.core.protocol import SamplingOptions
-from swiftmask.methods.speed_rl import Judge, Judges, SpeedConfig, SpeedRLConfig, TuningConfig
+from swiftmask.methods.speed_rl import Judge, Reward, Scorers, SpeedRLConfig, TuningConfig
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
@@ -71,8 +71,8 @@ def brightness(images_B3HW: Tensor, prompts: Sequence[int]) -> Tensor:
 
 
 @pytest.fixture
-def judges() -> Judges:
-    return Judges([Judge("even", share_of_even_codes), Judge("brightness", brightness, weight=0.0)])
+def scorers() -> Scorers:
+    return Scorers([Reward("even", share_of_even_codes)], [Judge("brightness", brightness)])
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def make_config(make_tuning) -> Callable[..., SpeedRLConfig]:
         settings = {
             "num_generations": 4,
             "generation_batch_size": 8,
-            "step_policy": "stratified:2,4",
-            "speed": SpeedConfig(weight=0.0),
+            "step_counts": (2, 4),
+            "speed_weight": 0.0,
             "activations": "kept",
             "tuning": make_tuning(method),
         }

@@ -11,10 +11,10 @@ from conftest import brightness, toy_model
 
 from swiftmask.methods.speed_rl import (
     Judge,
-    Judges,
     Prompts,
+    Reward,
     Rounds,
-    SpeedConfig,
+    Scorers,
     SpeedRLConfig,
     SpeedRLTrainer,
     TuningConfig,
@@ -37,15 +37,15 @@ def main(folder: Path) -> None:
         num_generations=4,
         generation_batch_size=16,
         num_iterations=2,
-        step_policy="stratified:2,4",
-        speed=SpeedConfig(weight=0.0),
+        step_counts=(2, 4),
+        speed_weight=0.0,
     )
     training = TrainingConfig(
         num_steps=4, batch_size=16, warmup_steps=1, save_every=4, log_every=1, precision="no"
     )
-    judges = Judges([Judge("dark", share_of_dark_pixels), Judge("brightness", brightness, weight=0.0)])
+    scorers = Scorers([Reward("dark", share_of_dark_pixels)], [Judge("brightness", brightness)])
     trainer = SpeedRLTrainer(toy_model(), config)
-    rounds = Rounds(trainer, Prompts([0, 1, 2]), judges, training)
+    rounds = Rounds(trainer, Prompts([0, 1, 2]), scorers, training)
     train(trainer, rounds.batch, train_step, training, folder, name="toy")
 
 

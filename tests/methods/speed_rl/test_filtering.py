@@ -15,8 +15,8 @@ def spread(*widths: float) -> torch.Tensor:
 WIDTHS = [0.1 * (1 + i) for i in range(8)]
 
 
-def make(by: str = "group_std", **settings) -> Filter:
-    return Filter(FilterConfig(by=by, window=8, active_after=8, **settings), 4)
+def make(**settings) -> Filter:
+    return Filter(FilterConfig(window=8, active_after=8, **settings), 4)
 
 
 def test_nothing_is_dropped_until_enough_was_seen():
@@ -29,20 +29,10 @@ def test_nothing_is_dropped_until_enough_was_seen():
     assert second.kept_PK.all()  # the narrow half was in the first round
 
 
-@pytest.mark.parametrize(
-    ("by", "kept"),
-    [("group_std", [False, False, *[True] * 6]), ("group_std_high", [*[True] * 6, False, False])],
-)
-def test_groups_fall_by_their_spread(by, kept):
-    found = make(by, percentile=25)(spread(*WIDTHS))
-    assert found.kept_PK[:, 0].tolist() == kept
+def test_groups_fall_by_their_spread():
+    found = make(percentile=25)(spread(*WIDTHS))
+    assert found.kept_PK[:, 0].tolist() == [False, False, *[True] * 6]
     assert (found.kept_PK == found.kept_PK[:, :1]).all()
-
-
-def test_single_pictures_fall_by_their_quality():
-    quality_PK = torch.linspace(0, 1, 32).view(8, 4)
-    found = make("sample_quality", percentile=25)(quality_PK)
-    assert torch.equal(found.kept_PK, quality_PK >= quality_PK.flatten()[8])
 
 
 def test_groups_of_equal_rewards_are_always_dropped():
@@ -74,7 +64,6 @@ def test_a_restored_filter_goes_on_as_the_old_one():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"by": "luck"}, "filter.by must be one of group_std, group_std_high, sample_quality, got 'luck'"),
         ({"percentile": 100}, "percentile must be a number of at least 0 and below 100, got 100"),
         ({"active_after": 300}, "filter.active_after must be at most filter.window, got 300 and 256"),
     ],

@@ -6,9 +6,7 @@ from torch import Tensor
 
 from swiftmask.methods.speed_rl.objective import (
     KL_ESTIMATORS,
-    before_last_step,
     clipped_surrogate,
-    every_token,
     full_reverse,
     k3,
     per_sequence,
@@ -92,12 +90,6 @@ def test_levels_average_over_token_step_and_picture():
     torch.testing.assert_close(per_step(LOG_RATIO_BL, DECIDED_AT_BL), by_step_BL)
     by_picture_BL = torch.tensor([[0.2] * 4, [0.1] * 4])
     torch.testing.assert_close(per_sequence(LOG_RATIO_BL, DECIDED_AT_BL), by_picture_BL)
-
-
-def test_credit_is_for_all_or_for_what_something_was_built_on():
-    assert every_token(DECIDED_AT_BL).all()
-    built_on_BL = torch.tensor([[True, False, False, False], [False, True, False, True]])
-    assert torch.equal(before_last_step(DECIDED_AT_BL), built_on_BL)
 
 
 @pytest.mark.parametrize("level", [per_token, per_step, per_sequence])

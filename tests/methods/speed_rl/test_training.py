@@ -1,16 +1,17 @@
 """Rounds and updates of Speed-RL on a toy policy: ratio one, exact resume, shares that add up, learning."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from swiftmask.methods.speed_rl import FilterConfig, Prompts, Rounds, SpeedConfig, SpeedRLTrainer, train_step
+from swiftmask.methods.speed_rl import FilterConfig, Prompts, Rounds, SpeedRLTrainer, train_step
 from swiftmask.methods.speed_rl.policy import trained_parameters
 from swiftmask.methods.speed_rl.round_metrics import diversity
-from swiftmask.methods.speed_rl.rounds import prompt_indices, share
+from swiftmask.methods.speed_rl.rounds import prompt_indices, share, step_counts
 from swiftmask.training.loop import Progress, train
 
 PROMPTS = Prompts([0, 1, 2])
@@ -18,10 +19,10 @@ NO_FILTER = FilterConfig(percentile=0)
 
 
 @pytest.fixture
-def start(transparent, judges) -> Callable[..., tuple[SpeedRLTrainer, Rounds]]:
+def start(transparent, scorers) -> Callable[..., tuple[SpeedRLTrainer, Rounds]]:
     def make(config, training, **options) -> tuple[SpeedRLTrainer, Rounds]:
         trainer = SpeedRLTrainer(transparent, config)
-        return trainer, Rounds(trainer, PROMPTS, judges, training, **options)
+        return trainer, Rounds(trainer, PROMPTS, scorers, training, **options)
 
     return make
 
@@ -77,26 +78,6 @@ def test_a_second_pass_sees_the_policy_move(start, make_config, make_training):
     assert ratios[1] > 1.01
 
 
-@pytest.mark.parametrize("level", ["token", "step", "sequence"])
-def test_of_pictures_drawn_in_one_step_nothing_is_learned_without_credit_for_the_last(
-    start, make_config, make_training, level
-):
-    def moved(credit: str, steps: int) -> bool:
-        config = make_config(
-            credit=credit,
-            importance_sampling_level=level,
-            step_policy=f"fixed:{steps}",
-            kl_estimator="none",
-            filter=NO_FILTER,
-        )
-        trainer, rounds = start(config, make_training(1))
-        return any(g.any() for g in gradients(trainer, train_step(trainer, rounds.batch(0, 0, 1))[0]))
-
-    assert not moved("before_last_step", 1)
-    assert moved("every_token", 1)
-    assert moved("before_last_step", 2)
-
-
 @pytest.mark.parametrize("settings", [{"beta": 0.0}, {"kl_estimator": "none"}])
 def test_without_a_divergence_no_reference_runs(start, make_config, make_training, settings):
     trainer, rounds = start(make_config(filter=NO_FILTER, **settings), make_training(1))
@@ -109,7 +90,7 @@ def test_without_a_divergence_no_reference_runs(start, make_config, make_trainin
 
 
 def test_a_round_is_told_by_its_metrics(start, make_config, make_training):
-    config = make_config(speed=SpeedConfig(fastest=2, reference=3, slowest=4), filter=NO_FILTER)
+    config = make_config(speed_weight=0.1, filter=NO_FILTER)
     trainer, rounds = start(config, make_training(3))
     loss, metrics = train_step(trainer, rounds.batch(0, 0, 1))
     assert {
@@ -185,12 +166,12 @@ def test_every_kept_picture_weighs_the_same_whoever_has_it(start, make_config, m
     torch.testing.assert_close(total_B, expected_B)
 
 
-def test_a_round_without_anything_to_learn_changes_nothing(transparent, judges, make_config, make_training):
+def test_a_round_without_anything_to_learn_changes_nothing(transparent, scorers, make_config, make_training):
     """Every picture is the same, so every group is dropped: a loss of zero, not NaN."""
     with torch.no_grad():
         transparent.transformer.bias[:, 3] = 1e4
-    trainer = SpeedRLTrainer(transparent, make_config(speed=SpeedConfig(fastest=2, reference=3, slowest=4)))
-    loss, metrics = train_step(trainer, Rounds(trainer, PROMPTS, judges, make_training(1)).batch(0, 0, 1))
+    trainer = SpeedRLTrainer(transparent, make_config(speed_weight=0.1))
+    loss, metrics = train_step(trainer, Rounds(trainer, PROMPTS, scorers, make_training(1)).batch(0, 0, 1))
     assert metrics["filter/kept_frac"] == 0
     assert metrics["frac_reward_zero_std"] < 1  # step counts differ, quality does not
     assert loss == 0
@@ -236,7 +217,7 @@ def test_two_processes_learn_what_one_does(start, make_config, make_training, ke
 
     def call(rank: int, gather) -> Tensor:
         trainer = others[rank]
-        shared = Rounds(trainer, PROMPTS, rounds._judges, make_training(4), gather_rows=gather)
+        shared = Rounds(trainer, PROMPTS, rounds._scorers, make_training(4), gather_rows=gather)
         shared.batch(0, rank, 2)
         trainer.round.kept_B.mul_(keep_B)
         lessons = shared.batch(1, rank, 2)
@@ -304,22 +285,17 @@ def test_rewards_rise(start, make_config, make_training, method, rate, tmp_path)
     assert few > 0.7 * many
 
 
-def test_a_policy_that_decides_by_confidence_learns_to_take_fewer_steps(
-    start, make_config, make_training, tmp_path
-):
-    config = make_config(
-        step_policy="threshold:0.4,2,16,8",
-        beta=0.0,
-        multi_objective_aggregation="sum_then_normalize",
-        speed=SpeedConfig(weight=10.0, fastest=1, reference=4, slowest=8),
-        filter=NO_FILTER,
-    )
-    training = make_training(8, learning_rate=1e-2, save_every=8)
-    trainer, rounds = start(config, training)
-    seen: list[Progress] = []
-    train(trainer, rounds.batch, train_step, training, tmp_path, name="toy", on_log=seen.append)
-    steps = [progress.metrics["steps/mean"] for progress in seen]
-    assert sum(steps[-2:]) < 0.8 * sum(steps[:2])
+def test_every_group_holds_every_step_count_equally_often():
+    def counts(choices: tuple[int, ...], number: int = 0) -> list[list[int]]:
+        return step_counts(choices, 50, 8, torch.Generator().manual_seed(number))
+
+    assert counts((16,)) == [[16] * 8] * 50
+    assert all(Counter(group) == {8: 2, 12: 2, 16: 2, 24: 2} for group in counts((8, 12, 16, 24)))
+    left_over = Counter()
+    for group in counts((4, 8, 16)):
+        assert set(Counter(group).values()) == {2, 3}
+        left_over += Counter(group)
+    assert max(left_over.values()) - min(left_over.values()) < 40
 
 
 def test_prompts_come_all_in_turn_in_new_orders():
@@ -344,10 +320,9 @@ def test_pictures_are_shared_evenly():
         ({"generation_batch_size": 10}, r"must be a multiple of num_generations \(4\), got 10"),
         ({"steps_per_generation": 3}, r"must be a multiple of steps_per_generation \(3\), got 8"),
         ({"num_iterations": 0}, "num_iterations must be a whole number between 1 and 1000, got 0"),
-        ({"step_policy": "sometimes"}, "unknown step policy 'sometimes'"),
-        ({"step_policy": "stratified:1,2,3,4,5"}, "a group of 4 cannot hold each of the step counts"),
+        ({"step_counts": (0, 4)}, "step_counts must be values, each|step_counts must be whole numbers"),
+        ({"step_counts": (1, 2, 3, 4, 5)}, r"at most num_generations \(4\) numbers"),
         ({"policy_distribution": "conditional", "kl_distribution": "guided"}, "the null branch is not"),
-        ({"speed": SpeedConfig(form="multiplicative")}, "needs multi_objective_aggregation='sum_then_norm"),
     ],
 )
 def test_impossible_settings_are_refused(make_config, settings, message):
@@ -365,3 +340,8 @@ def test_settings_of_the_loop_must_fit(start, make_config, make_training):
 def test_a_model_that_cannot_score_is_refused(golden_mar, make_config):
     with pytest.raises(ValueError, match="mar has no log_prob; speed_rl needs one"):
         SpeedRLTrainer(golden_mar, make_config())
+
+
+def test_a_config_without_step_counts_is_refused(base, make_config):
+    with pytest.raises(ValueError, match="step_counts must hold at least one"):
+        SpeedRLTrainer(base, make_config(step_counts=()))

@@ -114,10 +114,3 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
-
-
-def mirrored_at_random(images_B3HW: Tensor, generator: torch.Generator) -> Tensor:
-    """Each picture, or with probability 0.5 its mirror image."""
-    mirrored_B = torch.rand(len(images_B3HW), generator=generator) < 0.5
-    mirrored_B111 = mirrored_B.to(images_B3HW.device)[:, None, None, None]
-    return torch.where(mirrored_B111, images_B3HW.flip(-1), images_B3HW)

@@ -67,7 +67,8 @@ class RoundsConfig:
             )
         if weight is None:
             weight = 0.0 if spec.codebook_size is None else 0.5
-        around = {max(2, min(base.steps * eighths // 8, spec.num_tokens)) for eighths in (4, 6, 8, 12, 16)}
+        steps = min(base.steps, spec.num_tokens)
+        around = {max(2, min(steps * eighths // 8, spec.num_tokens)) for eighths in (4, 6, 8, 12, 16)}
         return replace(self, token_weight=weight, step_counts=self.step_counts or tuple(sorted(around)))
 
     def check(self, training: TrainingConfig) -> None:

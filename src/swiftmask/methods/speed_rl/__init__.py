@@ -2,20 +2,19 @@
 
 from swiftmask.methods.speed_rl.config import SpeedRLConfig
 from swiftmask.methods.speed_rl.filtering import FilterConfig
-from swiftmask.methods.speed_rl.judges import Judge, Judges, Prompts
 from swiftmask.methods.speed_rl.policy import TuningConfig, make_policy
-from swiftmask.methods.speed_rl.rewards import SpeedConfig
 from swiftmask.methods.speed_rl.rounds import Rounds
+from swiftmask.methods.speed_rl.scorers import Judge, Prompts, Reward, Scorers
 from swiftmask.methods.speed_rl.training import SpeedRLTrainer, train_step
 from swiftmask.methods.speed_rl.weights import merged, read_policy, write_policy
 
 __all__ = [
     "FilterConfig",
     "Judge",
-    "Judges",
     "Prompts",
+    "Reward",
     "Rounds",
-    "SpeedConfig",
+    "Scorers",
     "SpeedRLConfig",
     "SpeedRLTrainer",
     "TuningConfig",

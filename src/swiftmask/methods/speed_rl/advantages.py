@@ -1,10 +1,9 @@
 """Advantages of the pictures of a prompt over each other: GRPO's, no value network (arXiv 2402.03300).
 
-    A = (reward - baseline) / (std + 1e-4), clipped
+    A = (reward - mean of the group) / (std + 1e-4), clipped
 
 `group` is GRPO's own scaling, `batch` one standard deviation for all prompts, `none` that of Dr. GRPO
-(arXiv 2503.20783). With a baseline per prompt an additive speed term cancels unless the step counts of a
-group differ; with one per prompt and step count it always cancels.
+(arXiv 2503.20783).
 """
 
 from collections.abc import Callable
@@ -15,25 +14,8 @@ from torch import Tensor
 STD_OFFSET = 1e-4
 """Keeps groups of equal rewards at zero; TRL's."""
 
-Baseline = Callable[[Tensor, Tensor], Tensor]
-"""`baseline(rewards_PK, steps_PK) -> expected_PK`."""
-
 Scale = Callable[[Tensor], Tensor]
 """`scale(rewards_PK) -> divisor_P1`."""
-
-
-def of_prompt(rewards_PK: Tensor, steps_PK: Tensor) -> Tensor:
-    """The mean of the group."""
-    return rewards_PK.mean(dim=1, keepdim=True).expand_as(rewards_PK)
-
-
-def of_prompt_and_steps(rewards_PK: Tensor, steps_PK: Tensor) -> Tensor:
-    """The mean of those in the group that took as many steps."""
-    alike_PKK = (steps_PK[:, :, None] == steps_PK[:, None, :]).to(rewards_PK.dtype)
-    return (alike_PKK * rewards_PK[:, None, :]).sum(-1) / alike_PKK.sum(-1)
-
-
-BASELINES: dict[str, Baseline] = {"group": of_prompt, "group_and_steps": of_prompt_and_steps}
 
 
 def by_group(rewards_PK: Tensor) -> Tensor:
@@ -54,13 +36,7 @@ def not_at_all(rewards_PK: Tensor) -> Tensor:
 SCALES: dict[str, Scale] = {"group": by_group, "batch": by_batch, "none": not_at_all}
 
 
-def advantages(
-    rewards_PK: Tensor, steps_PK: Tensor, *, baseline: Baseline, scale: Scale, clip: float
-) -> Tensor:
-    """How much better each picture is than its group: float32 [P, K], within [-clip, clip].
-
-    Args:
-        steps_PK: decode steps each picture took.
-    """
-    centred_PK = rewards_PK - baseline(rewards_PK, steps_PK)
+def advantages(rewards_PK: Tensor, *, scale: Scale, clip: float) -> Tensor:
+    """How much better each image is than its group: float32 [P, K], within [-clip, clip]."""
+    centred_PK = rewards_PK - rewards_PK.mean(dim=1, keepdim=True)
     return (centred_PK / scale(rewards_PK)).clamp(-clip, clip)

@@ -3,22 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import CODE_TEMPERATURE, check, check_fields
-from swiftmask.methods.speed_rl.advantages import BASELINES, SCALES
+from swiftmask.methods.speed_rl.advantages import SCALES
 from swiftmask.methods.speed_rl.filtering import FilterConfig
 from swiftmask.methods.speed_rl.likelihood import ACTIVATIONS, KL_DISTRIBUTIONS, POLICY_DISTRIBUTIONS
 from swiftmask.methods.speed_rl.objective import (
-    CREDITS,
     IMPORTANCE_SAMPLING_LEVELS,
     KL_ESTIMATORS,
     KLEstimator,
 )
 from swiftmask.methods.speed_rl.policy import TuningConfig
-from swiftmask.methods.speed_rl.rewards import AGGREGATIONS, SpeedConfig, speed_reward
-from swiftmask.methods.speed_rl.step_policies import parse_step_policy
+from swiftmask.methods.speed_rl.rewards import AGGREGATIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,19 +31,17 @@ class SpeedRLConfig:
         generation_batch_size: pictures of a round over all processes.
         steps_per_generation: updates that one pass over a round takes.
         num_iterations: passes over a round.
-        step_policy: how many steps each picture takes (step_policies.py).
+        step_counts: decode steps; every group holds each number equally often. None: the recipe chooses.
         sampling: of the decode, over the model's defaults.
         importance_sampling_level: what a likelihood ratio is averaged over: "token", "step" or "sequence".
-        credit: which tokens an advantage teaches: "every_token", or those "before_last_step". The divergence
-            holds all of them.
         policy_distribution: "guided", as sampled from, or "conditional".
         epsilon, epsilon_high: clipping of ratios below 1 - epsilon and above 1 + epsilon_high.
         kl_estimator: "ce", "full", "k3" or "none".
         kl_distribution: "conditional" or "guided".
         beta: weight of the divergence; 0 runs no reference.
-        multi_objective_aggregation: of several judges, "normalize_then_sum" or "sum_then_normalize". The
+        multi_objective_aggregation: of several rewards, "normalize_then_sum" or "sum_then_normalize". The
             default weight of the speed reward is meant for normalised quality.
-        baseline: what a reward is compared with: "group", or "group_and_steps".
+        speed_weight: of the speed reward, which says nothing where there is one step count; 0 turns it off.
         scale_rewards: "group", "batch" or "none".
         adv_clip_max: largest magnitude of an advantage.
         images_per_forward: pictures drawn or scored together.
@@ -61,10 +55,9 @@ class SpeedRLConfig:
     generation_batch_size: int = 64
     steps_per_generation: int = 1
     num_iterations: int = 1
-    step_policy: str = "stratified:8,12,16,24"
+    step_counts: tuple[int, ...] = ()
     sampling: SamplingOptions = SamplingOptions()
     importance_sampling_level: str = "token"
-    credit: str = "every_token"
     policy_distribution: str = "guided"
     epsilon: float = 0.2
     epsilon_high: float = 0.28
@@ -72,8 +65,7 @@ class SpeedRLConfig:
     kl_distribution: str = "conditional"
     beta: float = 0.02
     multi_objective_aggregation: str = "normalize_then_sum"
-    speed: SpeedConfig = SpeedConfig()
-    baseline: str = "group"
+    speed_weight: float = 0.1
     scale_rewards: str = "group"
     adv_clip_max: float = 5.0
     filter: FilterConfig = FilterConfig()
@@ -90,7 +82,6 @@ class SpeedRLConfig:
             check("sampling.temperature", self.sampling.temperature, CODE_TEMPERATURE)
         self._check_sizes()
         self._check_combinations()
-        self._check_step_policy()
 
     def _check_sizes(self) -> None:
         for key in ("num_generations", "steps_per_generation"):
@@ -99,36 +90,17 @@ class SpeedRLConfig:
                     f"generation_batch_size must be a multiple of {key} ({getattr(self, key)}), "
                     f"got {self.generation_batch_size}"
                 )
+        if len(self.step_counts) > self.num_generations:
+            raise ValueError(
+                f"step_counts must be at most num_generations ({self.num_generations}) numbers, got "
+                f"{self.step_counts}: a group holds each of them"
+            )
 
     def _check_combinations(self) -> None:
         if self.kl_distribution == "guided" and self.policy_distribution != "guided":
             raise ValueError(
                 "kl_distribution='guided' needs policy_distribution='guided', "
                 f"got {self.policy_distribution!r}: the null branch is not computed otherwise"
-            )
-        if self.speed.form == "multiplicative" and self.multi_objective_aggregation == "normalize_then_sum":
-            raise ValueError(
-                "a multiplicative speed reward needs multi_objective_aggregation='sum_then_normalize': "
-                "normalised quality is negative for half the images, which few steps would make worse"
-            )
-
-    def _check_step_policy(self) -> None:
-        """That it can be read, fills a group, and that the speed reward tells its step counts apart."""
-        policy = parse_step_policy(self.step_policy)
-        numbers = (0, _LATE)  # of rounds: a curriculum moves
-        counts = {
-            count
-            for number in numbers
-            for (group,) in [policy.counts(number, 1, self.num_generations, torch.Generator().manual_seed(0))]
-            for count in group
-        }
-        if self.speed.weight == 0 or self.speed.form == "multiplicative" or len(counts) == 1:
-            return
-        if speed_reward(torch.tensor(sorted(counts)), self.speed).unique().numel() == 1:
-            raise ValueError(
-                f"the speed reward is the same for all step counts of {self.step_policy!r}: "
-                f"speed.fastest {self.speed.fastest} and speed.slowest {self.speed.slowest} must lie around "
-                "them (or speed.weight=0)"
             )
 
     @property
@@ -146,17 +118,12 @@ class SpeedRLConfig:
         return self.generation_batch_size // self.num_generations
 
 
-_LATE = 10**6
-"""A round by which every curriculum has arrived."""
-
 _TABLES: dict[str, Mapping[str, object]] = {
     "importance_sampling_level": IMPORTANCE_SAMPLING_LEVELS,
-    "credit": CREDITS,
     "policy_distribution": POLICY_DISTRIBUTIONS,
     "kl_estimator": KL_ESTIMATORS,
     "kl_distribution": KL_DISTRIBUTIONS,
     "multi_objective_aggregation": AGGREGATIONS,
-    "baseline": BASELINES,
     "scale_rewards": SCALES,
     "activations": ACTIVATIONS,
 }

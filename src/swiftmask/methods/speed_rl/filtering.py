@@ -2,12 +2,11 @@
 
 Speed-RL (arXiv 2512.01094) filters low-quality samples by a percentile of the reward's standard deviation;
 which way, the published part does not say. A group whose rewards hardly differ carries no ranking, and
-scaling by its standard deviation turns rounding into advantages, so `group_std` drops the lowest; the other
-readings stand beside it. Statistics are those of all processes together, so that all agree; the window is
+scaling by its standard deviation turns rounding into advantages, so the groups with the lowest are dropped.
+Statistics are those of all processes together, so that all agree; the window is
 part of the checkpoint.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,51 +14,22 @@ from torch import Tensor, nn
 
 from swiftmask.core.ranges import check_fields
 
-Statistic = Callable[[Tensor], Tensor]
-"""`statistic(quality_PK) -> values_PK`; pictures with a low value are left out."""
-
-
-def group_std(quality_PK: Tensor) -> Tensor:
-    """Standard deviation of the group: drops groups without a ranking."""
-    return quality_PK.std(dim=1, keepdim=True).expand_as(quality_PK)
-
-
-def group_std_high(quality_PK: Tensor) -> Tensor:
-    """The same with its sign turned: drops groups that spread too much."""
-    return -group_std(quality_PK)
-
-
-def sample_quality(quality_PK: Tensor) -> Tensor:
-    """The reward itself: drops single pictures of low quality."""
-    return quality_PK
-
-
-FILTERS: dict[str, Statistic] = {
-    "group_std": group_std,
-    "group_std_high": group_std_high,
-    "sample_quality": sample_quality,
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterConfig:
     """Settings of the filter.
 
     Attributes:
-        by: a name in `FILTERS`.
         percentile: how many of a hundred are left out; 0 keeps all but groups of equal rewards.
         window: groups whose statistics say where the percentile lies.
         active_after: groups that must have been seen before anything is left out.
     """
 
-    by: str = "group_std"
     percentile: float = 25.0
     window: int = 256
     active_after: int = 64
 
     def __post_init__(self) -> None:
-        if self.by not in FILTERS:
-            raise ValueError(f"filter.by must be one of {', '.join(FILTERS)}, got {self.by!r}")
         check_fields(self)
         if self.active_after > self.window:
             raise ValueError(
@@ -99,7 +69,7 @@ class Filter(nn.Module):
         Args:
             quality_PK: quality rewards of all groups of the round, without the speed reward.
         """
-        values_PK = FILTERS[self._config.by](quality_PK)
+        values_PK = quality_PK.std(dim=1, keepdim=True).expand_as(quality_PK)
         self._remember(values_PK)
         threshold = self._threshold()
         has_ranking_P1 = (quality_PK != quality_PK[:, :1]).any(dim=1, keepdim=True)

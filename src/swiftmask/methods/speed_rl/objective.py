@@ -19,9 +19,6 @@ from torch import Tensor
 LogRatio = Callable[[Tensor, Tensor], Tensor]
 """`level(log_ratio_BL, decided_at_BL) -> log_ratio_BL`: over what a likelihood ratio is averaged."""
 
-Credit = Callable[[Tensor], Tensor]
-"""`credit(decided_at_BL) -> taught_BL`, bool: which tokens an advantage makes more or less likely."""
-
 KLEstimator = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`kl(log_probs_BNV, reference_log_probs_BNV, tokens_BN) -> kl_BN`."""
 
@@ -52,21 +49,6 @@ IMPORTANCE_SAMPLING_LEVELS: dict[str, LogRatio] = {
     "step": per_step,
     "sequence": per_sequence,
 }
-
-
-def every_token(decided_at_BL: Tensor) -> Tensor:
-    """All of them, as GRPO has it."""
-    return torch.ones_like(decided_at_BL, dtype=torch.bool)
-
-
-def before_last_step(decided_at_BL: Tensor) -> Tensor:
-    """Those that something was built on. The last step decides more than any other: of five
-    it makes four fifths of a gradient's square (docs/speed_rl.md), whatever it teaches.
-    """
-    return decided_at_BL < decided_at_BL.amax(dim=1, keepdim=True)
-
-
-CREDITS: dict[str, Credit] = {"every_token": every_token, "before_last_step": before_last_step}
 
 
 def soft_cross_entropy(log_probs_BNV: Tensor, reference_log_probs_BNV: Tensor, tokens_BN: Tensor) -> Tensor:

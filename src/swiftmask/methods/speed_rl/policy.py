@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from swiftmask.core.compiled import Repeating
 from swiftmask.core.protocol import MaskedGenerator, ScoringModel, Spec
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.reading import some
@@ -25,12 +26,13 @@ class TuningConfig:
     Attributes:
         targets: regular expression over whole names: of linear layers that get adapters
             (`transformer\..*\.(to_q|to_k|to_v)`), or of parameters trained as they are (`transformer\..*`).
+            Empty is all of the blocks that repeat.
         method: a name in `TUNINGS`.
         lora_r, lora_alpha: rank of the adapters, and their scale in units of 1 / rank.
         seed: of the adapters' first factor (the second starts at zero, so the policy starts as the base).
     """
 
-    targets: str
+    targets: str = ""
     method: str = "lora"
     lora_r: int = 64
     lora_alpha: int = 128
@@ -75,7 +77,7 @@ def as_module(model: MaskedGenerator) -> nn.Module:
 def _with_adapters(base: MaskedGenerator, tuning: TuningConfig) -> MaskedGenerator:
     """Errors: ValueError if no linear layer is targeted, or without peft."""
     linear = [name for name, layer in as_module(base).named_modules() if isinstance(layer, nn.Linear)]
-    chosen = _targeted(linear, tuning.targets, f"linear layers of {base.spec.name}")
+    chosen = _targeted(base, linear, tuning.targets, "linear layers")
     policy = _sharing_all_but(base, frozenset())
     module = as_module(policy)
     add_adapters(module, chosen, rank=tuning.lora_r, alpha=tuning.lora_alpha, seed=tuning.seed)
@@ -85,7 +87,7 @@ def _with_adapters(base: MaskedGenerator, tuning: TuningConfig) -> MaskedGenerat
 def _with_own_parameters(base: MaskedGenerator, tuning: TuningConfig) -> MaskedGenerator:
     """Errors: ValueError if no parameter is targeted."""
     names = [name for name, _ in as_module(base).named_parameters()]
-    own = frozenset(_targeted(names, tuning.targets, f"parameters of {base.spec.name}"))
+    own = frozenset(_targeted(base, names, tuning.targets, "parameters"))
     policy = _sharing_all_but(base, own)
     for name, parameter in as_module(policy).named_parameters():
         parameter.requires_grad_(name in own)
@@ -104,8 +106,15 @@ def _sharing_all_but(base: MaskedGenerator, own: frozenset[str]) -> MaskedGenera
     return copy.deepcopy(base, {id(tensor): tensor for tensor in (*shared, *module.buffers())})
 
 
-def _targeted(names: list[str], pattern: str, what: str) -> list[str]:
-    chosen = [name for name in names if re.fullmatch(pattern, name)]
+def _targeted(base: MaskedGenerator, names: list[str], pattern: str, what: str) -> list[str]:
+    if pattern:
+        chosen = [name for name in names if re.fullmatch(pattern, name)]
+    else:
+        blocks = base.repeated_blocks().per_step if isinstance(base, Repeating) else ()
+        inside = tuple(f"{name}." for name, module in as_module(base).named_modules() if module in blocks)
+        chosen = [name for name in names if name.startswith(inside)]
     if not chosen:
-        raise ValueError(f"tuning.targets {pattern!r} matches none of the {what}: {some(names)}")
+        raise ValueError(
+            f"tuning.targets {pattern!r} matches none of the {what} of {base.spec.name}: {some(names)}"
+        )
     return chosen

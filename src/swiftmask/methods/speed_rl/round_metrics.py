@@ -1,4 +1,4 @@
-"""What a round says about the policy: rewards by judge and by step count, spread, filter."""
+"""What a round says about the policy: scores by name and by step count, spread, filter."""
 
 from collections.abc import Sequence
 
@@ -17,8 +17,8 @@ def round_metrics(
     """Metrics under TRL's names where it has them.
 
     `reward` is what advantages are made from, `reward_std` its mean spread within a group;
-    `quality_reward` and `reward_by_steps/N` are the weighted sum of the judges in their own units, and
-    `rewards/NAME/...` the judges one by one, those held out as well. `filter/threshold` is missing while the
+    `quality_reward` and `reward_by_steps/N` are the weighted sum of the rewards in their own units, and
+    `rewards/NAME/...` rewards and judges one by one. `filter/threshold` is missing while the
     filter is inactive.
     """
     std_P = rewards.total_PK.std(dim=1)

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from swiftmask.core.protocol import MaskedGenerator
 from swiftmask.core.types import Schedule
-from swiftmask.methods.speed_rl.advantages import BASELINES, SCALES, advantages
-from swiftmask.methods.speed_rl.judges import Judges, Prompts
-from swiftmask.methods.speed_rl.rewards import AGGREGATIONS, combine
+from swiftmask.methods.speed_rl.advantages import SCALES, advantages
+from swiftmask.methods.speed_rl.rewards import AGGREGATIONS, combine, speed_reward
 from swiftmask.methods.speed_rl.rollouts import Replay, Rollouts, replays, roll_out
 from swiftmask.methods.speed_rl.round_metrics import diversity, round_metrics
-from swiftmask.methods.speed_rl.step_policies import parse_step_policy
+from swiftmask.methods.speed_rl.scorers import Prompts, Scorers
 from swiftmask.methods.speed_rl.training import Lesson, SpeedRLBatch, SpeedRLTrainer
 from swiftmask.training.setup import Metrics, TrainingConfig, learning_rate_factor, step_seed
 
@@ -55,7 +54,7 @@ class Rounds:
         self,
         trainer: SpeedRLTrainer,
         prompts: Prompts,
-        judges: Judges,
+        scorers: Scorers,
         training: TrainingConfig,
         *,
         gather_rows: Gather = _gathered,
@@ -63,9 +62,8 @@ class Rounds:
         _check(trainer, training)
         self._trainer = trainer
         self._config = trainer.config
-        self._policy = parse_step_policy(trainer.config.step_policy)
         self._prompts = prompts
-        self._judges = judges
+        self._scorers = scorers
         self._training = training
         self._gather = gather_rows
         self._clock = _Clock()
@@ -98,7 +96,6 @@ class Rounds:
                 prompts.what,
                 [step_seed(self._config.seed, self._first(number) + i, _PICTURE_STREAM) for i in mine],
                 planned,
-                draw=self._policy.draw,
                 plan=self._plan,
                 images_per_forward=self._config.images_per_forward,
             )
@@ -107,11 +104,11 @@ class Rounds:
         scores_BM = self._gather(self._scores(rollouts, prompts))
         held.tokens_BL.copy_(self._gather(rollouts.tokens_BL))
         held.decided_at_BL.copy_(self._gather(rollouts.decided_at_BL))
-        metrics = self._judge(scores_BM)
+        metrics = self._reward(scores_BM)
         self._clock.lap("reward")
         return metrics
 
-    def _judge(self, scores_BM: Tensor) -> Metrics:
+    def _reward(self, scores_BM: Tensor) -> Metrics:
         """Advantages of the whole round, and which of its pictures to learn from."""
         config, held = self._config, self._trainer.round
         groups = (config.num_prompts, config.num_generations)
@@ -119,15 +116,13 @@ class Rounds:
         steps_PK = (held.decided_at_BL.amax(dim=1) + 1).view(groups)
         rewards = combine(
             scores_MPK,
-            self._judges.weights_M.to(scores_BM.device),
-            steps_PK,
+            self._scorers.weights_M.to(scores_BM.device),
+            speed_reward(steps_PK, config.step_counts),
             aggregate=AGGREGATIONS[config.multi_objective_aggregation],
-            speed=config.speed,
+            speed_weight=config.speed_weight,
         )
         advantages_PK = advantages(
             rewards.total_PK,
-            steps_PK,
-            baseline=BASELINES[config.baseline],
             scale=SCALES[config.scale_rewards],
             clip=config.adv_clip_max,
         )
@@ -135,7 +130,7 @@ class Rounds:
         held.advantages_B.copy_(advantages_PK.flatten())
         held.kept_B.copy_(kept.kept_PK.flatten())
         tokens_PKL = held.tokens_BL.unflatten(0, groups)
-        names = self._judges.names
+        names = self._scorers.names
         return round_metrics(names, scores_MPK, rewards=rewards, steps_PK=steps_PK, kept=kept) | {
             "diversity": diversity(tokens_PKL)
         }
@@ -151,12 +146,12 @@ class Rounds:
         self._trainer.round.old_log_prob_BL.copy_(self._gather(log_prob_BL))
 
     def _scores(self, rollouts: Rollouts, prompts: Prompts) -> Tensor:
-        """Of all judges: [B, M]."""
+        """Of all scorers: [B, M]."""
         size, parts = self._config.images_per_forward, []
         for first in range(0, len(prompts.what), size):
             rows = range(first, min(first + size, len(prompts.what)))
             images_B3HW = self._model.to_pixels(rollouts.tokens_BL[rows.start : rows.stop].long()).float()
-            parts.append(self._judges.score(images_B3HW, prompts.at(rows)).T)
+            parts.append(self._scorers.score(images_B3HW, prompts.at(rows)).T)
         return torch.cat(parts).contiguous()
 
     def _lessons(self, number: int, part: int, rank: int, num_ranks: int) -> list[Lesson]:
@@ -184,7 +179,7 @@ class Rounds:
         """What some pictures of a round show, and how many steps are planned for each."""
         config = self._config
         generator = torch.Generator().manual_seed(step_seed(config.seed, number, _COUNT_STREAM))
-        counts = self._policy.counts(number, config.num_prompts, config.num_generations, generator)
+        counts = step_counts(config.step_counts, config.num_prompts, config.num_generations, generator)
         planned = [count for group in counts for count in group]
         indices = prompt_indices(number, config.num_prompts, len(self._prompts.what), config.seed)
         shown = [indices[image // config.num_generations] for image in images]
@@ -226,6 +221,17 @@ def prompt_indices(number: int, num_prompts: int, size: int, seed: int) -> list[
             orders[epoch] = torch.randperm(size, generator=generator).tolist()
     positions = range(number * num_prompts, (number + 1) * num_prompts)
     return [orders[position // size][position % size] for position in positions]
+
+
+def step_counts(
+    choices: Sequence[int], num_prompts: int, num_generations: int, generator: torch.Generator
+) -> list[list[int]]:
+    """Planned number of steps of each image, one list a group: in every group each count as often as any
+    other; where that leaves some over, a random one begins.
+    """
+    size = len(choices)
+    first_P = torch.randint(size, (num_prompts,), generator=generator).tolist()
+    return [[choices[(first + i) % size] for i in range(num_generations)] for first in first_P]
 
 
 def share(images: range, rank: int, num_ranks: int) -> range:

@@ -1,8 +1,8 @@
 """One update of Speed-RL (arXiv 2512.01094): GRPO on the recorded pictures of a round.
 
 What the published part of the paper leaves open and what stands here: section by section in objective.py,
-advantages.py, rewards.py, filtering.py and step_policies.py. Left out: the likelihood of the order in which
-tokens are decided, a learned head for the number of steps, and synchronising the reference.
+advantages.py, rewards.py and filtering.py. Not implemented: the likelihood of the order in which tokens are
+decided, a learned head for the number of steps, and synchronising the reference.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,6 @@ from swiftmask.methods.speed_rl.likelihood import (
     Scores,
 )
 from swiftmask.methods.speed_rl.objective import (
-    CREDITS,
     IMPORTANCE_SAMPLING_LEVELS,
     KLEstimator,
     Surrogate,
@@ -86,11 +85,13 @@ class SpeedRLTrainer(nn.Module):
         base: on the device of the training; frozen, not saved, the reference of the divergence. The policy
             shares its memory but for what is trained.
 
-    Errors: ValueError for a base that cannot score tokens.
+    Errors: ValueError for a base that cannot score tokens, or a config without step counts.
     """
 
     def __init__(self, base: MaskedGenerator, config: SpeedRLConfig) -> None:
         super().__init__()
+        if not config.step_counts:
+            raise ValueError("step_counts must hold at least one number of decode steps, got none")
         self.config = config
         self.policy = make_policy(base, config.tuning)
         self.round = Round(config.generation_batch_size, base.spec.num_tokens)
@@ -130,11 +131,9 @@ class SpeedRLTrainer(nn.Module):
         config, scores = self.config, scorer(lesson.replay)
         old_BL = scores.log_prob_BL.detach() if lesson.old_log_prob_BL is None else lesson.old_log_prob_BL
         decided_at_BL = lesson.replay.trajectory.decided_at_BL
-        taught_BL = CREDITS[config.credit](decided_at_BL)
-        log_prob_BL = torch.where(taught_BL, scores.log_prob_BL, scores.log_prob_BL.detach())
         level = IMPORTANCE_SAMPLING_LEVELS[config.importance_sampling_level]
         surrogate = clipped_surrogate(
-            level(log_prob_BL - old_BL, decided_at_BL),
+            level(scores.log_prob_BL - old_BL, decided_at_BL),
             lesson.advantages_B,
             epsilon=config.epsilon,
             epsilon_high=config.epsilon_high,

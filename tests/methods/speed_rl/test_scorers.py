@@ -1,9 +1,9 @@
-"""Judges: the three signatures, scores that do not apply, and the rule of one held out."""
+"""Rewards and judges: the three signatures, scores that do not apply, and the rule of one held out."""
 
 import pytest
 import torch
 
-from swiftmask.methods.speed_rl import Judge, Judges, Prompts
+from swiftmask.methods.speed_rl import Judge, Prompts, Reward, Scorers
 
 IMAGES_B3HW = torch.rand(3, 3, 4, 4)
 PROMPTS = Prompts(["a", "b", "c"], {"difficulty": [1, 2, 3]})
@@ -23,23 +23,23 @@ def of_flow_grpo(images, prompts, metadata):
 
 
 def scores(reward) -> torch.Tensor:
-    return Judges([Judge("a", reward), Judge("b", ours, weight=0.0)]).score(IMAGES_B3HW, PROMPTS)
+    return Scorers([Reward("a", reward)], [Judge("b", ours)]).score(IMAGES_B3HW, PROMPTS)
 
 
 def test_three_signatures_are_read():
-    judges = Judges([Judge("ours", ours), Judge("trl", of_trl), Judge("flow", of_flow_grpo, weight=0.0)])
-    scores_MB = judges.score(IMAGES_B3HW, PROMPTS)
+    scorers = Scorers([Reward("ours", ours, 2.0), Reward("trl", of_trl)], [Judge("flow", of_flow_grpo)])
+    scores_MB = scorers.score(IMAGES_B3HW, PROMPTS)
     expected_MB = torch.tensor([[4.0, 5.0, 6.0], [1.0, torch.nan, 3.0], [0.5, 1.0, 1.5]])
     torch.testing.assert_close(scores_MB, expected_MB, equal_nan=True)
-    assert judges.weights_M.tolist() == [1.0, 1.0, 0.0]
+    assert scorers.weights_M.tolist() == [2.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        (lambda images, prompts, **columns: [1.0], r"judge 'a' must give one score an image: expected 3"),
-        (lambda images, prompts, **columns: [1.0, 2.0, float("inf")], "judge 'a' gave an infinite score"),
-        (lambda images, prompts, **columns: [1.0, None, 2.0], "an image got no score from any judge"),
+        (lambda images, prompts, **columns: [1.0], r"'a' must give one score an image: expected 3"),
+        (lambda images, prompts, **columns: [1.0, 2.0, float("inf")], "'a' gave an infinite score"),
+        (lambda images, prompts, **columns: [1.0, None, 2.0], "an image got no score from any reward"),
     ],
 )
 def test_bad_scores_are_refused(reward, message):
@@ -47,15 +47,18 @@ def test_bad_scores_are_refused(reward, message):
         scores(reward)
 
 
-@pytest.mark.parametrize("weights", [(1.0, 0.5), (0.0, 0.0)])
-def test_something_is_trained_against_and_something_held_out(weights):
-    with pytest.raises(ValueError, match="at least one judge with a weight and one held out"):
-        Judges([Judge(name, ours, weight=w) for name, w in zip("ab", weights, strict=True)])
+@pytest.mark.parametrize(
+    ("rewards", "judges"),
+    [([Reward("a", ours)], []), ([], [Judge("b", ours)]), ([Reward("a", ours, 0.0)], [Judge("b", ours)])],
+)
+def test_something_is_trained_on_and_something_held_out(rewards, judges):
+    with pytest.raises(ValueError, match="at least one reward, of a weight that is not 0, and one judge"):
+        Scorers(rewards, judges)
 
 
 def test_names_are_unique():
     with pytest.raises(ValueError, match="names of their own, got a, a"):
-        Judges([Judge("a", ours), Judge("a", ours, weight=0.0)])
+        Scorers([Reward("a", ours)], [Judge("a", ours)])
 
 
 def test_prompts_are_chosen_with_their_columns():

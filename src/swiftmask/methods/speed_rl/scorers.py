@@ -1,9 +1,9 @@
-"""Judges of quality: callables `f(images, prompts, **columns) -> scores`, trained against or held out.
+"""Scorers of quality: callables `f(images, prompts, **columns) -> scores`.
 
-`images` are [B, 3, H, W] in [0, 1], `prompts` what was to be drawn (class labels for a class-conditional
-model), `columns` further lists of the prompt set, one entry a picture. A score may be None or NaN: the
-judge does not apply to that picture. Functions written for TRL (`prompts, completions, **columns`) or
-flow_grpo (`images, prompts, metadata`) are adapted by `as_reward`.
+A reward is trained on, a judge never is: it is only logged. `images` are [B, 3, H, W] in [0, 1], `prompts`
+what was to be drawn (class labels for a class-conditional model), `columns` further lists of the prompt set,
+one entry an image. A score may be None or NaN: the scorer does not apply to that image. Functions written for
+TRL (`prompts, completions, **columns`) or flow_grpo (`images, prompts, metadata`) are adapted by `as_scorer`.
 """
 
 import inspect
@@ -24,13 +24,13 @@ Columns = Mapping[str, Sequence[object]]
 
 Scores = Tensor | Sequence[float | None]
 
-Reward = Callable[..., Scores]
-"""`reward(images_B3HW, prompts, **columns) -> scores_B`."""
+Score = Callable[..., Scores]
+"""`score(images_B3HW, prompts, **columns) -> scores_B`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What is drawn, and columns that judges may read.
+    """What is drawn, and columns that scorers may read.
 
     Errors: ValueError for an empty set or a column of another length.
     """
@@ -52,51 +52,59 @@ class Prompts:
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
-    """A named reward. A weight of 0 holds it out: it is logged and never trained against."""
+class Reward:
+    """A scorer that is trained on; its weight is not 0."""
 
     name: str
-    reward: Reward
+    score: Score
     weight: float = 1.0
 
 
-class Judges:
-    """All judges of a run.
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A scorer that is logged and never trained on."""
 
-    Errors: ValueError unless at least one is trained against and at least one is held out: a reward that
-    rises while nothing else is watched says little.
+    name: str
+    score: Score
+
+
+class Scorers:
+    """All scorers of a run, rewards first.
+
+    Errors: ValueError unless there is at least one reward and one judge: a reward that rises while nothing
+    else is watched says little.
     """
 
-    def __init__(self, judges: Sequence[Judge]) -> None:
-        self.names = tuple(judge.name for judge in judges)
-        self.weights_M = torch.tensor([float(judge.weight) for judge in judges])
-        self._rewards = tuple(as_reward(judge.reward) for judge in judges)
+    def __init__(self, rewards: Sequence[Reward], judges: Sequence[Judge]) -> None:
+        self.names = tuple(scorer.name for scorer in (*rewards, *judges))
+        self.weights_M = torch.tensor([float(reward.weight) for reward in rewards] + [0.0] * len(judges))
+        self._scores = tuple(as_scorer(scorer.score) for scorer in (*rewards, *judges))
         if len(set(self.names)) < len(self.names):
-            raise ValueError(f"judges need names of their own, got {', '.join(self.names)}")
-        if not (self.weights_M != 0).any() or not (self.weights_M == 0).any():
+            raise ValueError(f"rewards and judges need names of their own, got {', '.join(self.names)}")
+        if not rewards or not judges or not self.weights_M[: len(rewards)].all():
             raise ValueError(
-                "expected at least one judge with a weight and one held out (weight 0), got weights "
-                f"{self.weights_M.tolist()} of {some(list(self.names))}"
+                "expected at least one reward, of a weight that is not 0, and one judge, got "
+                f"rewards {some([r.name for r in rewards])} and judges {some([j.name for j in judges])}"
             )
 
     def score(self, images_B3HW: Tensor, prompts: Prompts) -> Tensor:
-        """Scores of all judges, NaN where one does not apply: float32 [M, B].
+        """Scores of all scorers, NaN where one does not apply: float32 [M, B].
 
-        Errors: ValueError naming a judge that gives another number of scores, an infinite one, or none at
-        all for a picture to those trained against.
+        Errors: ValueError naming a scorer that gives another number of scores or an infinite one, and for an
+        image that no reward scores.
         """
         scores_MB = torch.stack(
             [
-                _checked(name, reward(images_B3HW, prompts.what, **prompts.columns), images_B3HW)
-                for name, reward in zip(self.names, self._rewards, strict=True)
+                _checked(name, score(images_B3HW, prompts.what, **prompts.columns), images_B3HW)
+                for name, score in zip(self.names, self._scores, strict=True)
             ]
         )
         if scores_MB[self.weights_M != 0].isnan().all(0).any():
-            raise ValueError("an image got no score from any judge that is trained against")
+            raise ValueError("an image got no score from any reward")
         return scores_MB
 
 
-def as_reward(function: Reward) -> Reward:
+def as_scorer(function: Score) -> Score:
     """Adapts a function of TRL's or flow_grpo's signature, told by the names of its parameters."""
     names = inspect.signature(function).parameters
     if "completions" in names:
@@ -125,9 +133,9 @@ def _checked(name: str, scores: Scores, images_B3HW: Tensor) -> Tensor:
     scores_B = scores.detach().float().to(images_B3HW.device)
     if scores_B.shape != images_B3HW.shape[:1]:
         raise ValueError(
-            f"judge {name!r} must give one score an image: expected {len(images_B3HW)}, "
+            f"{name!r} must give one score an image: expected {len(images_B3HW)}, "
             f"got shape {tuple(scores_B.shape)}"
         )
     if scores_B.isinf().any():
-        raise ValueError(f"judge {name!r} gave an infinite score: return None where it does not apply")
+        raise ValueError(f"{name!r} gave an infinite score: return None where it does not apply")
     return scores_B

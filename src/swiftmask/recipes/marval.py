@@ -1,0 +1,268 @@
+"""marval: a student of any MAR that generates a token in one head call (MARVAL, arXiv 2511.15190).
+
+Two stages, each resumable: the latents of a data source, the student.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from swiftmask.api import load
+from swiftmask.core.ranges import check_fields
+from swiftmask.data.encoded import encoded_images
+from swiftmask.data.sources import Classes, DataConfig, Source, held_out, labels_of, open_source
+from swiftmask.methods.marval import head_parameters, network_parameters, write_student
+from swiftmask.methods.marval.objective import diffusion_rate, flat, noise_level
+from swiftmask.methods.marval.training import (
+    CleanTokens,
+    MarvalBatches,
+    MarvalConfig,
+    make_trainer,
+    train_step,
+)
+from swiftmask.models.mar import MAR
+from swiftmask.models.mar.codec import Posterior
+from swiftmask.models.mar.generator import to_patches
+from swiftmask.pipeline import Pipeline
+from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.runs import OnLog, fingerprint, run_name, training_device
+from swiftmask.recipes.tokenizer import process_share, reported
+from swiftmask.recipes.tokenizer_files import Tokenizer
+from swiftmask.training.loop import train
+from swiftmask.training.setup import TrainingConfig, step_seed
+
+_PARTS = {"network": network_parameters, "head": head_parameters}
+_WEIGHTS = {"flat": flat, "noise-level": noise_level, "diffusion-rate": diffusion_rate}
+
+_DATA_STREAM = 0x64617461
+"""Keeps the draws of data apart from those of masks, and from those the training loop makes with the same
+seed and step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarvalRecipe:
+    """Teacher, data, loss and optimisation of the student.
+
+    Attributes:
+        model, codec: the teacher, a MAR, as in `swiftmask.load`.
+        data, source: images with the teacher's classes (data/sources/opening.py).
+        latents: folder of caches, which several runs may share; None is the run's own.
+        max_unreadable: images that may be left out because they cannot be read.
+        part: what student and auxiliary network train: all that generates a token, or the head alone.
+        weight: omega(t) of the student's loss.
+    """
+
+    marval: MarvalConfig
+    training: TrainingConfig
+    model: str = ""
+    codec: str = ""
+    data: str = ""
+    source: DataConfig = DataConfig()
+    latents: Path | None = None
+    max_unreadable: int = 0
+    part: Literal["network", "head"] = "network"
+    weight: Literal["flat", "noise-level", "diffusion-rate"] = "flat"
+    name: str = "marval"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
+        """Encode and train, or continue, in `folder`; returns `folder/model`, ready for
+        `accelerate(marval=...)`.
+
+        Errors: ValueError or FileNotFoundError for a model, data or settings that do not go together.
+        """
+        source, teacher = open_classes(self.data, self.source), read_teacher(self.model, self.codec)
+        mar = teacher.model
+        assert isinstance(mar, MAR)
+        own = _PARTS[self.part](mar)
+        check_room(mar, own, sharded=self.training.sharded)
+        real = RealTokens.encoded(
+            mar,
+            source,
+            self.source,
+            self.latents or folder / "latents",
+            max_unreadable=self.max_unreadable,
+            on_log=on_log,
+        )
+        told = (self.marval, self.part, self.weight, self.source, source.identity, len(real))
+        name = run_name(self.name, mar, *told)
+        mar.to(training_device())
+        torch.manual_seed(self.training.seed)
+        trained = train(
+            make_trainer(mar, own, self.marval, weight=_WEIGHTS[self.weight]),
+            MarvalBatches(real.clean(self.training), self.marval),
+            train_step,
+            self.training,
+            folder,
+            name=name,
+            on_log=on_log,
+        )
+        facts = {"marval": asdict(self.marval), "part": self.part, "weight": self.weight}
+        data = f"{source.name}: {len(real)} images of {mar.network.config.num_classes} classes"
+        write_student(
+            folder / "model",
+            trained.student,
+            base_name=teacher.name,
+            provenance=provenance(self.name, self.training, **facts, data=data, licence=source.licence),
+            dtype=torch.float16,
+        )
+        return folder / "model"
+
+
+class RealTokens:
+    """Latents of training images, sampled from their posterior anew at every use."""
+
+    def __init__(
+        self, teacher: MAR, encoded: object, labels_X: Tensor, picked_X: Tensor, mirror: bool
+    ) -> None:
+        self._codec, self._patch_size = teacher.codec.config, teacher.network.config.patch_size
+        self._encoded, self._labels_X, self._picked_X, self._mirror = encoded, labels_X, picked_X, mirror
+
+    @classmethod
+    def encoded(
+        cls,
+        teacher: MAR,
+        source: Source,
+        config: DataConfig,
+        folder: Path,
+        *,
+        max_unreadable: int = 0,
+        on_log: OnLog | None = None,
+    ) -> "RealTokens":
+        """Those of a source's items that are not held out, from the cache in `folder`.
+
+        Errors: ValueError for classes that are not the teacher's, or images that cannot be read.
+        """
+        labels_X = teachers_labels(labels_of(source), teacher)
+        device, codec = training_device(), teacher.codec.to(training_device())
+        size = codec.config.image_size or codec.config.resolution
+        tokenizer = Tokenizer(codec, size)
+        encoded = encoded_images(
+            source,
+            size,
+            lambda images_B3HW: tokenizer.rows(images_B3HW.to(device)),
+            folder,
+            encoder=f"kl {fingerprint(codec)}",
+            mirrored=config.mirror,
+            max_unreadable=max_unreadable,
+            share=process_share(),
+            on_progress=reported(on_log, "images"),
+        )
+        picked_X = (~held_out(source, config.held_out)[encoded.items]).nonzero()[:, 0]
+        if not len(picked_X):
+            raise ValueError(f"all images of {source.name} are held out: lower source.held_out")
+        return cls(teacher, encoded, labels_X[encoded.items], picked_X, config.mirror)
+
+    def __len__(self) -> int:
+        return len(self._picked_X)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Tokens [B, L, C] and labels [B] of images picked at random."""
+        picked_B = self._picked_X[torch.randint(len(self), (count,), generator=generator)]
+        mirrored_B = torch.rand(count, generator=generator) < 0.5 if self._mirror else None
+        posterior = Posterior.of(self._encoded.rows(picked_B, mirrored_B=mirrored_B))  # type: ignore[attr-defined]
+        noise_BCHW = torch.randn(posterior.mean_BCHW.shape, generator=generator)
+        tokens_BLC = to_patches(posterior.sample(noise_BCHW) * self._codec.scale, self._patch_size)
+        return tokens_BLC, self._labels_X[picked_B]
+
+    def clean(self, training: TrainingConfig) -> CleanTokens:
+        """Tokens of a step, a function of it alone, on the device of the training."""
+        device = training_device()
+
+        def clean(step: int, rank: int, num_ranks: int) -> tuple[Tensor, list[int]]:
+            generator = torch.Generator().manual_seed(step_seed(training.seed, step, rank + _DATA_STREAM))
+            tokens_BLC, labels_B = self.draw(training.batch_size // num_ranks, generator)
+            return tokens_BLC.to(device), labels_B.tolist()
+
+        return clean
+
+
+def open_classes(data: str, config: DataConfig) -> Source:
+    """Errors: ValueError or FileNotFoundError for a source without images or classes."""
+    source = open_source(data, config)
+    labels_of(source)
+    return source
+
+
+def read_teacher(model: str, codec: str) -> Pipeline:
+    """A frozen MAR on the CPU. Errors: ValueError or FileNotFoundError for what is no MAR."""
+    if not model:
+        raise ValueError("model is not set: add the teacher to the command, as in model=mar-b/")
+    teacher = load(model, codec=codec or None, device="cpu")
+    if not isinstance(teacher.model, MAR):
+        raise ValueError(f"{model} is a {teacher.model.spec.name}, which has no diffusion head: use a mar")
+    return teacher
+
+
+def teachers_labels(classes: Classes, teacher: MAR) -> Tensor:
+    """The teacher's number of each item's class: by name where both have the same names, else by place.
+
+    Errors: ValueError for more or fewer classes than the teacher has: labels are then places in the sorted
+        list of folders, so one too many or too few would shift them.
+    """
+    known, found = teacher.network.config.num_classes, len(classes.names)
+    if found != known:
+        raise ValueError(
+            f"the data has {found} classes, the teacher knows {known}: give one subfolder for each, in the "
+            "teacher's order by name"
+        )
+    if set(classes.names) == set(teacher.class_names):
+        return torch.tensor([teacher.class_names.index(name) for name in classes.names])[classes.labels_X]
+    return classes.labels_X
+
+
+def training_bytes(num_parameters: int, num_trained: int, *, sharded_over: int = 1) -> int:
+    """Device memory of one process at its peak, without activations: the teacher, and weights, gradients,
+    two moments of AdamW and averaged weights of student and auxiliary network, in float32.
+
+    Args:
+        num_parameters: of the teacher, codec included.
+        num_trained: of the student's own, from `network_parameters` or `head_parameters`.
+        sharded_over: processes that split what is trained (training.sharded); weights and gradients are
+            whole for the length of a step.
+    """
+    weights = 2 * num_trained
+    whole = 2 * weights if sharded_over > 1 else 0
+    return 4 * (num_parameters + whole + 5 * weights // sharded_over)
+
+
+def check_room(teacher: MAR, own: list[str], *, sharded: bool) -> None:
+    """Errors: ValueError for a GPU that the training does not fit, even without activations."""
+    device = training_device()
+    if device.type != "cuda":
+        return
+    counts = {name: parameter.numel() for name, parameter in teacher.named_parameters()}
+    share = process_share().count if sharded else 1
+    needed = training_bytes(sum(counts.values()), sum(counts[name] for name in own), sharded_over=share)
+    available = torch.cuda.get_device_properties(device).total_memory
+    if needed > available:
+        raise ValueError(
+            f"the training needs {needed / 1e9:.1f} GB without activations, this GPU has "
+            f"{available / 1e9:.1f}: split it over processes (training.sharded=True), or train part=head"
+        )
+
+
+def recipe() -> MarvalRecipe:
+    """`swiftmask train marval model=mar-b/ data=imagenet/train`, for a released file with `codec=kl16.ckpt`.
+
+    Rates and masks are those that the bundled student was trained with; images are not mirrored
+    (`source.mirror=True` does).
+    """
+    training = TrainingConfig(
+        num_steps=3000,
+        batch_size=64,
+        learning_rate=1e-4,
+        betas=(0.0, 0.999),
+        weight_decay=0.0,
+        warmup_steps=100,
+        ema_decay=0.998,
+        precision="no",
+        save_every=100,
+    )
+    marval = MarvalConfig(guidance=1.5, first_timestep=300, noisings_per_token=2)
+    return MarvalRecipe(marval=marval, training=training)

@@ -1,0 +1,212 @@
+"""marval-rl: a MARVAL student tuned by differentiating rewards through its decode (arXiv 2511.15190).
+
+A share of the distillation's own loss holds the student to its teacher.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swiftmask.api import find_method
+from swiftmask.core.ranges import check_fields
+from swiftmask.data.sources import DataConfig
+from swiftmask.methods.marval import Student, read_student, write_student
+from swiftmask.methods.marval.masking import MaskLaw
+from swiftmask.methods.marval.reward_tuning import (
+    Pixels,
+    RegularizedBatches,
+    RegularizedTrainer,
+    RewardBatch,
+    RewardBatches,
+    RewardConfig,
+    RewardLoss,
+    RewardTrainer,
+    roll_out,
+    train_step,
+)
+from swiftmask.methods.marval.student import copy_of
+from swiftmask.methods.marval.training import Auxiliary, MarvalBatches, MarvalConfig, MarvalTrainer
+from swiftmask.models.mar import MAR
+from swiftmask.models.mar.generator import to_latents
+from swiftmask.recipes.marval import RealTokens, open_classes, read_teacher
+from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.runs import OnLog, fingerprint, run_name, training_device
+from swiftmask.rewards.named import Entry, Reward, load_differentiable, load_for_classes, require_weights
+from swiftmask.training.loop import train
+from swiftmask.training.setup import Batches, TrainingConfig
+
+JUDGED = "judges.jsonl"
+"""Mean scores of rewards and judges at every checkpoint, of the averaged student."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarvalRLRecipe:
+    """Teacher, student, rewards, regulariser and optimisation.
+
+    Attributes:
+        tuning: a `divergence_weight` of 0 leaves out the auxiliary network and real images altogether.
+        marval: of the divergence that holds the student to its teacher.
+        model, codec: the teacher, a MAR, as in `swiftmask.load`.
+        student: bundled name or folder; it was made from the teacher.
+        reward: what is trained on, by name and with weights (rewards/named.py); each has a gradient.
+        held_out: what is only logged beside them, on `judged` images; at least one.
+        data, source: images with the teacher's classes (data/sources/opening.py).
+        latents: folder of caches, which several runs may share; None is the run's own.
+    """
+
+    tuning: RewardConfig
+    marval: MarvalConfig
+    training: TrainingConfig
+    model: str = ""
+    codec: str = ""
+    student: str = ""
+    reward: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+    judged: int = 32
+    data: str = ""
+    source: DataConfig = DataConfig()
+    latents: Path | None = None
+    max_unreadable: int = 0
+    name: str = "marval-rl"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for text in (*self.reward, *self.held_out):
+            Entry.parsed(text)
+
+    def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
+        """Train, or continue, in `folder`; returns `folder/model`, ready for `accelerate(marval=...)`.
+
+        Errors: ValueError or FileNotFoundError for models, rewards, data or settings that do not go together.
+        """
+        rewards, judges = self._entries()
+        is_held = self.tuning.divergence_weight != 0
+        source = open_classes(self.data, self.source) if is_held else None
+        teacher, device = read_teacher(self.model, self.codec), training_device()
+        mar = teacher.model
+        assert isinstance(mar, MAR)
+        student = read_student(find_method(self.student, "MARVAL student"), mar)
+        started_from = f"{Path(self.student).name} {fingerprint(student)}"
+        names = mar.class_names
+        scores = [(e.weight, load_differentiable(e, names, device=device)) for e in rewards]
+        watched = {e.name: load_for_classes(e, names, device=device) for e in (*rewards, *judges)}
+        loss = RewardLoss(reward=_summed(scores), config=self.tuning, to_pixels=unclamped_pixels(mar))
+        told = (fingerprint(student), self.tuning, self.marval, self.reward)
+        rewarded = RewardBatches(range(mar.network.config.num_classes), self.tuning)
+        if source is None:
+            trainer, batches = RewardTrainer(student, loss), rewarded
+        else:
+            real = RealTokens.encoded(
+                mar,
+                source,
+                self.source,
+                self.latents or folder / "latents",
+                max_unreadable=self.max_unreadable,
+                on_log=on_log,
+            )
+            told = (*told, self.source, source.identity, len(real))
+            clean = MarvalBatches(real.clean(self.training), self.marval)
+            trainer, batches = self._held(mar, student, loss, rewarded, clean)
+        name = run_name(self.name, mar, *told)
+        mar.to(device)
+        torch.manual_seed(self.training.seed)
+        trained = train(
+            trainer,
+            batches,
+            train_step,
+            self.training,
+            folder,
+            name=name,
+            on_log=on_log,
+            on_save=lambda step, average: self._judge(step, average, watched, folder),
+        )
+        facts = {"tuning": asdict(self.tuning), "marval": asdict(self.marval), "student": started_from}
+        facts |= {"reward": self.reward, "held_out": self.held_out}
+        write_student(
+            folder / "model",
+            trained.student,
+            base_name=teacher.name,
+            provenance=provenance(self.name, self.training, **facts),
+            dtype=torch.float16,
+        )
+        return folder / "model"
+
+    def _entries(self) -> tuple[list[Entry], list[Entry]]:
+        """Rewards and judges. Errors: ValueError if there are none of one kind, or a file is missing."""
+        for key, example in (("student", "mar-scenes-marval"), ("reward", "pickscore"), ("held_out", "clip")):
+            if not getattr(self, key):
+                raise ValueError(f"{key} is not set: add it to the command, as in {key}={example}")
+        rewards, judges = ([Entry.parsed(text) for text in some] for some in (self.reward, self.held_out))
+        for entry in (*rewards, *judges):
+            require_weights(entry)
+        return rewards, judges
+
+    def _held(
+        self, teacher: MAR, student: Student, loss: RewardLoss, rewarded: RewardBatches, real: MarvalBatches
+    ) -> tuple[RegularizedTrainer, Batches]:
+        """The student held to its teacher. The auxiliary network starts as the teacher, whose distribution a
+        finished student is near to.
+        """
+        auxiliary = Auxiliary(copy_of(teacher, student.own))
+        distillation = MarvalTrainer(teacher, student, auxiliary, self.marval)
+        return RegularizedTrainer(distillation, loss), RegularizedBatches(rewarded, real)
+
+    @torch.no_grad()
+    def _judge(self, step: int, average: nn.Module, watched: dict[str, Reward], folder: Path) -> None:
+        """Score the same images at every checkpoint."""
+        student: Any = average.student
+        num_classes = student.spec.num_classes
+        labels = [i * num_classes // self.judged % num_classes for i in range(self.judged)]
+        batch = RewardBatch(labels, range(self.judged))
+        images_B3HW = student.to_pixels(roll_out(student, batch, self.tuning)).float()
+        means = {
+            name: float(torch.as_tensor(score(images_B3HW, labels)).float().mean())
+            for name, score in watched.items()
+        }
+        with (folder / JUDGED).open("a") as file:
+            file.write(json.dumps({"step": step} | means) + "\n")
+
+
+def _summed(scores: list[tuple[float, Reward]]) -> Callable[..., Tensor]:
+    """Rewards in their own units, weighted."""
+    return lambda images_B3HW, labels: sum(weight * score(images_B3HW, labels) for weight, score in scores)  # type: ignore[return-value]
+
+
+def unclamped_pixels(teacher: MAR) -> Pixels:
+    """The teacher's `to_pixels` without its clamp, which would stop the gradients of saturated pixels.
+
+    Student and teacher share one codec.
+    """
+    patch_size = teacher.network.config.patch_size
+    return lambda tokens_BLC: teacher.codec.decode_unclamped(to_latents(tokens_BLC, patch_size))
+
+
+def recipe() -> MarvalRLRecipe:
+    """`swiftmask train marval-rl model=mar-b/ student=runs/marval/model data=imagenet/ reward=pickscore
+    held_out=clip`. Nothing here has been swept.
+
+    Weights are not cast (`precision`): steps are computed again in the backward pass, where a cast would be
+    gone.
+    """
+    training = TrainingConfig(
+        num_steps=300,
+        batch_size=32,
+        learning_rate=5e-5,
+        betas=(0.0, 0.999),
+        weight_decay=0.0,
+        warmup_steps=50,
+        ema_decay=0.99,
+        precision="no",
+        save_every=50,
+        log_every=20,
+    )
+    return MarvalRLRecipe(
+        tuning=RewardConfig(num_steps=16, grad_iterations=8, images_per_update=16),
+        marval=MarvalConfig(guidance=1.5, mask=MaskLaw(std=0.5, lowest=0.05)),
+        training=training,
+    )

@@ -1,0 +1,250 @@
+"""speed-rl: any model that scores its tokens, tuned for few decode steps (Speed-RL, arXiv 2512.01094).
+
+A run leaves `policy`, what was trained and nothing else, to go with its base; and a whole model beside it.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from swiftmask.core.ranges import check_fields
+from swiftmask.data.scenes import parse_captions
+from swiftmask.data.sources import DataConfig
+from swiftmask.methods.speed_rl import (
+    Judge,
+    Prompts,
+    Reward,
+    Rounds,
+    Scorers,
+    SpeedRLConfig,
+    SpeedRLTrainer,
+    TuningConfig,
+    merged,
+    train_step,
+    write_policy,
+)
+from swiftmask.methods.speed_rl.policy import require_log_prob
+from swiftmask.pipeline import Pipeline
+from swiftmask.recipes.conditions import Start
+from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.runs import OnLog, run_name, training_device
+from swiftmask.recipes.speed_rl_sheets import SheetConfig, Sheets, tracked
+from swiftmask.rewards.named import READERS, Entry, load, load_for_classes, require_weights
+from swiftmask.training.loop import Progress, train
+from swiftmask.training.processes import processes
+from swiftmask.training.setup import TrainingConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedRLRecipe:
+    """Base model, rewards, objective and optimisation.
+
+    Attributes:
+        model, codec, text_encoder, prompts, data, source: base model and what it generates for
+            (recipes/conditions.py).
+        reward: what is trained on, by name and with weights (rewards/named.py), as in
+            "pickscore,hps=HPS_v2.1_compressed.pt:0.5".
+        held_out: what is only logged beside them; at least one.
+        steps: decode steps that are wanted; None is a third of the base's own. The images of a group take one
+            step fewer, as many, and one more, unless `speed_rl.step_counts` says otherwise: a speed reward
+            needs images that differ in their steps.
+        num_captions: of a base that generates for captions of Scenes.
+        sheets: sample images while it trains.
+    """
+
+    speed_rl: SpeedRLConfig
+    training: TrainingConfig
+    model: str = ""
+    codec: str = ""
+    text_encoder: str = ""
+    prompts: str = ""
+    data: str = ""
+    source: DataConfig = DataConfig()
+    reward: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+    steps: int | None = None
+    num_captions: int = 4096
+    sheets: SheetConfig = SheetConfig()
+    name: str = "speed-rl"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        self.sheets.check(self.training)
+        for text in (*self.reward, *self.held_out):
+            Entry.parsed(text)
+
+    def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
+        """Train, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`. Beside it lies
+        `folder/policy`, for `swiftmask.accelerate(base, speed_rl=folder)`.
+
+        Errors: ValueError or FileNotFoundError for a model, prompts, rewards or settings that do not go
+            together, before the model is read where that is possible.
+        """
+        start = self.start()
+        entries = self.entries()
+        base = start.read()
+        require_log_prob(base.model.spec)
+        base.model.to(training_device())  # type: ignore[attr-defined]
+        prompts = Prompts(start.conditions(base.model).listed(self.num_captions))
+        scorers = self.scorers(base.model, prompts, *entries)
+        steps, config = self.planned(base.model)
+        policy = self._tune(base.model, config, prompts, scorers, folder, on_log)
+        self._write(folder, policy, base, config, steps, start)
+        return folder / "model"
+
+    def start(self) -> Start:
+        """The base model, unread."""
+        return Start(
+            model=self.model,
+            codec=self.codec,
+            text_encoder=self.text_encoder,
+            prompts=self.prompts,
+            data=self.data,
+            source=self.source,
+        )
+
+    def planned(self, model: Any) -> tuple[int, SpeedRLConfig]:
+        """The wanted number of decode steps, and the config with the step counts of a group."""
+        most = model.spec.num_tokens
+        steps = self.steps or max(1, round(min(model.steps, most) / 3))
+        around = {max(1, steps - 1), steps, min(steps + 1, most)}
+        counts = self.speed_rl.step_counts or tuple(sorted(around))
+        return steps, replace(self.speed_rl, step_counts=counts)
+
+    def entries(self) -> tuple[list[Entry], list[Entry]]:
+        """Rewards and judges. Errors: ValueError if there are none of one kind, or a file is missing."""
+        if not self.reward:
+            raise ValueError("reward is not set: add what to train on, as in reward=pickscore")
+        if not self.held_out:
+            raise ValueError(
+                "held_out is not set: add a judge that is not trained on, as in held_out=clip (a reward that "
+                "rises while nothing else is watched says little)"
+            )
+        rewards, judges = ([Entry.parsed(text) for text in some] for some in (self.reward, self.held_out))
+        for entry in (*rewards, *judges):
+            require_weights(entry)
+        return rewards, judges
+
+    def scorers(self, model: Any, prompts: Prompts, rewards: list[Entry], judges: list[Entry]) -> Scorers:
+        """Loaded, on the device of the training.
+
+        Errors: ValueError for a prompt that a reader of Scenes does not understand.
+        """
+        device = training_device()
+
+        def loaded(entry: Entry) -> Any:
+            if model.spec.draws == "class":
+                return load_for_classes(entry, model.class_names, device=device)
+            if entry.name in READERS:
+                parse_captions([str(text) for text in prompts.what])
+            return load(entry, device=device)
+
+        return Scorers(
+            [Reward(entry.name, loaded(entry), entry.weight) for entry in rewards],
+            [Judge(entry.name, loaded(entry)) for entry in judges],
+        )
+
+    def _tune(
+        self,
+        base: Any,
+        config: SpeedRLConfig,
+        prompts: Prompts,
+        scorers: Scorers,
+        folder: Path,
+        on_log: OnLog | None,
+    ) -> Any:
+        """The averaged policy. Sample sheets go to `folder/samples`."""
+        trainer = SpeedRLTrainer(base, config)
+        rounds = Rounds(trainer, prompts, scorers, self.training)
+        name = run_name(self.name, base, config, self.reward, self.held_out, *prompts.what)
+        torch.manual_seed(self.training.seed)
+        with tracked(self.training, folder, name) as trackers:
+            samples = Sheets(self.sheets, prompts, config.sampling, folder / "samples", trackers)
+            if processes().is_main_process:
+                samples.first(base)
+
+            def log(progress: Progress) -> None:
+                trackers.log(progress)
+                if on_log is not None:
+                    on_log(progress)
+
+            untracked = replace(self.training, report_to=())
+            trained = train(
+                trainer, rounds.batch, train_step, untracked, folder, name=name, on_log=log, on_save=samples
+            )
+        return trained.policy
+
+    def _write(
+        self, folder: Path, policy: Any, base: Pipeline, config: SpeedRLConfig, steps: int, start: Start
+    ) -> None:
+        """`folder/policy` and `folder/model`."""
+        facts: dict[str, object] = {
+            "data": start.conditions(base.model).name,
+            "reward": self.reward,
+            "held_out": self.held_out,
+            "speed_rl": asdict(config),
+            "base": base.name,
+            "steps": steps,
+        }
+        if start.world is not None:
+            facts["world"] = asdict(start.world)  # what the tuned model is asked, whatever it learned from
+        made_by = provenance(self.name, self.training, **facts)
+        write_policy(
+            folder / "policy",
+            policy,
+            tuning=config.tuning,
+            provenance=made_by,
+            base_name=base.name,
+            steps=steps,
+            sampling=config.sampling,
+            dtype=torch.float16,
+        )
+        tuned: Any = merged(policy)
+        tuned.sampling, tuned.steps = config.sampling.over(tuned.sampling), steps
+        tuned.save_pretrained(folder / "model", provenance=made_by, dtype=torch.float16)
+
+
+def first_guesses(config: SpeedRLConfig) -> TrainingConfig:
+    """Optimisation of a small model, all of whose weights are trained; nothing here has been swept."""
+    return TrainingConfig(
+        num_steps=160 * config.updates_per_round,
+        batch_size=config.generation_batch_size // config.steps_per_generation,
+        learning_rate=1.5e-4,
+        betas=(0.9, 0.99),
+        warmup_steps=5,
+        ema_decay=0.98,
+        precision="no",
+        save_every=10,
+        log_every=1,
+    )
+
+
+def recipe() -> SpeedRLRecipe:
+    """`swiftmask train speed-rl model=PATH prompts=prompts.txt reward=pickscore held_out=clip`.
+
+    Adapters (LoRA) on the blocks that repeat; `speed_rl.tuning.method=full` trains these whole.
+    """
+    speed_rl = SpeedRLConfig(tuning=TuningConfig())
+    return SpeedRLRecipe(speed_rl=speed_rl, training=first_guesses(speed_rl))
+
+
+def scenes_preset(name: str, *, targets: str) -> SpeedRLRecipe:
+    """A bundled model of about 16 steps tuned for 5: groups of eight images at 4 to 6 steps, the readers of
+    Scenes as reward and judge, the parameters of `targets` trained whole.
+    """
+    speed_rl = SpeedRLConfig(
+        tuning=TuningConfig(method="full", targets=targets),
+        images_per_forward=64,
+        activations="kept",
+    )
+    return SpeedRLRecipe(
+        name=name,
+        model=name.removesuffix("-speed-rl"),
+        reward=("scenes-reward",),
+        held_out=("scenes-judge",),
+        steps=5,
+        speed_rl=speed_rl,
+        training=replace(first_guesses(speed_rl), precision="bf16"),
+    )
