@@ -39,7 +39,6 @@ from swiftmask.methods.speed_rl import TuningConfig, make_policy, write_policy
 from swiftmask.methods.speed_rl.policy import trained_parameters
 from swiftmask.models.mar.codec import KLCodec, KLConfig
 from swiftmask.models.mar.weights import read_released, read_released_codec
-from swiftmask.recipes.picture_cache import cached
 from swiftmask.registry import describe
 from swiftmask.rewards.aesthetic import WEIGHTS_FILE as AESTHETIC
 from swiftmask.rewards.aesthetic import read_head
@@ -219,13 +218,6 @@ def encode_images(folder: Path, _: Models) -> object:
     images = FolderSource(folder / "images")
     found = encoded_images(images, 8, lambda x_B3HW: x_B3HW[:, :2, ::4, ::4], folder / "cache", encoder="toy")
     return found.items, found.rows(torch.arange(len(found)))
-
-
-def cached_tokens(folder: Path, _: Models) -> object:
-    def make(first: int, count: int) -> dict[str, Tensor]:
-        return {"tokens": torch.arange(first, first + count)}
-
-    return cached(folder, 4, make, made_by=("toy",))
 
 
 def trained() -> tuple[dict[str, nn.Module], list[torch.optim.Optimizer]]:
@@ -482,7 +474,6 @@ LOADERS = {
         {"features.json": "record", "features-00000000.safetensors": "safetensors"},
     ),
     "encoded images": Loader(encode_images, encode_images, {"cache/*/rows-*.safetensors": "safetensors"}),
-    "tokens": Loader(cached_tokens, cached_tokens, {"pictures_0000000_4-*.safetensors": "safetensors"}),
     "a training's checkpoint": Loader(
         write_checkpoint, read_checkpoint, {"checkpoint.safetensors": "safetensors"}
     ),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from swiftmask.api import load
 from swiftmask.core.ranges import check_fields
-from swiftmask.data.encoded import encoded_images
+from swiftmask.data.encoded import EncodedImages, encoded_images
 from swiftmask.data.sources import Classes, DataConfig, Source, held_out, labels_of, open_source
 from swiftmask.methods.marval import head_parameters, network_parameters, write_student
 from swiftmask.methods.marval.objective import diffusion_rate, flat, noise_level
@@ -24,8 +24,7 @@ from swiftmask.methods.marval.training import (
     train_step,
 )
 from swiftmask.models.mar import MAR
-from swiftmask.models.mar.codec import Posterior
-from swiftmask.models.mar.generator import to_patches
+from swiftmask.models.mar.training import sampled_tokens
 from swiftmask.pipeline import Pipeline
 from swiftmask.recipes.provenance import provenance
 from swiftmask.recipes.runs import OnLog, fingerprint, run_name, training_device
@@ -118,7 +117,7 @@ class RealTokens:
     """Latents of training images, sampled from their posterior anew at every use."""
 
     def __init__(
-        self, teacher: MAR, encoded: object, labels_X: Tensor, picked_X: Tensor, mirror: bool
+        self, teacher: MAR, encoded: EncodedImages, labels_X: Tensor, picked_X: Tensor, mirror: bool
     ) -> None:
         self._codec, self._patch_size = teacher.codec.config, teacher.network.config.patch_size
         self._encoded, self._labels_X, self._picked_X, self._mirror = encoded, labels_X, picked_X, mirror
@@ -165,9 +164,8 @@ class RealTokens:
         """Tokens [B, L, C] and labels [B] of images picked at random."""
         picked_B = self._picked_X[torch.randint(len(self), (count,), generator=generator)]
         mirrored_B = torch.rand(count, generator=generator) < 0.5 if self._mirror else None
-        posterior = Posterior.of(self._encoded.rows(picked_B, mirrored_B=mirrored_B))  # type: ignore[attr-defined]
-        noise_BCHW = torch.randn(posterior.mean_BCHW.shape, generator=generator)
-        tokens_BLC = to_patches(posterior.sample(noise_BCHW) * self._codec.scale, self._patch_size)
+        rows = self._encoded.rows(picked_B, mirrored_B=mirrored_B)
+        tokens_BLC = sampled_tokens(rows, self._codec.scale, self._patch_size, generator)
         return tokens_BLC, self._labels_X[picked_B]
 
     def clean(self, training: TrainingConfig) -> CleanTokens:

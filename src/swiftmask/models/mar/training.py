@@ -81,12 +81,9 @@ class MARTask:
         """Latents, sampled from their posterior and masked, of images with their labels."""
         assert isinstance(what, Tensor)
         objective, patch_size = self._objective, self.trainer.network.config.patch_size
-        posterior = Posterior.of(rows)
-        noise_BCHW = torch.randn(posterior.mean_BCHW.shape, generator=generator)
-        latent_BCHW = posterior.sample(noise_BCHW) * self._subject.codec.config.scale
         rates = all_mask_rates if objective.mask_rates == "all" else shared_mask_rate
         return MaskedBatch.draw(
-            to_patches(latent_BCHW, patch_size),
+            sampled_tokens(rows, self._subject.codec.config.scale, patch_size, generator),
             what,
             rates(len(what), generator),
             generator,
@@ -101,6 +98,13 @@ class MARTask:
         return MAR(
             trainer.network, subject.codec, sampling=sampling, steps=steps, class_names=subject.class_names
         )
+
+
+def sampled_tokens(moments_BEHW: Tensor, scale: float, patch_size: int, generator: torch.Generator) -> Tensor:
+    """Tokens [B, L, C], sampled from the posterior of encoded images."""
+    posterior = Posterior.of(moments_BEHW)
+    noise_BCHW = torch.randn(posterior.mean_BCHW.shape, generator=generator)
+    return to_patches(posterior.sample(noise_BCHW) * scale, patch_size)
 
 
 def fresh(sizes: Sizes, subject: Subject, objective: Objective) -> MARTask:
