@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from swiftmask.verify.cases import read_case
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
+from verify.cases import read_case
 
 from swiftmask.api import accelerate, load
 from swiftmask.core.files import write_folder
