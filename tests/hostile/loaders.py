@@ -409,7 +409,6 @@ LOADERS = {
         write_student_of_mar,
         lambda folder, models: accelerate(models["pipeline of mar"], marval=folder).model,
         OWN,
-        {"model.safetensors: one key lost": "a student may own any part of its teacher"},
     ),
     "weights of Speed-RL": Loader(
         write_adapters,

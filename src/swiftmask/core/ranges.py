@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -219,6 +220,7 @@ RANGES: dict[str, Range] = {
     "answer_start": _ID,
     "answer_end": _ID,
     "first_code": _ID,
+    "num_own": Range(low=1, high=10**6),
     "base_marks": Range(low=0, high=1e30),
     # MIGM-Shortcut
     "bottleneck_width": Range(low=1, high=2**16),
@@ -275,6 +277,11 @@ def range_of(owner: type, name: str) -> Range:
     """The range of a dataclass's field. Errors: KeyError for a number that nobody gave one."""
     own = RANGES.get(f"{owner.__name__}.{name}")
     return RANGES[name] if own is None else own
+
+
+def expected_of(owner: type, name: str) -> str:
+    """What a dataclass's field takes, as a message says it."""
+    return _expected(_hints(owner)[name], lambda: range_of(owner, name))
 
 
 def check(name: str, value: object, allowed: Range, kind: type = float) -> None:
@@ -360,7 +367,7 @@ def _expected(annotation: Any, allowed: Callable[[], Range]) -> str:
         return f"{count}{'whole ' if args[0] is int else ''}numbers {allowed()}"
     if annotation in (int, float):
         return f"a {'whole ' if annotation is int else ''}number {allowed()}"
-    return {bool: "True or False", str: "text"}.get(annotation, str(annotation))
+    return {bool: "True or False", str: "text", Path: "a path"}.get(annotation, str(annotation))
 
 
 def _got(value: object) -> str:

@@ -71,6 +71,15 @@ def test_weights_of_a_whole_model_are_no_students(student, teacher, tmp_path):
         read_student(tmp_path, teacher)
 
 
+def test_a_lost_parameter_is_told(student, teacher, own, tmp_path):
+    write_student(tmp_path, student, base_name="toy-scenes", provenance={})
+    state = load_file(tmp_path / "model.safetensors")
+    del state[next(iter(state))]
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=f"holds {len(own) - 1} parameters, .* says {len(own)}"):
+        read_student(tmp_path, teacher)
+
+
 def test_another_architecture_is_refused(student, teacher, own, tmp_path):
     write_student(tmp_path, student, base_name="toy-scenes", provenance={})
     path = tmp_path / "config.json"

@@ -46,6 +46,7 @@ def write_student(
     config = {
         "method": "marval",
         "timestep": student.timestep,
+        "num_own": len(state),
         "base_model": {"name": base_name or student.spec.name, **_identity(student.spec)},
         "base_marks": {name: _mark(borrowed[name]) for name in _evenly(list(borrowed))},
     }
@@ -59,14 +60,20 @@ def read_student(folder: str | Path, teacher: DenoisingModel) -> Student:
     Errors: FileNotFoundError; ValueError for a damaged file or another teacher.
     """
     folder = Path(folder)
-    timestep, base, marks = _read_config(folder / "config.json")
-    state = read_tensors(folder / "model.safetensors")
-    _check_teacher(folder, base, marks, state, teacher)
-    student = make_student(teacher, state, timestep=timestep)
+    settings = _read_config(folder / "config.json")
+    path = folder / "model.safetensors"
+    state = read_tensors(path)
+    _check_teacher(folder, settings, state, teacher)
+    if len(state) != settings.num_own:
+        raise ValueError(
+            f"{path} holds {len(state)} parameters, and its config.json says {settings.num_own}: the student "
+            "is incomplete, or of other files; copy both again"
+        )
+    student = make_student(teacher, state, timestep=settings.timestep)
     with torch.no_grad():
         for name, parameter in as_module(student.model).named_parameters():
             if name in state:
-                place = f"{folder / 'model.safetensors'}: {name}"
+                place = f"{path}: {name}"
                 parameter.copy_(weights_like(parameter, state[name], source=place))
     return student
 
@@ -76,11 +83,13 @@ class Settings:
     """Config of a MARVAL student.
 
     Attributes:
+        num_own: how many parameters are its own, and in its file.
         base_marks: largest magnitudes of some parameters of the teacher.
     """
 
     method: Literal["marval"]
     timestep: int
+    num_own: int
     base_model: BaseModel
     base_marks: dict[str, float]
 
@@ -90,27 +99,20 @@ class Settings:
             check(f"base_marks of {name}", mark, RANGES["base_marks"])
 
 
-def _read_config(path: Path) -> tuple[int, dict[str, object], dict[str, float]]:
-    """The timestep, what the teacher must be, and its marks."""
+def _read_config(path: Path) -> Settings:
     content = read_json(path, expected="expected the folder of a MARVAL student")
     if "model" in content:
         raise ValueError(f"{path.parent} holds a {content['model']} model, no MARVAL student")
-    settings = settings_of(Settings, content, source=str(path))
-    base: dict[str, object] = {**asdict(settings.base_model), "grid": list(settings.base_model.grid)}
-    return settings.timestep, base, settings.base_marks
+    return settings_of(Settings, content, source=str(path))
 
 
 def _identity(base: Spec) -> dict[str, object]:
     return {"family": base.name, "width": base.width, "grid": list(base.grid), "channels": base.channels}
 
 
-def _check_teacher(
-    folder: Path,
-    base: Mapping[str, object],
-    marks: Mapping[str, float],
-    state: State,
-    teacher: DenoisingModel,
-) -> None:
+def _check_teacher(folder: Path, settings: Settings, state: State, teacher: DenoisingModel) -> None:
+    base: dict[str, object] = {**asdict(settings.base_model), "grid": list(settings.base_model.grid)}
+    marks = settings.base_marks
     parameters = dict(as_module(teacher).named_parameters())
     differ = [
         f"{key} {base[key]} against {value}"
