@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import swiftmask
-from swiftmask import registry
+from swiftmask import registry, sources
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.methods.marval import head_parameters, make_student, write_student
 from swiftmask.methods.shortcut import Shortcut, ShortcutConfig
@@ -50,6 +50,14 @@ def test_released_file_and_upstream_layout(upstream: Path) -> None:
     shutil.copy(path, path.with_name("MaskGIT_ImageNet_512.pth"))
     with pytest.raises(ValueError, match="several models"):
         swiftmask.load(upstream)
+
+
+def test_a_folder_of_many_files_is_no_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(12):
+        (tmp_path / f"{i}.txt").touch()
+    monkeypatch.setattr(sources, "_MOST_FILES", 10)
+    with pytest.raises(ValueError, match="holds more than 10 files: give the folder of one model"):
+        swiftmask.load(tmp_path)
 
 
 def test_dtype(tiny_folder: Path) -> None:

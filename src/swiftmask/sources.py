@@ -12,10 +12,12 @@ from swiftmask.core.families import Family, Reading, WeightsFile
 from swiftmask.core.protocol import MaskedGenerator
 from swiftmask.core.reading import State, read_shapes, some
 from swiftmask.core.settings import about
+from swiftmask.core.writing import files_below
 from swiftmask.registry import family_of, model_names, read_config, weights_files
 
 RELEASED_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
-_MOST_FILES = 200
+_MOST_FILES, _MOST_WEIGHTS = 20_000, 200
+"""In the folder of one model, among them its images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +139,18 @@ def _known(path: Path, state: State) -> Loose | None:
 
 
 def _loose_files(folder: Path) -> Iterator[Loose]:
-    """What is known of the weights files in a folder and below it.
+    """What is known of the weights files in a folder and up to three folders below.
 
     Errors: ValueError for a damaged file, or too many files to be a model's folder.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in RELEASED_SUFFIXES and path.is_file())
-    if len(paths) > _MOST_FILES:
-        raise ValueError(f"{folder} holds {len(paths)} weights files: give the folder of one model")
-    for path in paths:
+    paths: list[Path] = []
+    for number, path in enumerate(files_below(folder), 1):
+        if path.suffix in RELEASED_SUFFIXES and path.is_file():
+            paths.append(path)
+        if number > _MOST_FILES or len(paths) > _MOST_WEIGHTS:
+            most = f"{_MOST_FILES:,} files" if number > _MOST_FILES else f"{_MOST_WEIGHTS} weights files"
+            raise ValueError(f"{folder} holds more than {most}: give the folder of one model")
+    for path in sorted(paths):
         known = _known(path, read_shapes(path))
         if known is not None:
             yield known

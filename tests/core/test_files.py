@@ -117,17 +117,18 @@ def test_a_smaller_or_larger_model_replaces_every_file_of_the_other(tmp_path: Pa
         assert names(tmp_path) == sorted([*others, *expected])
 
 
-def test_a_folder_whose_shards_are_being_replaced_is_incomplete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("shard_bytes", [1, 100])
+def test_a_folder_whose_weights_are_being_replaced_is_incomplete(
+    shard_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, Two().state_dict(), 1)
+    write(tmp_path, Two().state_dict(), shard_bytes)
 
     def full_disk(state: object, path: Path) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr(files, "save_file", full_disk)
     with pytest.raises(OSError, match="no space"):
-        write(tmp_path, Two().state_dict(), 1)
+        write(tmp_path, Two().state_dict(), shard_bytes)
     assert "config.json" not in names(tmp_path)
     assert not any(name.endswith(".partial") for name in names(tmp_path))
 

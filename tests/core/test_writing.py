@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
 
-from swiftmask.core.writing import remove_partials, write_json, write_text, written_whole
+from swiftmask.core.writing import files_below, remove_partials, write_json, write_text, written_whole
 
 
 def test_a_file_is_there_when_it_is_whole_and_no_partial_one_is(tmp_path: Path) -> None:
@@ -70,6 +70,8 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
     left = {".a.json.77.partial": b"x", "below/.tmpAb12xZ": tensors[:150], ".tmpEmpty1": b""}
     kept = {
         "a.json": b"x",
+        "another run/.lock": b"",
+        "another run/.b.json.77.partial": b"x",
         "results.partial": b"x",
         ".b.partial": b"x",
         ".lock": b"",
@@ -81,3 +83,10 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
     remove_partials(tmp_path)
     found = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
     assert sorted(found) == sorted(kept)
+
+
+def test_files_are_looked_for_in_three_folders_below(tmp_path: Path) -> None:
+    for folder in ("", "1", "1/2", "1/2/3", "1/2/3/4"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "file").touch()
+    assert {len(path.relative_to(tmp_path).parts) for path in files_below(tmp_path)} == {1, 2, 3, 4}

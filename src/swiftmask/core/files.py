@@ -101,8 +101,9 @@ def write_folder(
 ) -> None:
     """Write the weights (as `dtype`), `provenance.json` and `config.json`, each file whole or not at all.
 
-    `config.json` comes last: a folder that has one is complete. Weights are `model.safetensors`; if they are
-    more than `shard_bytes`, several files with an index, one of which at a time is in memory as `dtype`.
+    `config.json` is removed first and comes last: a folder that has one is complete. Weights are
+    `model.safetensors`; if they are more than `shard_bytes`, several files with an index, one of which at a
+    time is in memory as `dtype`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,7 @@ def write_folder(
     names = [_SINGLE]
     if len(shards) > 1:
         names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-        (folder / "config.json").unlink(missing_ok=True)  # half of the old files, half of the new: incomplete
+    (folder / "config.json").unlink(missing_ok=True)  # some old files beside some new ones are no model
     for name, keys in zip(names, shards, strict=True):
         _write_tensors(folder / name, {key: state[key].to(dtype).contiguous() for key in keys})
     if len(shards) > 1:

@@ -7,7 +7,7 @@ is held, whoever writes that file next.
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from errno import ENOSPC
 from glob import escape
@@ -15,6 +15,11 @@ from pathlib import Path
 
 _PARTIAL = re.compile(r"\..+\.(\d+)\.partial")
 _UNNAMED = re.compile(r"\.tmp\w{6}")
+_DEEPEST = 3
+"""Folders below one of ours or of a released model."""
+
+LOCK = ".lock"
+"""In the folder of a run (training/lock.py)."""
 
 
 @contextmanager
@@ -64,13 +69,28 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed processes left in `folder` and below; its lock keeps others from writing there.
+    """Remove what killed processes left in `folder` and a few folders below; its lock keeps others from
+    writing there. Folders below that have a lock are those of other runs.
 
     What safetensors was writing has a name of its own, and is known by its header.
     """
-    for left in folder.rglob(".*"):
-        if _PARTIAL.fullmatch(left.name) or (_UNNAMED.fullmatch(left.name) and _is_safetensors(left)):
-            left.unlink(missing_ok=True)
+    for path in files_below(folder, but=lambda below: (below / LOCK).exists()):
+        if _PARTIAL.fullmatch(path.name) or (_UNNAMED.fullmatch(path.name) and _is_safetensors(path)):
+            path.unlink(missing_ok=True)
+
+
+def files_below(folder: Path, *, but: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
+    """Files, links and what else is no folder, in `folder` and at most three folders below, as they are
+    found; no links to folders are followed.
+
+    Args:
+        but: folders that are left out.
+    """
+    for place, subfolders, names in os.walk(folder):
+        here = Path(place)
+        deepest = len(here.relative_to(folder).parts) == _DEEPEST
+        subfolders[:] = [] if deepest else [name for name in subfolders if not but(here / name)]
+        yield from (here / name for name in names)
 
 
 def remove_partials_of(path: Path) -> None:

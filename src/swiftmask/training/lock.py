@@ -7,9 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from swiftmask.core.writing import missing_folders, remove_empty, remove_partials
-
-_NAME = ".lock"
+from swiftmask.core.writing import LOCK, missing_folders, remove_empty, remove_partials
 
 
 @contextmanager
@@ -27,7 +25,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
         return
     made = missing_folders(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / _NAME)
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -38,8 +36,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
         remove_partials(folder)
         yield
     except BaseException:
-        if made and [path.name for path in folder.iterdir()] == [_NAME]:
-            (folder / _NAME).unlink()
+        if made and [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
             remove_empty(made)
         raise
     finally:
