@@ -98,13 +98,24 @@ def test_the_same_search_again_draws_nothing(
     assert "against vanilla-" in printed
 
 
-def test_nothing_meets_the_bound(tiny_scenes: Path, tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    hopeless = replace(tune_command(tiny_scenes, tuned), speedup=1000, steps=(2,))
-    assert hopeless.run() == 1
-    said = json.loads(capsys.readouterr().out)
-    assert said["answer"].startswith("nothing meets the bound: a single step of the full model takes 0.00")
-    assert said["found"] is said["preset"] is None
-    assert not (tuned / "tiny-speedup-1000-fd-preset.json").exists()
+@pytest.mark.parametrize(
+    ("bound", "complaint"),
+    [
+        (
+            {"gflop": 1e-9},
+            "of 1e-09 GFLOP an image: the cheapest decode, one step without guidance, takes",
+        ),
+        ({"speedup": 1000}, "the cheapest decode, one step without guidance, takes 0.00"),
+        ({"speedup": 6}, "nothing in 4 or more decode steps meets the bound of"),
+    ],
+)
+def test_nothing_is_cheap_enough(
+    bound: dict[str, float], complaint: str, tiny_scenes: Path, tmp_path: Path
+) -> None:
+    hopeless = replace(tune_command(tiny_scenes, tmp_path), **{"speedup": None, "steps": (4,)} | bound)
+    with pytest.raises(ValueError, match=complaint):
+        hopeless.run()
+    assert not list(tmp_path.iterdir())
 
 
 def test_finalists_that_lose_too_much_are_no_answer(shop: Workshop, tmp_path: Path) -> None:

@@ -138,11 +138,15 @@ class Search:
     meter: Meter
     seen: dict[str, Standing] = field(default_factory=dict)
 
-    def run(self) -> Finals | None:
-        """What is left, on fresh pictures; None if nothing is cheap enough to be tried."""
+    def run(self) -> Finals:
+        """What is left, on fresh pictures. Errors: ValueError if nothing is cheap enough to be tried."""
         pool = budgets(self.shop, self.space, self.bounds)
         if not pool:
-            return None
+            gflop = self.shop.flops(Settings(steps=1)) / 1e9
+            raise ValueError(
+                f"nothing in {min(self.space.steps)} or more decode steps meets the bound of "
+                f"{self.bounds.flops / 1e9:.4g} GFLOP an image: one step of the full model takes {gflop:.4g}"
+            )
         full = [self.shop.candidate(settings) for settings in self.space.full()]
         self._plan("budgets", pool, full)
         found = halve(pool, full, self.bounds, self._measure, keep=KEPT["budgets"], on_round=self._remember)
@@ -238,6 +242,21 @@ class Search:
 
     def _confirming_flops(self, flops: Sequence[float]) -> float:
         return sum(flops) * self.confirming.num_pictures * self.confirming.num_seeds
+
+
+def require_affordable(shop: Workshop, space: Space, bounds: Bounds) -> None:
+    """Errors: ValueError if the cheapest decode there can be costs more than the bound."""
+    guided = own_sampling(shop.base).guidance not in (None, 1.0)
+    fewest = min(space.denoising_steps, default=None)
+    unguided = SamplingOptions(guidance=1.0 if guided else None, denoising_steps=fewest)
+    a_step = [Settings(steps=1, sampling=unguided)]
+    a_step += [] if space.marval is None else [Settings(steps=1, marval=space.marval)]
+    cheapest = min(map(shop.flops, a_step))
+    if not bounds.affords(cheapest):
+        raise ValueError(
+            f"nothing meets the bound of {bounds.flops / 1e9:.4g} GFLOP an image: the cheapest decode, one "
+            f"step without guidance, takes {cheapest / 1e9:.4g}"
+        )
 
 
 def budgets(shop: Workshop, space: Space, bounds: Bounds) -> list[Candidate]:

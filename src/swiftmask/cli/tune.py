@@ -12,8 +12,9 @@ from swiftmask.cli import measure
 from swiftmask.cli.loading import say_where, shares_of
 
 if TYPE_CHECKING:
+    from swiftmask.cli.candidates import Workshop
     from swiftmask.cli.search import Finals, Search, Space
-    from swiftmask.evaluate.presets import Preset
+    from swiftmask.evaluate.presets import Preset, Settings
     from swiftmask.evaluate.tuning.halving import Bounds, Standing
     from swiftmask.evaluate.tuning.report import TuningReport
     from swiftmask.pipeline import Pipeline
@@ -31,7 +32,7 @@ class Tune:
     """Search for the best way to draw under a bound, and write it as a preset for `generate --preset`.
 
     Bounds: `--speedup 2` or `--gflop 8` on the cost, `--max-loss 0.01` on the quality, or both. Exit code 1,
-    and no preset, if nothing meets them. A killed search continues where it was.
+    and no preset, if nothing that was tried meets them. A killed search continues where it was.
 
     Attributes:
         model: bundled name, model folder or Hugging Face repo id.
@@ -104,18 +105,19 @@ class Tune:
 
     def _tune(self, base: "Pipeline") -> int:
         """Search, write, print, with every step count chosen."""
+        from swiftmask.cli.search import require_affordable
         from swiftmask.evaluate.presets import write_preset
         from swiftmask.evaluate.tuning.report import write_tuning_report
 
         with _bar() as show:
             search = self._search(base, show)
+            require_affordable(search.shop, search.space, search.bounds)
             say_where(base)
             finals = search.run()
         name = f"{base.name.replace('/', '--')}-{self._slug()}"
-        winner = None if finals is None else winner_of(finals, search.bounds)
+        winner = winner_of(finals, search.bounds)
         path = self.out / f"{name}-preset.json"
         if winner is not None:
-            assert finals is not None
             write_preset(self._preset(search, finals, winner), path)
         report = self._report(search, finals, winner, path)
         write_tuning_report(report, self.out / f"{name}-tuning.json")
@@ -185,7 +187,7 @@ class Tune:
         return Search(
             shop=shop,
             space=self._space(base),
-            bounds=self._bounds(shop.flops(reference)),
+            bounds=self._bounds(shop, reference),
             store=store,
             real=RealPictures(load_judge(base.model.device), subjects),
             sample=Sample(num_pictures=self.search_pictures, num_seeds=1, batch_size=self.batch),
@@ -193,14 +195,14 @@ class Tune:
             meter=Meter(show),
         )
 
-    def _bounds(self, reference_flops: int) -> "Bounds":
+    def _bounds(self, shop: "Workshop", reference: "Settings") -> "Bounds":
         from swiftmask.evaluate.tuning.halving import Bounds
 
-        flops = reference_flops * CHEAPER
         if self.gflop is not None:
             flops = self.gflop * 1e9
-        elif self.speedup is not None:
-            flops = reference_flops / self.speedup
+        else:
+            share = CHEAPER if self.speedup is None else 1 / self.speedup
+            flops = shop.flops(reference) * share
         return Bounds(flops=flops, max_loss=self.max_loss, objective=self.objective)
 
     def _space(self, base: "Pipeline") -> "Space":
@@ -278,7 +280,7 @@ class Tune:
         )
 
     def _report(
-        self, search: "Search", finals: "Finals | None", winner: "Standing | None", path: Path
+        self, search: "Search", finals: "Finals", winner: "Standing | None", path: Path
     ) -> "TuningReport":
         from swiftmask.evaluate.tuning.report import TuningReport, numbers, tried
 
@@ -286,13 +288,13 @@ class Tune:
         return TuningReport(
             **asdict(origin),
             asked=self._asked(search.bounds),
-            answer=_unaffordable(search) if finals is None else answer_of(finals, winner, path),
+            answer=answer_of(finals, winner, path),
             objective=self.objective,
-            reference=None if finals is None else numbers(finals.reference),
-            best_full=None if finals is None else numbers(finals.best_full),
+            reference=numbers(finals.reference),
+            best_full=numbers(finals.best_full),
             found=None if winner is None else winner.candidate.row.name,
             preset=None if winner is None else str(path),
-            confirmed=[] if finals is None else tried(finals.finalists),
+            confirmed=tried(finals.finalists),
             searched=tried(search.ranked()),
         )
 
@@ -321,13 +323,6 @@ def answer_of(finals: "Finals", winner: "Standing | None", path: Path) -> str:
         f"{reference.name}, loses {percent(best.loss)} against {best_full.name}"
     )
     return f"nothing meets the bound; nearest is {what}" if winner is None else f"{what}; preset in {path}"
-
-
-def _unaffordable(search: "Search") -> str:
-    from swiftmask.evaluate.presets import Settings
-
-    gflop = search.shop.flops(Settings(steps=1)) / 1e9
-    return f"nothing meets the bound: a single step of the full model takes {gflop:.4g} GFLOP a picture"
 
 
 def _scaled(value: float, *factors: float) -> tuple[float, ...]:

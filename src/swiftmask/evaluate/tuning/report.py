@@ -36,8 +36,7 @@ class TuningReport:
     Attributes:
         asked: the bounds, in words.
         answer: what came of it, in words.
-        reference, best_full: the full model at the reference's steps, and the best full model there was;
-            None where nothing was affordable and so nothing drawn.
+        reference, best_full: the full model at the reference's steps, and the best full model there was.
         found: the candidate that the preset holds, or None if nothing meets the bounds.
         confirmed: the finalists, on pictures that the search did not look at.
         searched: every candidate as the search last saw it; those seen longest come first.
@@ -51,8 +50,8 @@ class TuningReport:
     asked: str
     answer: str
     objective: Objective
-    reference: Numbers | None
-    best_full: Numbers | None
+    reference: Numbers
+    best_full: Numbers
     found: str | None
     preset: str | None
     confirmed: list[Tried]
