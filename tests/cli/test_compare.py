@@ -202,6 +202,10 @@ def foreign_statistics(here: Path) -> None:
         main(["compare", "ours", "--reference", "real", *extractor])
 
 
+def wide_statistics(here: Path) -> None:
+    np.savez("wide.npz", mu=np.zeros(5), sigma=np.eye(5))
+
+
 def untouched(here: Path) -> None:
     pass
 
@@ -224,6 +228,7 @@ def untouched(here: Path) -> None:
         (untouched, "--crop 0", "--crop must be a whole number between 1 and 16_384, got 0"),
         (untouched, "--save-statistics s.npz", "--save-statistics s.npz: name a .safetensors file"),
         (foreign_statistics, "--reference f.safetensors", "f.safetensors was made with other weights"),
+        (wide_statistics, "--reference wide.npz", "width 5, and --extractor means gives width 3"),
         (foreign_statistics, "--reference f.safetensors --crop 6", "--crop goes with a folder of real"),
         (file, "--out file", "--out file: file is a file: name a folder"),
         (file, "--out file/x", "--out file/x: file is a file: name a folder"),

@@ -12,7 +12,7 @@ from swiftmask.cli import measure
 from swiftmask.cli.bench import BenchQuality, Way, check_denoising, check_unguided, parse_budget
 from swiftmask.cli.loading import budgets_of, own_device, say_where, shares_of
 from swiftmask.cli.progress import counting, note
-from swiftmask.cli.real_pictures import DIGITS, check_real_pictures, describe_reference
+from swiftmask.cli.real_pictures import DIGITS, check_real, describe_reference
 from swiftmask.cli.report_pictures import draw_shown, draw_timeline, gallery_of
 from swiftmask.cli.report_requests import Requests, class_requests, prompt_requests, scenes_requests
 
@@ -288,13 +288,14 @@ class BenchReport:
         extractor = load_extractor(self.extractor, base.model.device)
         identity = extractor.identity
         folder = self.out / "features" / f"{identity.name}-{identity.sha256[:DIGITS]}"
+        source = self.reference.expanduser()
         reference = describe_reference(
-            self.reference.expanduser(),
+            source,
             self.crop,
             self._decoding(),
             extractor,
             folder,
-            check=lambda real: check_real_pictures(real, self.pictures, rows[0], requests),
+            check=lambda real: check_real(real, self.pictures, rows[0], requests, extractor, source),
             batch_size=self.batch,
             processes=processes,
         )

@@ -89,7 +89,7 @@ class Compare:
             raise KeyboardInterrupt("the same command continues where it was") from None
         processes.wait()
         if processes.rank == 0:
-            note(f"features on {device_text(device)}")  # not before: what is wrong with a picture is one line
+            note(f"features on {device_text(device)}")
             self._save_statistics(real)
             self._say_changes(ours, real)
             self._print(self._compared(ours, real), _changes_of(ours), _changes_of(real))
@@ -164,14 +164,6 @@ class Compare:
                     f"either side, and {folder} has {found}: give more, or lower the options"
                 )
 
-    def _check_extractor(self, reference: "Moments", identity: "Identity") -> None:
-        if reference.extractor not in (None, identity.sha256):
-            raise ValueError(
-                f"{self.reference} was made with other weights (sha256 {reference.extractor[:_DIGITS]}) than "
-                f"--extractor {self.extractor} ({identity.sha256[:_DIGITS]}): name its extractor, or give "
-                "the folder of real images"
-            )
-
     def _described(
         self,
         generated: "Pictures",
@@ -180,6 +172,7 @@ class Compare:
         processes: "Processes",
     ) -> "tuple[FeatureStore, FeatureStore | Moments]":
         """This process's share of what is missing; complete when all processes have done theirs."""
+        from swiftmask.evaluate.extractors import require_same_features
         from swiftmask.evaluate.feature_store import describe
         from swiftmask.evaluate.statistics import Moments
 
@@ -195,7 +188,7 @@ class Compare:
             )
 
         if isinstance(reference, Moments):
-            self._check_extractor(reference, extractor.identity)
+            require_same_features(reference, extractor, generated.images([0]), source=self.reference)
         with progress_bar(shown=processes.rank == 0) as bar:
             ours = store(generated, self.pictures, "pictures", bar)
             if isinstance(reference, Moments):

