@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from swiftmask.cli import main
-from swiftmask.cli.errors import flatten, with_left_out
+from swiftmask.cli.errors import with_left_out
+from swiftmask.cli.words import flatten
 from swiftmask.models.mar import MAR
 from swiftmask.models.maskgit import MaskGIT
 
@@ -48,9 +49,29 @@ def failed_last(capsys: pytest.CaptureFixture[str], *arguments: object, code: in
         (["generate", "maskgit-scene", "0"], "unknown model 'maskgit-scene'"),
         (["generate", "./nowhere", "0"], "no such model"),
         (["generate", TINY, "0", "--stepss", "3"], "did you mean --steps"),
-        (["generate", TINY, "0", "--steps", "many"], "--steps"),
-        (["generate", TINY, "0", "--caching", "reused"], "--caching"),
-        (["generate"], "swiftmask generate --help"),
+        (
+            ["generate", TINY, "0", "--steps", "many"],
+            "--steps must be a whole number between 1 and 65_536, got 'many'; see",
+        ),
+        (
+            ["generate", TINY, "0", "--guidance", "x"],
+            "--guidance must be a number between 1 and 100, got",
+        ),
+        (["generate", TINY, "0", "--size", "8", "x"], "--size must be whole numbers between 1 and 16_384"),
+        (["generate", TINY, "0", "--num-images", "x"], "--num-images must be a whole number between 1 and"),
+        (["generate", TINY, "0", "--caching", "reused"], "--caching must be 'reuse' or 'extrapolation-1' or"),
+        (["generate", TINY, "0", "--seed"], "--seed needs a value: a whole number between 0 and 2**64 - 1"),
+        (
+            ["generate", TINY, "--prompt", "a", "--prompt", "b"],
+            "--prompt is given twice: give all its",
+        ),
+        (["generate", TINY, "0", "--num", "2", "--num-images=3"], "--num-images is given twice"),
+        (["generate", TINY, "--json", "false"], "--json takes no value, got 'false'"),
+        (["generate", TINY, "--json=0"], "--json takes no value, got '0'"),
+        (["generate"], "MODEL is missing; see swiftmask generate --help"),
+        (["compare"], "PICTURES, --reference, --extractor are missing"),
+        (["compare", ".", "--extractor", "scenes"], "compare: --reference is missing"),
+        (["train", ""], "unknown recipe ''"),
         (["generate", TINY], "nothing to generate"),
         (["generate", TINY, "7"], "unknown class '7'"),
         (["generate", TINY, "cat"], "unknown class 'cat'"),

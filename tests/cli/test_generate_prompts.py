@@ -119,6 +119,27 @@ def test_a_file_says_prompts_negatives_and_seeds(
     ]
 
 
+def test_seeds_have_one_source(tiny_meissonic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("all.csv").write_text("prompt,seed\na circle,5\n")
+    Path("some.csv").write_text("prompt,seed\na circle,5\na square,\n")
+    for arguments in (("all.csv", "--seeds", 3), ("some.csv", "--seeds", 3), ("all.csv", "--seed", 3)):
+        said = refused(capsys, tiny_meissonic, "--prompts", *arguments)
+        assert f"{arguments[1]} beside the column seed of {arguments[0]}: leave out one of them" in said
+    assert "--seeds beside --seed or --num" in refused(
+        capsys, tiny_meissonic, *PROMPT, "--seeds", 3, "--num", 2
+    )
+    summary = generated(capsys, tiny_meissonic, "--prompts", "some.csv", "--seed", 3, "--steps", 2)
+    assert [entry["seed"] for entry in summary["pictures"]] == [5, 3]
+
+
+def test_comments_of_a_file_are_not_said_beside_a_mistake(
+    tiny_meissonic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("list.txt").write_text("# circles\na red circle left a blue square\n")
+    said = refused(capsys, tiny_meissonic, "--prompts", "list.txt")
+    assert "list.txt, line 2: prompt of 9 tokens" in said and len(said.splitlines()) == 1
+
+
 def test_another_size(tiny_meissonic: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = generated(capsys, tiny_meissonic, *PROMPT, "--size", 8, 16, "--steps", 2, "--out", "o")
     assert summary["settings"]["size"] == [8, 16]

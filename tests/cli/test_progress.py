@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from swiftmask.cli import progress
-from swiftmask.cli.progress import counting, duration, progress_bar
+from swiftmask.cli.progress import counting, duration, note, notes_held, progress_bar
 
 
 @pytest.fixture
@@ -93,3 +93,35 @@ def test_the_bar_of_a_terminal_names_both_times() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_notes_are_said_when_work_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    with notes_held():
+        note("first")
+        assert not _lines(capsys)
+        with progress_bar() as bar:
+            bar.add_task("generating")
+        note("second")
+        assert _lines(capsys) == ["first", "second"]
+
+
+def test_notes_are_said_in_the_end_or_after_a_while(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with notes_held():
+        note("in the end")
+        assert not _lines(capsys)
+    assert _lines(capsys) == ["in the end"]
+    monkeypatch.setattr(progress, "_HELD_SECONDS", 0.01)
+    with notes_held():
+        note("after a while")
+        time.sleep(0.1)
+        assert _lines(capsys) == ["after a while"]
+
+
+def test_a_mistake_is_said_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="wrong"), notes_held():
+        note("never said")
+        raise ValueError("wrong")
+    note("said")
+    assert _lines(capsys) == ["said"]

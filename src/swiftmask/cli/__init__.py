@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(0 if args else 2)
     name, rest = _choose(args)
     from swiftmask.cli.errors import parse, run_safely
-    from swiftmask.cli.progress import show_warnings
+    from swiftmask.cli.progress import notes_held, show_warnings
 
     show_warnings()
 
@@ -95,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = parse(command_class, own, prog=f"swiftmask {name}", more=HELP if command.computes else "")
         if command.computes:
             say_later_if_busy()
-        return options.run()
+        with notes_held():
+            return options.run()
 
     raise SystemExit(run_safely(start, debug=debug))
 

@@ -3,13 +3,13 @@
 import contextlib
 import io
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from swiftmask.cli.checks import check_command
+from swiftmask.cli.words import check_words, complaint
 
 USER_MISTAKES = (ValueError, OSError, FloatingPointError)
 """What our own functions raise for a wrong name, number or file, a full disk, or weights or a dtype that give
@@ -19,7 +19,6 @@ NaN.
 CommandClass = TypeVar("CommandClass")
 _LEFT_OUT = {"--shortcut": "auto", "--marval": "auto", "--lora": "auto", "--compile": "default"}
 """Options whose value may be left out, in every command that has them, and the value that is then meant."""
-_RULE = re.compile("[─-]{3,}")
 
 
 def run_safely(start: Callable[[], int], *, debug: bool) -> int:
@@ -61,20 +60,21 @@ def parse(
     Args:
         more: what follows the help.
 
-    Errors: as `check_command`.
+    Errors: as `check_words` and `check_command`.
     """
     import tyro
 
-    complaint = io.StringIO()
+    words, said = with_left_out(args), io.StringIO()
+    check_words(command_class, words)
     options: tuple[Any, ...] = (tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff)
     try:
-        with contextlib.redirect_stderr(complaint):
-            command = tyro.cli(command_class, args=with_left_out(args), prog=prog, config=options)
+        with contextlib.redirect_stderr(said):
+            command = tyro.cli(command_class, args=words, prog=prog, config=options)
     except SystemExit as stop:
         if stop.code in (0, None):
             sys.stdout.write(more)
             raise
-        sys.stderr.write(f"{prog}: {flatten(complaint.getvalue())}; see {prog} --help\n")
+        sys.stderr.write(f"{prog}: {complaint(command_class, words, said.getvalue())}; see {prog} --help\n")
         raise SystemExit(2) from None
     check_command(command)
     return command
@@ -89,20 +89,3 @@ def with_left_out(args: Sequence[str]) -> list[str]:
         if arg in _LEFT_OUT and not named:
             filled.append(_LEFT_OUT[arg])
     return filled
-
-
-def flatten(boxed: str) -> str:
-    """What tyro says in a box (of lines, or in ASCII) on one line, with the option it thinks was meant."""
-    lines = [line.strip("│╭╮╰╯|+ \n") for line in boxed.splitlines()][1:]
-    said: list[str] = []
-    for line in lines:
-        if _RULE.fullmatch(line) and said:
-            break
-        if not _RULE.fullmatch(line):
-            said.append(line)
-    message = " ".join(part for part in said if part)
-    for heading in ("Got errors:", "For full helptext"):
-        message = message.split(heading)[0].strip()
-    suggests = any(line.startswith("Perhaps you meant") for line in lines)
-    meant = [line.split()[0] for line in lines if re.match("--[a-z]", line)] if suggests else []
-    return f"{message} (did you mean {' or '.join(meant)}?)" if meant else message.rstrip(".")

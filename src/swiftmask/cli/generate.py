@@ -164,6 +164,8 @@ class Generate:
             raise ValueError(
                 f"--num and --batch-size must be at least 1, got {self.num} and {self.batch_size}"
             )
+        if self.seeds and (self.seed, self.num) != (0, 1):
+            raise ValueError("--seeds beside --seed or --num: name the seeds, or the first one and how many")
         if self.negative_prompt and (self.classes or self.guidance == 1.0):
             wrong = "classes" if self.classes else "--guidance 1, which turns it off"
             raise ValueError(f"--negative-prompt needs prompts and guidance, got {wrong}")
@@ -186,7 +188,11 @@ class Generate:
         seeds = self.seeds or tuple(range(self.seed, self.seed + self.num))
         if draws == "class":
             return jobs.class_jobs((*self.labels, *self.classes), seeds)
-        return jobs.prompt_jobs((*self.labels, *self.prompt), self.prompts, self.negative_prompt, seeds)
+        prompts, option = (
+            (*self.labels, *self.prompt),
+            "--seeds" if self.seeds else "--seed" * bool(self.seed),
+        )
+        return jobs.prompt_jobs(prompts, self.prompts, self.negative_prompt, seeds, option=option)
 
     def _pipeline(self) -> "Pipeline":
         """The loaded model with everything that is asked of it."""

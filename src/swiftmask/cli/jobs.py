@@ -56,15 +56,22 @@ def class_jobs(classes: Sequence[str], seeds: Sequence[int]) -> list[Job]:
 
 
 def prompt_jobs(
-    prompts: Sequence[str], file: Path | None, negatives: Sequence[str], seeds: Sequence[int]
+    prompts: Sequence[str],
+    file: Path | None,
+    negatives: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    option: str = "",
 ) -> list[Job]:
     """Every prompt, given or in a file, with every seed, once.
 
     Args:
         negatives: none, one for all, or one for each prompt; what the file says of a prompt goes before them.
         seeds: of each prompt; where the file gives a prompt's first seed, as many from there on.
+        option: that gave the seeds, --seed or --seeds; empty for neither.
 
-    Errors: ValueError for an empty prompt or another number of negatives, and those of `read_prompts`.
+    Errors: ValueError for an empty prompt, another number of negatives, or an option beside seeds of the file
+    (--seed is for the prompts without one), and those of `read_prompts`.
     """
     from swiftmask.data.prompts import ListedPrompt, read_prompts, require_text
 
@@ -72,6 +79,9 @@ def prompt_jobs(
     listed = given + ([] if file is None else read_prompts(file))
     if not all(entry.text for entry in listed):
         raise ValueError("empty --prompt: say what to generate")
+    seeded = [entry.seed is not None for entry in listed]
+    if (option == "--seeds" and any(seeded)) or (option == "--seed" and all(seeded)):
+        raise ValueError(f"{option} beside the column seed of {file}: leave out one of them")
     if len(negatives) not in (0, 1, len(listed)):
         raise ValueError(
             f"expected one --negative-prompt for all, or one for each of {len(listed)} prompts, got "

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
@@ -25,6 +26,9 @@ _FIRST_ESTIMATE_SECONDS = 5.0
 _FOUND_SECONDS = 1.0
 """What is counted this soon after a task's begin was found done (a resumed run), and is no speed."""
 
+_HELD_SECONDS = 3.0
+"""The longest that a note is held."""
+
 
 @contextmanager
 def progress_bar(*, shown: bool = True) -> Iterator[Progress]:
@@ -38,7 +42,7 @@ def progress_bar(*, shown: bool = True) -> Iterator[Progress]:
     console = Console(stderr=True)
     pace = _Pace()
     columns = (TextColumn("{task.description}"), BarColumn(), _Status(pace))
-    with Progress(
+    with _Bar(
         *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
     ) as progress:
         if not shown:
@@ -59,8 +63,67 @@ def counting(
 
 
 def note(text: str) -> None:
-    """A line for the person at the keyboard."""
-    sys.stderr.write(f"{text}\n")
+    """A line for the person at the keyboard; under `notes_held` not before work begins."""
+    if not _HELD.keep(text):
+        sys.stderr.write(f"{text}\n")
+
+
+@contextmanager
+def notes_held() -> Iterator[None]:
+    """Hold notes until a task of a `progress_bar` begins, a few seconds pass, or this ends well: what is
+    wrong with a command is one line on stderr with nothing beside it.
+    """
+    later = threading.Timer(_HELD_SECONDS, _release_notes)
+    later.daemon = True
+    _HELD.begin()
+    later.start()
+    try:
+        yield
+        _release_notes()
+    finally:
+        later.cancel()
+        _HELD.end()
+
+
+def _release_notes() -> None:
+    for text in _HELD.end():
+        note(text)
+
+
+class _Held:
+    """Notes of this process that are not said yet; none are kept before `begin` and after `end`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._texts: list[str] | None = None
+
+    def begin(self) -> None:
+        with self._lock:
+            self._texts = []
+
+    def keep(self, text: str) -> bool:
+        """Whether the note is kept."""
+        with self._lock:
+            if self._texts is not None:
+                self._texts.append(text)
+            return self._texts is not None
+
+    def end(self) -> list[str]:
+        """What was kept."""
+        with self._lock:
+            texts, self._texts = self._texts, None
+            return texts or []
+
+
+_HELD = _Held()
+
+
+class _Bar(Progress):
+    """A `Progress` whose first task has held notes said."""
+
+    def add_task(self, *args: Any, **fields: Any) -> TaskID:
+        _release_notes()
+        return super().add_task(*args, **fields)
 
 
 def show_warnings() -> None:

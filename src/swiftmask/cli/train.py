@@ -46,7 +46,7 @@ class Train:
         recipe, settings = self.recipe, list(self.settings)
         if named is not None and recipe is not None and "=" in recipe:  # the file says which recipe it is
             recipe, settings = named, [recipe, *settings]
-        recipe = recipe or named
+        recipe = named if recipe is None else recipe
         if recipe is None:
             return self._list_recipes()
         if named is not None and named != recipe:
