@@ -21,6 +21,7 @@ from swiftmask.recipes.tokenizer_files import read_tokenizer
 from swiftmask.registry import model_names, trainable
 from swiftmask.training.loop import Progress
 from swiftmask.training.setup import TrainingConfig, memory_needed
+from tests.released_layouts import write, write_meissonic
 
 SIDE = 16
 FEW = TrainingConfig(num_steps=4, batch_size=4, precision="no", save_every=2, log_every=1, warmup_steps=1)
@@ -154,15 +155,53 @@ def test_sources_without_classes_or_captions_are_refused(few: Few, tmp_path: Pat
         replace(few("lumina_dimoo"), data=str(tmp_path)).run(tmp_path / "run")
 
 
-def test_a_model_is_gone_on_from_with_other_images_of_the_same_kind(few: Few, tmp_path: Path) -> None:
-    """The bundled MaskGIT has 48 classes and the VQGAN of its own."""
-    recipe = replace(few("maskgit"), tokenizer="", initial="maskgit-scenes")
-    with pytest.raises(ValueError, match="the model to go on from has classes 48, .* give 2"):
-        recipe.run(tmp_path / "products")
-    few_scenes = replace(recipe.source, num_images=96)
-    scenes = replace(recipe, data="scenes:classes", source=few_scenes, samples=SampleConfig(number=0))
-    scenes = replace(scenes, training=replace(FEW, num_steps=1))
-    assert swiftmask.load(scenes.run(tmp_path / "scenes")).model.spec.codebook_size == 192
+@pytest.mark.parametrize("name", ["maskgit-scenes", "mar-scenes"])
+def test_a_bundled_model_learns_other_classes(name: str, few: Few, tmp_path: Path) -> None:
+    """Two instead of 48; MaskGIT's keeps the VQGAN of its own."""
+    bundled = swiftmask.load(name).model
+    recipe = replace(few(bundled.spec.name), tokenizer="", initial=name, samples=SampleConfig(number=0))
+    tuned = swiftmask.load(replace(recipe, training=replace(FEW, num_steps=1)).run(tmp_path)).model
+    assert tuned.class_names == ("mug", "vase")  # type: ignore[attr-defined]
+    assert (bundled.spec.num_classes, tuned.spec.num_classes) == (48, 2)
+    before, after = (model.state_dict() for model in (bundled, tuned))  # type: ignore[attr-defined]
+    assert after.keys() == before.keys()
+    moved = [
+        (after[key] - before[key]).abs().max() for key in before if after[key].shape == before[key].shape
+    ]
+    assert 0 < max(moved) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("family", "side", "message"),
+    [
+        ("maskgit", 32, "has a grid of 4, the data and tokenizer give 8"),
+        ("mar", 32, "has a grid of 4, the data and tokenizer give 8"),
+        ("mar", 20, "5x5 latents, which do not divide into patches of 2x2: take network.patch_size=1"),
+        ("meissonic", 20, "height and width must be multiples of 8, got 20x20"),
+    ],
+)
+def test_another_resolution_is_refused(
+    family: str, side: int, message: str, tokenizers: dict[str, Path]
+) -> None:
+    """By a model to go on from, or by a fresh one that it does not divide into."""
+    own = trainable(family)
+    codec = read_tokenizer(tokenizers[own.tokenizers[0]]).codec
+    subject = Subject(
+        codec=codec,
+        resolution=SIDE,
+        class_names=("mug", "vase"),
+        attributes_NA=torch.arange(2)[:, None],
+        captions=("a mug",),
+    )
+    sizes = own.chosen("tiny", own.unset)
+    task = own.fresh(sizes, subject, own.objective)
+    with pytest.raises(ValueError, match=message):
+        if side == 2 * SIDE:
+            own.resumed(
+                task.model(task.trainer, own.sampling, 4), replace(subject, resolution=side), own.objective
+            )
+        else:
+            own.fresh(sizes, replace(subject, resolution=side), own.objective)
 
 
 def test_words_that_a_model_does_not_know_are_named(tokenizers: dict[str, Path]) -> None:
@@ -191,6 +230,51 @@ def test_long_captions_are_cut_only_where_that_is_asked_for(tokenizers: dict[str
     rows, generator = torch.zeros(1, 4, 4, dtype=torch.int16), torch.Generator()
     batch = cut.batch(rows, ["a mug a mug"], generator.manual_seed(1))
     assert batch.captions_BT.shape == (1, 4)  # type: ignore[attr-defined]
+
+
+def test_a_named_text_encoder_is_frozen(tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    tokenizer = read_tokenizer(tokenizers["vq"])
+    subject = Subject(codec=tokenizer.codec, resolution=SIDE, captions=("a mug",))
+    sizes = MEISSONIC.chosen("tiny", MEISSONIC.unset)
+    task = MEISSONIC.fresh(sizes, subject, MEISSONIC.objective)
+    text = task.model(task.trainer, MEISSONIC.sampling, 4).text_encoder  # type: ignore[attr-defined]
+    write(tmp_path, text.clip.state_dict(), "model.safetensors")
+    (tmp_path / "config.json").write_text(
+        '{"num_attention_heads": 2, "hidden_act": "gelu", "eos_token_id": 0}'
+    )
+    text.tokenizer.save(tmp_path)
+
+    named = replace(MEISSONIC.objective, text_encoder=tmp_path)
+    with_clip = MEISSONIC.fresh(sizes, subject, named)
+    trained = {name.split(".")[0] for name, p in with_clip.trainer.named_parameters() if p.requires_grad}
+    assert trained == {"transformer"}
+    assert torch.equal(
+        dict(with_clip.trainer.named_parameters())[_TEXT], dict(task.trainer.named_parameters())[_TEXT]
+    )
+    with pytest.raises(ValueError, match="projects to 64 channels, the transformer has 96"):
+        MEISSONIC.fresh(replace(sizes, num_heads=3), subject, named)
+    with pytest.raises(ValueError, match="unknown word 'plate'"):
+        MEISSONIC.fresh(sizes, replace(subject, captions=("a plate",)), named)
+
+
+_TEXT = "text_encoder.clip.text_projection.weight"
+
+
+def test_a_released_model_is_gone_on_from(golden_meissonic: Meissonic, tmp_path: Path) -> None:
+    """Its folder is in the authors' layout, and its images have 128 pixels."""
+    released = write_meissonic(tmp_path / "released", golden_meissonic)
+    (tmp_path / "images").mkdir()
+    for i in range(2):
+        Image.new("RGB", (128, 128), "red").save(tmp_path / "images" / f"{i}.png")
+        (tmp_path / "images" / f"{i}.txt").write_text("a small red circle")
+    training = replace(FEW, num_steps=1, batch_size=2)
+    recipe = base_recipe("meissonic", training, data=str(tmp_path / "images"), initial=str(released))
+    tuned = swiftmask.load(replace(recipe, samples=SampleConfig(number=0)).run(tmp_path / "run")).model
+    assert isinstance(tuned, Meissonic)
+    assert tuned.size == (128, 128)
+    assert not torch.equal(
+        tuned.transformer.mlm_layer.conv2.weight, golden_meissonic.transformer.mlm_layer.conv2.weight.half()
+    )
 
 
 def test_memory_is_counted_by_optimizer() -> None:

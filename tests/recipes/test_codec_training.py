@@ -4,16 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swiftmask.core.codebook import telling_codes
+from swiftmask.core.codebook import nearest, telling_codes
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec
 from swiftmask.models.mar.codec import KLCodec, KLConfig, Posterior
 from swiftmask.recipes.codec_training import (
     Images,
     KLTrainer,
     VQTrainer,
-    codebook_of,
     measure_scale,
-    nearest,
     pruned,
     train_step,
 )
@@ -70,35 +68,35 @@ def descend(trainer: nn.Module, batch: Images, steps: int, learning_rate: float)
 
 def test_training_vq_lowers_its_loss_and_moves_its_codes(vq: VQCodec) -> None:
     images_B3HW = torch.rand(4, 3, 1, 1).expand(-1, -1, 16, 16).contiguous()
-    before_VC = codebook_of(vq).clone()
+    before_VC = vq.codebook_VC.clone()
     found = descend(VQTrainer(vq, PLAIN).train(), reconstructing(images_B3HW), 25, 5e-3)
     assert found[-1]["loss"] < 0.6 * found[0]["loss"]
-    assert not torch.equal(codebook_of(vq), before_VC)
+    assert not torch.equal(vq.codebook_VC, before_VC)
 
 
 def test_a_dead_code_is_moved_to_a_latent_of_the_batch(vq: VQCodec) -> None:
     trainer = VQTrainer(vq, PLAIN).train()
     trainer.running.count_V.fill_(10.0)
     trainer.running.count_V[3] = 0.0
-    trainer.running.total_VC.copy_(10.0 * codebook_of(vq))
+    trainer.running.total_VC.copy_(10.0 * vq.codebook_VC)
     far_C = torch.tensor([50.0, 50.0])
-    codebook_of(vq)[3] = far_C
+    vq.codebook_VC[3] = far_C
     trainer(reconstructing(torch.rand(2, 3, 16, 16)))
-    assert (codebook_of(vq)[3] - far_C).norm() > 10
+    assert (vq.codebook_VC[3] - far_C).norm() > 10
 
 
 def test_evaluation_leaves_the_codebook_alone(vq: VQCodec) -> None:
-    before_VC = codebook_of(vq).clone()
+    before_VC = vq.codebook_VC.clone()
     VQTrainer(vq, PLAIN).eval()(reconstructing(torch.rand(2, 3, 16, 16)))
-    assert torch.equal(codebook_of(vq), before_VC)
+    assert torch.equal(vq.codebook_VC, before_VC)
 
 
 def test_training_and_the_codec_pick_the_same_codes(vq: VQCodec) -> None:
     images_B3HW = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
-        codebook_of(vq).copy_(torch.randn(16, 2))
+        vq.codebook_VC.copy_(torch.randn(16, 2))
     latents_XC = vq.vq.quant_conv(vq.vq.encoder(images_B3HW)).permute(0, 2, 3, 1).flatten(0, 2)
-    assert torch.equal(nearest(latents_XC, codebook_of(vq)), vq.encode(images_B3HW).flatten())
+    assert torch.equal(nearest(latents_XC, vq.codebook_VC), vq.encode(images_B3HW).flatten())
 
 
 def test_the_less_used_of_the_closest_pairs_goes() -> None:
@@ -111,10 +109,10 @@ def test_the_less_used_of_the_closest_pairs_goes() -> None:
 
 def test_a_pruned_codec_decodes_as_before_with_the_codes_it_kept(vq: VQCodec) -> None:
     with torch.no_grad():
-        codebook_of(vq).copy_(torch.randn(16, 2))
+        vq.codebook_VC.copy_(torch.randn(16, 2))
     count_V = torch.arange(16.0)
     smaller = pruned(vq, count_V, 4)
-    kept_V = telling_codes(codebook_of(vq), count_V, 4)
+    kept_V = telling_codes(vq.codebook_VC, count_V, 4)
     codes_BHW = torch.randint(4, (2, 4, 4))
     assert (smaller.config.num_vq_embeddings, vq.config.num_vq_embeddings) == (4, 16)
     torch.testing.assert_close(smaller.decode(codes_BHW), vq.decode(kept_V[codes_BHW]))

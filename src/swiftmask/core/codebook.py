@@ -14,6 +14,17 @@ _DEAD_BELOW = 0.03
 """A code is dead when its running share of picks falls below this fraction of a uniform share."""
 
 
+def nearest(latents_XC: Tensor, codebook_VC: Tensor) -> Tensor:
+    """The code of each latent at the smallest squared distance: int64 [...], for latents [..., C].
+
+    In float32 also under autocast: bfloat16 confuses near codes. |z|^2, equal for all codes, is left out.
+    """
+    codebook_VC = codebook_VC.float()
+    with torch.autocast(latents_XC.device.type, enabled=False):
+        distance_XV = codebook_VC.square().sum(1) - 2.0 * latents_XC.float() @ codebook_VC.T
+    return distance_XV.argmin(-1)
+
+
 class RunningCodebook(nn.Module):
     """How often each code was picked lately, and the sum of the latents it was picked for.
 

@@ -25,3 +25,13 @@ def codes_like_latents(codebook_VC: Tensor, width: int) -> Tensor:
     centred_VC = codebook_VC - codebook_VC.mean(0)
     rows_VD = centred_VC @ torch.randn(codebook_VC.shape[1], width)
     return rows_VD / rows_VD.std()
+
+
+def other_classes(classes_ND: Tensor, attributes_NA: Tensor) -> Tensor:
+    """Embeddings for other classes of a trained model: around the mean of its own, and as far from it.
+
+    Args:
+        attributes_NA: of the other classes, as for `attribute_sums`.
+    """
+    mean_D, deviation = classes_ND.mean(0), (classes_ND - classes_ND.mean(0)).square().mean().sqrt()
+    return mean_D + deviation * attribute_sums(attributes_NA, classes_ND.shape[1])

@@ -34,6 +34,12 @@ class Subject:
     attributes_NA: Tensor | None = None
     captions: Sequence[str] = ()
 
+    def has_classes(self, number: int, names: Sequence[str]) -> bool:
+        """Whether the classes of a model are those of the data. Those of a model without names are, if they
+        are as many.
+        """
+        return number == len(self.class_names) and (not names or tuple(names) == self.class_names)
+
     @property
     def grid(self) -> int:
         """Tokens along one side."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from swiftmask.core.codebook import nearest
 from swiftmask.core.files import load_strict
 from swiftmask.core.optional import library
 from swiftmask.core.ranges import check_fields
@@ -93,10 +94,7 @@ class VQCodec(nn.Module):
         by squared distance.
         """
         latent_BCHW = _run(self.vq.quant_conv, _run(self.vq.encoder, images_B3HW))
-        latent_BHWC = latent_BCHW.permute(0, 2, 3, 1).float()
-        codebook_VC = self.vq.quantize.embedding.weight.float()
-        with torch.autocast(latent_BHWC.device.type, enabled=False):  # bfloat16 would confuse near codes
-            return (codebook_VC.square().sum(1) - 2.0 * latent_BHWC @ codebook_VC.T).argmin(-1)
+        return nearest(latent_BCHW.permute(0, 2, 3, 1), self.codebook_VC)
 
 
 def build_vq_codec(config: VQConfig) -> VQCodec:

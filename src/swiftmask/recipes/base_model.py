@@ -6,7 +6,7 @@ Stages, each resumable: the tokenizer (if the recipe brings one), the cache of t
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ class BaseModelRecipe:
     samples: SampleConfig = SampleConfig()
     source: DataConfig = DataConfig()
     codec: TokenizerRecipe | None = None
-    name: str = field(default="")
+    name: str = ""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -111,10 +111,8 @@ class BaseModelRecipe:
         tokenizer = self.read_tokenizer(initial, folder, on_log)
         run = _Run(self, source, tokenizer, self.encoded(source, tokenizer, folder, on_log), initial)
         if processes().is_main_process:
-            _log.warning("%s: %s", self.name or self.family, memory_needed(run.task.trainer, self.training))
-        started_from = run_name(
-            f"{self.name or self.family}", run.task.trainer, fingerprint(tokenizer.codec), *self.told(source)
-        )
+            _log.warning("%s: %s", self.name, memory_needed(run.task.trainer, self.training))
+        started_from = run_name(self.name, run.task.trainer, fingerprint(tokenizer.codec), *self.told(source))
         trained = train(
             run.task.trainer,
             run.batch,
@@ -319,7 +317,7 @@ class _Run:
         kept = ("family", "data", "tokenizer", "size", "network", "objective", "initial", "source")
         facts = {"data": data, "licence": source.licence, "settings": {key: settings[key] for key in kept}}
         facts |= source.facts
-        made_by = provenance(recipe.name or recipe.family, recipe.training, **facts)
+        made_by = provenance(recipe.name, recipe.training, **facts)
         self.model(trainer).save_pretrained(folder, provenance=made_by, dtype=torch.float16)
 
 
@@ -355,7 +353,12 @@ def _best_before(step: int, loss: float, path: Path) -> float:
 def base_recipe(family: str, training: TrainingConfig, **settings: Any) -> BaseModelRecipe:
     """A recipe with the family's own defaults."""
     own = trainable(family)
-    defaults: dict[str, Any] = {"network": own.unset, "objective": own.objective, "sampling": own.sampling}
+    defaults: dict[str, Any] = {
+        "network": own.unset,
+        "objective": own.objective,
+        "sampling": own.sampling,
+        "name": family.replace("_", "-"),
+    }
     return BaseModelRecipe(family=family, training=training, **(defaults | settings))
 
 

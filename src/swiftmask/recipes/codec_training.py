@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swiftmask.core.codebook import RunningCodebook, rows, telling_codes
+from swiftmask.core.codebook import RunningCodebook, nearest, rows, telling_codes
 from swiftmask.core.vq_codec import VQCodec, build_vq_codec
 from swiftmask.models.mar.codec import KLCodec, Posterior
 from swiftmask.training.reconstruction import ReconstructionConfig, ReconstructionLoss, Turn
@@ -69,11 +69,11 @@ class VQTrainer(CodecTrainer):
     def __init__(self, codec: VQCodec, losses: ReconstructionConfig) -> None:
         super().__init__(losses)
         self.codec = codec
-        codebook_VC = codebook_of(codec).requires_grad_(False)
+        codebook_VC = codec.codebook_VC.requires_grad_(False)
         self.running = RunningCodebook(*codebook_VC.shape)
 
     def _coded(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        vq, codebook_VC = self.codec.vq, codebook_of(self.codec)
+        vq, codebook_VC = self.codec.vq, self.codec.codebook_VC
         latent_BCHW = vq.quant_conv(vq.encoder(images_B3HW))
         latents_XC = rows(latent_BCHW)
         if self.training and torch.is_grad_enabled():
@@ -119,18 +119,6 @@ def train_step(
     return model(batch)
 
 
-def codebook_of(codec: VQCodec) -> Tensor:
-    """The codec's own codebook [V, C]."""
-    return codec.vq.quantize.embedding.weight
-
-
-def nearest(latents_XC: Tensor, codebook_VC: Tensor) -> Tensor:
-    """Codes [X] at the smallest squared distance, in float32 also under autocast."""
-    with torch.autocast(latents_XC.device.type, enabled=False):
-        distance_XV = codebook_VC.square().sum(1) - 2.0 * latents_XC @ codebook_VC.T
-    return distance_XV.argmin(-1)
-
-
 @torch.no_grad()
 def pruned(codec: VQCodec, count_V: Tensor, num_codes: int) -> VQCodec:
     """The codec with its `num_codes` most telling codes, in eval mode; the one given is left as it is.
@@ -138,7 +126,7 @@ def pruned(codec: VQCodec, count_V: Tensor, num_codes: int) -> VQCodec:
     Args:
         count_V: how often each code is used.
     """
-    codebook_VC = codebook_of(codec)
+    codebook_VC = codec.codebook_VC
     kept_VC = codebook_VC[telling_codes(codebook_VC, count_V, num_codes)]
     smaller = build_vq_codec(replace(codec.config, num_vq_embeddings=num_codes))
     smaller.vq.load_state_dict(codec.vq.state_dict() | {"quantize.embedding.weight": kept_VC})

@@ -30,7 +30,6 @@ def scenes_recipe(
         losses=ReconstructionConfig(edges=0.0),
         source=DataConfig(num_images=24_000),
         training=TrainingConfig(num_steps=2000, batch_size=24, save_every=100),
-        name=f"{family}-scenes-tokenizer",
     )
     training = TrainingConfig(
         num_steps=num_steps,

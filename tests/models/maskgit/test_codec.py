@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from swiftmask.core.codebook import nearest
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -85,7 +86,9 @@ def test_nearest_code_is_the_nearest() -> None:
     codec = VQGAN(SMALL)
     z_BCHW = torch.randn(2, 8, 3, 3) * 0.05
     distance = torch.cdist(z_BCHW.permute(0, 2, 3, 1).reshape(-1, 8), codec.quantize.embedding.weight)
-    assert torch.equal(codec.quantize.nearest(z_BCHW).flatten(), distance.argmin(1))
+    found_BHW = nearest(z_BCHW.permute(0, 2, 3, 1), codec.codebook_VC)
+    assert found_BHW.shape == (2, 3, 3)
+    assert torch.equal(found_BHW.flatten(), distance.argmin(1))
 
 
 def test_impossible_sizes_are_refused() -> None:

@@ -5,10 +5,12 @@ large: for a long time the encoder cannot tell where a token lies. Here they kno
 heard. Classes start as the sum of their attributes.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from swiftmask.core.embeddings import attribute_sums
+from swiftmask.core.embeddings import attribute_sums, other_classes
 from swiftmask.core.positions import grid_waves
 from swiftmask.models.mar.network import Network
 
@@ -50,3 +52,12 @@ def _look_at_the_like(qkv_ED: Tensor) -> None:
     """
     query_DD, key_DD, _ = qkv_ED.chunk(3)
     key_DD.mul_((1 - _LIKENESS**2) ** 0.5).add_(query_DD, alpha=_LIKENESS)
+
+
+@torch.no_grad()
+def with_classes(network: Network, attributes_NA: Tensor) -> Network:
+    """A copy for other classes, whose embeddings are new."""
+    classes_ND = other_classes(network.class_emb.weight, attributes_NA)
+    changed = Network(replace(network.config, num_classes=len(classes_ND)))
+    changed.load_state_dict(network.state_dict() | {"class_emb.weight": classes_ND})
+    return changed

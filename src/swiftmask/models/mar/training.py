@@ -12,7 +12,7 @@ from swiftmask.core.ranges import check_fields
 from swiftmask.core.trainable import Subject, Trainable, require_same
 from swiftmask.models.mar.codec import Posterior
 from swiftmask.models.mar.generator import MAR, to_patches
-from swiftmask.models.mar.initialisation import initialise
+from swiftmask.models.mar.initialisation import initialise, with_classes
 from swiftmask.models.mar.network import Network, NetworkConfig
 from swiftmask.models.mar.objective import MARTrainer, MaskedBatch, all_mask_rates, shared_mask_rate
 from swiftmask.models.mar.weights import RELEASED
@@ -141,13 +141,15 @@ def fresh(sizes: Sizes, subject: Subject, objective: Objective) -> MARTask:
 
 
 def resumed(model: MAR, subject: Subject, objective: Objective) -> MARTask:
-    """From a model of the same classes and codec sizes."""
-    config = model.network.config
-    require_same("classes", config.num_classes, len(subject.class_names))
+    """From a model of the same codec sizes; classes that are not its own get new embeddings."""
+    config, network = model.network.config, model.network
     require_same("a grid of", config.grid * config.patch_size, subject.grid)
     channels = subject.codec.config.z_channels * config.patch_size**2
     require_same("channels", config.channels, channels)
-    return MARTask(model.network.requires_grad_(), subject, objective)
+    if not subject.has_classes(config.num_classes, model.class_names):
+        assert subject.attributes_NA is not None
+        network = with_classes(network, subject.attributes_NA)
+    return MARTask(network.requires_grad_(), subject, objective)
 
 
 def _sizes(

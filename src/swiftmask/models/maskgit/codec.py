@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from swiftmask.core.codebook import nearest
 from swiftmask.core.convolutions import Decoder, Encoder, resize
 from swiftmask.core.ranges import check_fields
 
@@ -86,22 +87,13 @@ class VQGANConfig:
         return self.resolution // self.downscale
 
 
-class _VectorQuantizer(nn.Module):
+class _Codebook(nn.Module):
+    """Only lends its name to the keys."""
+
     def __init__(self, num_codes: int, width: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(num_codes, width)
         nn.init.uniform_(self.embedding.weight, -1.0 / num_codes, 1.0 / num_codes)
-
-    def nearest(self, z_BCHW: Tensor) -> Tensor:
-        """Codes at the smallest squared distance, `codes_BHW`; |z|^2, equal for all of them, is left out."""
-        z_BHWC = z_BCHW.detach().permute(0, 2, 3, 1).float()
-        codebook_KC = self.embedding.weight.detach().float()
-        with torch.autocast(z_BCHW.device.type, enabled=False):
-            distance_BHWK = codebook_KC.square().sum(1) - 2.0 * (z_BHWC @ codebook_KC.T)
-        return distance_BHWK.argmin(-1)
-
-    def lookup(self, codes_BHW: Tensor) -> Tensor:
-        return self.embedding(codes_BHW).permute(0, 3, 1, 2)
 
 
 class VQGAN(nn.Module):
@@ -114,7 +106,7 @@ class VQGAN(nn.Module):
             config, channels_out=config.z_channels, attn_resolutions=config.attn_resolutions
         )
         self.decoder = Decoder(config, attn_resolutions=config.attn_resolutions)
-        self.quantize = _VectorQuantizer(config.n_embed, config.embed_dim)
+        self.quantize = _Codebook(config.n_embed, config.embed_dim)
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
 
@@ -137,11 +129,11 @@ class VQGAN(nn.Module):
 
     def encode_code(self, pixels_B3HW: Tensor) -> Tensor:
         """Codes `codes_BHW` (int64) of pixels in [-1, 1] at the codec's own resolution."""
-        return self.quantize.nearest(self.encode_latent(pixels_B3HW))
+        return nearest(self.encode_latent(pixels_B3HW).permute(0, 2, 3, 1), self.codebook_VC)
 
     def decode_code(self, codes_BHW: Tensor) -> Tensor:
         """Pixels `_B3HW` of codes, as upstream: nominally in [-1, 1], not clamped, not resized."""
-        return self.decode_latent(self.quantize.lookup(codes_BHW))
+        return self.decode_latent(self.quantize.embedding(codes_BHW).permute(0, 3, 1, 2))
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Codes `codes_BHW` (int64) of images in [0, 1]."""

@@ -6,10 +6,12 @@ other, its codes to what they look like, and its classes to what they have in co
 beforehand (what it saves: docs/log.md).
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from swiftmask.core.embeddings import attribute_sums, codes_like_latents
+from swiftmask.core.embeddings import attribute_sums, codes_like_latents, other_classes
 from swiftmask.core.positions import grid_waves
 from swiftmask.models.maskgit.network import Transformer
 
@@ -41,3 +43,18 @@ def initialise(transformer: Transformer, codebook_KC: Tensor, attributes_NA: Ten
     class_ND = transformer.tok_emb.weight[first : first + config.num_classes]
     class_ND.copy_(_CLASS_DEVIATION * attribute_sums(attributes_NA, config.width))
     return transformer
+
+
+@torch.no_grad()
+def with_classes(transformer: Transformer, attributes_NA: Tensor) -> Transformer:
+    """A copy for other classes, whose embeddings are new; that of the null class is kept."""
+    first, null = transformer.config.first_class_id, transformer.config.null_id
+    state = transformer.state_dict()
+    tokens_VD, bias_TV = state["tok_emb.weight"], state["bias"]
+    classes_ND = other_classes(tokens_VD[first:null], attributes_NA)
+    state["tok_emb.weight"] = torch.cat([tokens_VD[:first], classes_ND, tokens_VD[null:]])
+    unread_TN = bias_TV.new_zeros(len(bias_TV), len(classes_ND))
+    state["bias"] = torch.cat([bias_TV[:, :first], unread_TN, bias_TV[:, null:]], dim=1)
+    changed = Transformer(replace(transformer.config, num_classes=len(classes_ND)))
+    changed.load_state_dict(state)
+    return changed

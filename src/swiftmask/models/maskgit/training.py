@@ -10,7 +10,7 @@ from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.trainable import Subject, Trainable, require_same
 from swiftmask.models.maskgit.generator import MaskGIT
-from swiftmask.models.maskgit.initialisation import initialise
+from swiftmask.models.maskgit.initialisation import initialise, with_classes
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
 from swiftmask.models.maskgit.objective import MaskedBatch, TransformerTrainer
 
@@ -78,12 +78,14 @@ def fresh(sizes: Sizes, subject: Subject, objective: Objective) -> MaskGITTask:
 
 
 def resumed(model: MaskGIT, subject: Subject, objective: Objective) -> MaskGITTask:
-    """From a model of the same classes and codec sizes."""
-    config = model.transformer.config
-    require_same("classes", config.num_classes, len(subject.class_names))
+    """From a model of the same codec sizes; classes that are not its own get new embeddings."""
+    config, transformer = model.transformer.config, model.transformer
     require_same("codes", config.codebook_size, len(subject.codec.codebook_VC))
     require_same("a grid of", config.grid, subject.grid)
-    return MaskGITTask(model.transformer.requires_grad_(), subject)
+    if not subject.has_classes(config.num_classes, model.class_names):
+        assert subject.attributes_NA is not None
+        transformer = with_classes(transformer, subject.attributes_NA)
+    return MaskGITTask(transformer.requires_grad_(), subject)
 
 
 def _sizes(width: int, depth: int, num_heads: int) -> Sizes:

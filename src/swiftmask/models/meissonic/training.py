@@ -77,7 +77,8 @@ class MeissonicTask:
 
     Args:
         transformer: trained in place. All images have one size, so micro-conditions are left as they are.
-        text_encoder: trained in place if it has a vocabulary of words, else frozen.
+        text_encoder: trained in place if it has a vocabulary of words and the objective names no other; else
+            frozen.
 
     Errors: ValueError if sizes do not fit.
     """
@@ -88,7 +89,7 @@ class MeissonicTask:
         self._words, self._objective = text_encoder.tokenizer, objective
         self._codec, self._size = subject.codec, (subject.resolution, subject.resolution)
         transformer.cond_embed.linear_1.requires_grad_(False)
-        text_encoder.requires_grad_(self._words.has_words)
+        text_encoder.requires_grad_(self._words.has_words and objective.text_encoder is None)
         self.trainer = TransformerTrainer(transformer, text_encoder)
         self._micro_5 = torch.tensor(Prompt("any image").micro(self._size))
         self._null_T = self._words([""])[0]
