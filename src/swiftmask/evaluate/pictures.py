@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swiftmask.data.images import ImageFolder
+from swiftmask.data.images.cropping import read_cropped
 from swiftmask.data.images.decode import DEFAULT, Decoding, read_picture
 from swiftmask.data.images.listing import Listing
 
@@ -76,11 +76,10 @@ def cropped_pictures(root: str | Path, size: int, decoding: Decoding = DEFAULT) 
     """
     root = Path(root).expanduser()
     files, said = _listed(root)
-    folder = ImageFolder(root, size, (), files, torch.zeros(len(files), dtype=torch.int64), decoding)
     changes: Counter[str] = Counter()
 
     def images(indices: Sequence[int]) -> Tensor:
-        cropped = [folder.read(i) for i in indices]
+        cropped = [read_cropped((root / files[i]).read_bytes(), files[i], size, decoding) for i in indices]
         changes.update(change for one in cropped for change in one.changes)
         return torch.stack([one.pixels_3HW for one in cropped]).float() / 255
 

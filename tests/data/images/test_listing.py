@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from swiftmask.data.images import ImageFolder
 from swiftmask.data.images.listing import Listing
+from swiftmask.data.sources.folder import FolderSource
 from swiftmask.evaluate.pictures import folder_pictures
 
 READ = ["a.GIF", "b.avif", "c.webp", "d.tiff", "e.BMP", "f.jp2", "g.jfif", "h.tga", "i.png", "j.pbm"]
@@ -35,13 +35,13 @@ def test_what_pillow_reads_is_read_and_the_rest_is_counted_and_named(folder: Pat
 
 
 def test_training_and_metrics_read_the_same_files(folder: Path) -> None:
-    images = ImageFolder.open(folder, 8)
-    assert images.files == tuple(sorted(f"x/{name}" for name in READ))
-    assert images.images(range(len(READ))).shape == (len(READ), 3, 8, 8)
+    source = FolderSource(folder)
+    assert source.keys == tuple(sorted(f"x/{name}" for name in READ))
+    assert {tuple(source.read(i, 8).shape) for i in range(len(READ))} == {(3, 8, 8)}
     pictures = folder_pictures(folder)
     assert pictures.count == len(READ)
     assert pictures.said == (SAID.format(folder) + "x/k.heic, x/l.HEIC, x/m.raw, ...",)
-    assert images.passed_over.said(folder) == list(pictures.said)
+    assert source.notices() == list(pictures.said)
 
 
 def test_nothing_is_said_of_a_folder_of_pictures(folder: Path) -> None:
@@ -53,7 +53,7 @@ def test_nothing_is_said_of_a_folder_of_pictures(folder: Path) -> None:
 def test_a_folder_of_other_files_is_refused_with_their_names(folder: Path) -> None:
     for name in READ:
         (folder / "x" / name).unlink()
-    with pytest.raises(ValueError, match=r"class folder .*x has no images .*; 4 files .*k\.heic"):
-        ImageFolder.open(folder, 8)
+    with pytest.raises(ValueError, match=r"no images found in .*; 4 files .*k\.heic"):
+        FolderSource(folder)
     with pytest.raises(ValueError, match=r"has 0 images of a format that Pillow reads.*; 4 files .*k\.heic"):
         folder_pictures(folder)

@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from swiftmask.core.settings import parse_json
+from swiftmask.data.images.cropping import read_cropped
 from swiftmask.data.images.decode import Decoding, counted, said
-from swiftmask.data.images.folder import read_cropped
 from swiftmask.data.images.listing import Listing
 from swiftmask.data.sources.source import Classes
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from swiftmask.core.optional import library
 from swiftmask.core.settings import first_line
+from swiftmask.data.images.cropping import read_cropped
 from swiftmask.data.images.decode import Decoding, counted, said
-from swiftmask.data.images.folder import read_cropped
 from swiftmask.data.sources.source import Classes
 
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
