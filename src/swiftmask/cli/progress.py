@@ -80,6 +80,9 @@ def notes_held() -> Iterator[None]:
     try:
         yield
         _release_notes()
+    except KeyboardInterrupt:  # no mistake
+        _release_notes()
+        raise
     finally:
         later.cancel()
         _HELD.end()
