@@ -96,6 +96,9 @@ def test_rewards_by_name(
     ("arguments", "complaint"),
     [
         (["hpsv2"], "unknown reward 'hpsv2': did you mean hps"),
+        (["pickscore", "--weights", ""], "--weights is empty: name a file or a folder"),
+        (["pickscore", "--clip", ""], "--clip is empty: name a file or a folder"),
+        (["pickscore="], "no path behind pickscore="),
         (["hps"], "hps needs its weights, as in hps=PATH"),
         (["hps", "--weights", "nowhere.pt"], "no HPSv2.1 weights at nowhere.pt"),
         (["aesthetic", "--weights", "nowhere.pth"], "no aesthetic predictor at nowhere.pth"),

@@ -54,6 +54,9 @@ class ServeReward:
         """Listens already. Errors: ValueError or FileNotFoundError naming the wrong name, file or number."""
         if self.max_pictures < 1 or self.max_megabytes < 1:
             raise ValueError("--max-pictures and --max-megabytes must be at least 1")
+        for option, given in (("--weights", self.weights), ("--clip", self.clip)):
+            if given == "":
+                raise ValueError(f"{option} is empty: name a file or a folder, or leave it out")
         if not self.host.strip():
             raise ValueError("--host is empty, which listens on every address: say 0.0.0.0 if that is meant")
         from swiftmask.api import device_named, dtype_named

@@ -61,11 +61,13 @@ class Entry:
         check(f"the weight of {found['body']}", weight, _WEIGHT)
         if found["body"].startswith(("http://", "https://")):
             return cls(found["body"], weight=weight)
-        name, _, path = found["body"].partition("=")
+        name, equals, path = found["body"].partition("=")
         if name not in NAMES and ":" not in name:
             near = get_close_matches(name, NAMES, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(NAMES)}"
             raise ValueError(f"unknown reward {name!r}: {hint}, or a URL, or MODULE:FUNCTION")
+        if equals and not path:
+            raise ValueError(f"no path behind {name}=: name the weights, or leave out =")
         return cls(name, path, weight)
 
 
