@@ -26,7 +26,7 @@ _FIRST_ESTIMATE_SECONDS = 5.0
 _FOUND_SECONDS = 1.0
 """What is counted this soon after a task's begin was found done (a resumed run), and is no speed."""
 
-_HELD_SECONDS = 3.0
+_HELD_SECONDS = 10.0
 """The longest that a note is held."""
 
 
