@@ -69,6 +69,6 @@ def apply_preset(
 def _require_measured_weights(applied: Pipeline, preset: Preset) -> None:
     if weights_fingerprint(applied.model, applied.features_fn) != preset.accelerated_fingerprint:
         raise ValueError(
-            f"the accelerator of the preset for {preset.model} has other weights now than when it was "
-            "measured: run `swiftmask tune` again"
+            f"the accelerator of the preset for {preset.model} has other weights or settings now than when "
+            "it was measured: run `swiftmask tune` again"
         )

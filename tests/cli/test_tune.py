@@ -191,7 +191,7 @@ def test_a_preset_of_another_model_is_refused(
 
 def test_an_accelerator_trained_anew_is_refused(tiny_scenes: Path, preset: Path) -> None:
     stale = replace(read_preset(preset), accelerated_fingerprint="another")
-    with pytest.raises(ValueError, match="has other weights now"):
+    with pytest.raises(ValueError, match="has other weights or settings now"):
         swiftmask.apply_preset(swiftmask.load(tiny_scenes), stale)
     swiftmask.apply_preset(
         swiftmask.load(tiny_scenes), stale, beside=Settings(caching="extrapolation-1", full_steps=1)

@@ -1,15 +1,28 @@
-"""Fingerprints of weights: what they tell apart, and how often a tensor is hashed."""
+"""Fingerprints of weights and settings: what they tell apart, and how often a tensor is hashed."""
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from swiftmask.cli import measure
+from swiftmask.core.protocol import FeatureFn
 from swiftmask.evaluate import fingerprints
 from swiftmask.evaluate.fingerprints import exact_fingerprint, weights_fingerprint
-from swiftmask.methods.shortcut import ShortcutFeatures
+from swiftmask.methods.caching import (
+    ExtrapolatedFeatures,
+    MLCacheFeatures,
+    ReuseFeatures,
+    lowest_peaks,
+    refreshed_first,
+)
+from swiftmask.methods.caching.ml_cache import Urgency
+from swiftmask.methods.shortcut import Shortcut, ShortcutConfig, ShortcutFeatures
+from swiftmask.pipeline import Pipeline
 
 
 @pytest.fixture
@@ -77,3 +90,45 @@ def test_nothing_is_kept_of_a_model_that_is_gone() -> None:
     del layer
     gc.collect()
     assert len(kept) == before
+
+
+def _reused_rule(peaks_XT: torch.Tensor, decided_XN: torch.Tensor) -> Urgency:
+    return lowest_peaks(peaks_XT, decided_XN)
+
+
+def test_settings_of_an_accelerator_count(golden_dimoo) -> None:
+    """Each is made twice: equal settings agree, others differ, in rows, drift files and presets."""
+
+    def made() -> list[FeatureFn]:
+        return [
+            ReuseFeatures(golden_dimoo),
+            *(ExtrapolatedFeatures(golden_dimoo, order) for order in (1, 2)),
+            *(MLCacheFeatures(golden_dimoo, cache_ratio=ratio) for ratio in (0.9, 0.5)),
+            *(MLCacheFeatures(golden_dimoo, rule=rule) for rule in (refreshed_first, _reused_rule)),
+        ]
+
+    base = Pipeline(golden_dimoo)
+    rows = [[measure.fingerprint(replace(base, features_fn=each)) for each in made()] for _ in range(2)]
+    assert rows[0] == rows[1]
+    assert len({*rows[0], measure.fingerprint(base)}) == len(made()) + 1
+    presets = [weights_fingerprint(golden_dimoo, each) for each in made()]
+    assert len(set(presets)) == len(presets)
+    assert presets == [weights_fingerprint(golden_dimoo, each) for each in made()]
+    assert presets[0] == weights_fingerprint(golden_dimoo), "what has no settings needs none"
+
+
+def test_settings_of_a_network_count(golden_maskgit) -> None:
+    """Four heads or two have weights of one shape."""
+    width = golden_maskgit.spec.width
+    shortcuts = [Shortcut(ShortcutConfig(width=width, bottleneck_width=8, num_heads=n)) for n in (4, 2, 4)]
+    for shortcut in shortcuts:
+        shortcut.load_state_dict(shortcuts[0].state_dict())
+    found = [exact_fingerprint(ShortcutFeatures(golden_maskgit, shortcut)) for shortcut in shortcuts]
+    assert found[0] == found[2] != found[1]
+
+
+def test_a_rule_that_its_name_does_not_tell_apart_is_refused(golden_dimoo) -> None:
+    for rule in (lambda peaks, decided: Urgency(peaks, 0), partial(lowest_peaks)):
+        features_fn = MLCacheFeatures(golden_dimoo, rule=rule)
+        with pytest.raises(ValueError, match="expected a plain function"):
+            exact_fingerprint(features_fn)

@@ -67,7 +67,7 @@ def test_fused_attention_reads_zero_operations_and_the_math_backend_does_not() -
 class _Recorded:
     """A feature function that remembers what it was asked."""
 
-    name = "recorded"
+    name, settings = "recorded", ()
 
     def __init__(self, model: MaskGIT) -> None:
         self.model = model

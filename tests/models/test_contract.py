@@ -195,7 +195,7 @@ def tensors_of(value: object) -> Iterator[torch.Tensor]:
 class Watching:
     """The full model's features; keeps the conditions it was given."""
 
-    name = "backbone"
+    name, settings = "backbone", ()
 
     def __init__(self, model: MaskedGenerator) -> None:
         self._full = FullFeatures(model)

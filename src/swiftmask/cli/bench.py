@@ -181,9 +181,9 @@ class BenchQuality:
         ) in asked:  # complains about what cannot be before operations are counted, which takes long
             alone.pipeline(base).schedule(alone.steps)
         ways = [Way(alone, alone.row(base, reference=reference)) for alone, reference in asked]
-        once: dict[tuple[str | None, str], Way] = {}
-        for way in ways:  # two cachings may differ in a rule alone, which no fingerprint knows of
-            once.setdefault((way.evaluate.caching, way.row.fingerprint), way)
+        once: dict[str, Way] = {}
+        for way in ways:
+            once.setdefault(way.row.fingerprint, way)
         return list(once.values())
 
     def _accelerated(self, base: "Pipeline") -> "Iterator[_Asked]":

@@ -226,7 +226,8 @@ def _keys(pipeline: "Pipeline", schedule: "Schedule") -> list[StepKey]:
     """What the cost of every step follows from."""
     branches = any(step.guidance != 1.0 for step in schedule)
     before = [0, *(step.num_decided for step in schedule)]
-    accelerator = "" if pipeline.features_fn is None else pipeline.features_fn.name
+    features_fn = pipeline.features_fn
+    accelerator = () if features_fn is None else (features_fn.name, features_fn.settings)
     return [
         (
             type(pipeline.model).__name__,

@@ -366,10 +366,12 @@ def _refuse_file(folder: Path) -> None:
 
 
 def _fingerprint(pipeline: "Pipeline") -> str:
-    """A checksum over a sample of every weight, so that a retrained model counts as another one."""
+    """A checksum over settings and a sample of every weight: a retrained model counts as another one."""
     import torch
 
-    checksum = 0
+    from swiftmask.evaluate.fingerprints import stated_settings
+
+    checksum = zlib.crc32(stated_settings(pipeline.model, pipeline.features_fn).encode())
     for part in (pipeline.model, pipeline.features_fn):
         for parameter in part.parameters() if isinstance(part, torch.nn.Module) else ():
             checksum = zlib.crc32(

@@ -212,7 +212,7 @@ def draw_with(pipeline: "Pipeline", steps: int) -> "Draw":
 
 
 def fingerprint(pipeline: "Pipeline", schedule: object = None) -> str:
-    """Sixteen hex digits of the weights of model and accelerator, and of the schedule."""
+    """Sixteen hex digits of weights and settings of model and accelerator, and of the schedule."""
     from swiftmask.evaluate.fingerprints import exact_fingerprint
 
     accelerator = None if pipeline.features_fn is None else pipeline.features_fn.name

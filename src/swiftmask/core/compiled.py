@@ -99,7 +99,7 @@ class MarkedSteps:
     """
 
     def __init__(self, inner: FeatureFn) -> None:
-        self.name = inner.name
+        self.name, self.settings = inner.name, inner.settings
         self._inner = inner
 
     def __call__(self, canvas: Canvas, condition: Condition, step: Step, previous: Record | None) -> Features:

@@ -25,7 +25,7 @@ from swiftmask.core.types import Canvas, Decision, Features, Record, Schedule, S
 class FullFeatures:
     """The feature function of the unaccelerated model: every step runs the backbone."""
 
-    name = "backbone"
+    name, settings = "backbone", ()
 
     def __init__(self, model: MaskedGenerator) -> None:
         self._model = model

@@ -285,11 +285,16 @@ class UnmaskRule(Protocol):
 class FeatureFn(Protocol):
     """Where acceleration plugs in: the features of this step, from the canvas or from the previous record.
 
-    `name` labels its calls in the cost table; a step with `step.full` runs the backbone.
+    `name` labels its calls in the cost table; a step with `step.full` runs the backbone. `settings` are all
+    numbers and choices besides the weights that decide the features: hashable, of the same `repr` in every
+    process. Measurements are kept under them.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def settings(self) -> tuple[object, ...]: ...
 
     def __call__(
         self, canvas: Canvas, condition: Condition, step: Step, previous: Record | None

@@ -1,4 +1,4 @@
-"""Fingerprints of weights: SHA-256 over the digests of the tensors, each of which is hashed once.
+"""Fingerprints of weights and settings: SHA-256 over digests of the tensors, each of which is hashed once.
 
 A study asks for the weights of one base model with every row, and every accelerator holds that base model.
 Digests are therefore kept per tensor, as long as the tensor lives and is unchanged.
@@ -32,21 +32,31 @@ class _Kept:
 
 
 def weights_fingerprint(*parts: object) -> str:
-    """Sixteen hex digits of the weights of modules, the same whether they are held in float32 or bfloat16.
+    """Sixteen hex digits of weights and settings, the same for weights in float32 and in bfloat16.
 
-    Floats are rounded to bfloat16 first: rounding once or twice is the same. Other parts than modules are
-    skipped.
+    Floats are rounded to bfloat16 first: rounding once or twice is the same.
+
+    Args:
+        parts: modules, whose weights are hashed, and feature functions; of both, the `settings` they state.
     """
     return _fingerprint("bfloat16", parts)
 
 
 def exact_fingerprint(*parts: object) -> str:
-    """Sixteen hex digits of the weights of modules and their dtypes. Other parts than modules are skipped."""
+    """Sixteen hex digits of weights, their dtypes, and settings. Args: as `weights_fingerprint`."""
     return _fingerprint("exact", parts)
 
 
+def stated_settings(*parts: object) -> str:
+    """The `settings` of parts as text; empty where none has any."""
+    stated = [
+        (type(part).__name__, settings) for part in parts if (settings := getattr(part, "settings", ()))
+    ]
+    return repr(stated) if stated else ""
+
+
 def _fingerprint(rounding: Rounding, parts: tuple[object, ...]) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(stated_settings(*parts).encode())
     for key, tensor in _tensors(parts):
         dtype = tensor.dtype if rounding == "exact" else ""
         digest.update(f"{key} {tuple(tensor.shape)} {dtype}".encode())

@@ -119,7 +119,7 @@ class Preset:
 
     Attributes:
         fingerprint: of the base model's weights.
-        accelerated_fingerprint: of the weights with every accelerator in place.
+        accelerated_fingerprint: of the weights and settings with every accelerator in place.
     """
 
     model: str

@@ -62,7 +62,7 @@ class Row:
         full_steps: how many of `steps` run the backbone.
         flops: operations of the token decode of one picture.
         command: what measures this row alone.
-        fingerprint: of weights and schedule; a stored measurement counts only under the same one.
+        fingerprint: of weights, settings and schedule; a stored measurement counts only under the same one.
         reference: the row whose tokens these should be (same seeds, same steps, full model), if any; real
             tokens are never quite the same and have none.
         subjects: what it is asked to draw.

@@ -268,6 +268,10 @@ class _Continued:
     def name(self) -> str:
         return self.inner.name
 
+    @property
+    def settings(self) -> tuple[object, ...]:
+        return self.inner.settings
+
     def __call__(self, canvas: Canvas, condition: Condition, step: Step, previous: Record | None) -> Features:
         return self.inner(canvas, condition, step, self.previous)
 

@@ -19,7 +19,7 @@ from swiftmask.core.types import Canvas, Features, Record, Step
 class ReuseFeatures:
     """Steps that are not full see the last full features unchanged."""
 
-    name = "reuse"
+    name, settings = "reuse", ()
 
     def __init__(self, model: MaskedGenerator) -> None:
         self._model = model
@@ -50,7 +50,7 @@ class ExtrapolatedFeatures:
     def __init__(self, model: MaskedGenerator, order: int = 1) -> None:
         if order not in (1, 2):
             raise ValueError(f"extrapolation has order 1 or 2, got {order}: order 0 is ReuseFeatures")
-        self.name = f"extrapolation-{order}"
+        self.name, self.settings = f"extrapolation-{order}", (order,)
         self._model = model
         self._order = order
 

@@ -11,6 +11,7 @@ them first, at the same cost.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -93,6 +94,15 @@ class _Carry:
     counts_X: Tensor
 
 
+def _name(rule: Rule) -> str:
+    if not isinstance(rule, FunctionType) or rule.__closure__ or rule.__name__ == "<lambda>":
+        raise ValueError(
+            "measurements are kept under the name of ML-Cache's rule: expected a plain function, got "
+            f"{rule}: write it with def, without variables from outside"
+        )
+    return f"{rule.__module__}.{rule.__qualname__}"
+
+
 class MLCacheFeatures:
     """The feature function of a base model that can recompute single columns.
 
@@ -117,6 +127,11 @@ class MLCacheFeatures:
         self._model = model
         self._cache_ratio = cache_ratio
         self._rule = rule
+
+    @property
+    def settings(self) -> tuple[float, str]:
+        """The ratio, and the rule's name. Errors: ValueError for a rule that its name does not tell apart."""
+        return self._cache_ratio, _name(self._rule)
 
     def __call__(self, canvas: Canvas, condition: Condition, step: Step, previous: Record | None) -> Features:
         carry = None if previous is None else previous.features.carry

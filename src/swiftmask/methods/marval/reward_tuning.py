@@ -189,7 +189,7 @@ def train_step(
 class RecomputedFeatures:
     """The full model's feature function, computed again in the backward pass instead of kept."""
 
-    name = "backbone"
+    name, settings = "backbone", ()
 
     def __init__(self, model: MaskedGenerator) -> None:
         self._model = model

@@ -89,6 +89,11 @@ class Student(nn.Module):
         return (noisy_XC - self._sigma * eps_XC) / self._alpha
 
     @property
+    def settings(self) -> tuple[int]:
+        """What decides the tokens besides the weights: the timestep."""
+        return (self.timestep,)
+
+    @property
     def spec(self) -> Spec:
         return self.model.spec
 

@@ -42,6 +42,11 @@ class ShortcutFeatures(nn.Module):
         self.model = model
         self.shortcut = shortcut
 
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """The network's: number of heads and the like cannot be read off its weights."""
+        return (self.shortcut.config,)
+
     def repeated_blocks(self) -> RepeatedBlocks:
         """The shortcut's own; the model has those of the backbone."""
         return RepeatedBlocks(tuple(self.shortcut.blocks))

@@ -131,7 +131,7 @@ class _Round:
 class _Supervised:
     """Feature function of on-policy rounds: the shortcut's features; the teacher's beside them are kept."""
 
-    name = "shortcut"
+    name, settings = "shortcut", ()
 
     def __init__(self, model: MaskedGenerator, shortcut: AnyShortcut) -> None:
         self._full = FullFeatures(model)

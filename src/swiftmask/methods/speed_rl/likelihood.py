@@ -96,7 +96,7 @@ class _Held:
 class _WithNull:
     """The conditional branch's features, and beside them the null branch as it was held."""
 
-    name = "backbone"
+    name, settings = "backbone", ()
 
     def __init__(self, model: ScoringModel, positions_BN: Tensor, null_1BND: Tensor | None) -> None:
         self._model = model
