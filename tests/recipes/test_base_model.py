@@ -1,6 +1,7 @@
 """Base models of every family on a folder of a few images: from a tokenizer to a folder that generates."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +154,17 @@ def test_sources_without_classes_or_captions_are_refused(few: Few, tmp_path: Pat
         replace(few("maskgit"), data=str(tmp_path)).run(tmp_path / "run")
     with pytest.raises(ValueError, match=r"1 of 2 images .* have no caption \(one.png\)"):
         replace(few("lumina_dimoo"), data=str(tmp_path)).run(tmp_path / "run")
+
+
+def test_captions_that_changed_do_not_continue_a_run(few: Few, products: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(products, tmp_path / "data")
+    recipe = replace(few("lumina_dimoo"), data=str(data), samples=SampleConfig(number=0))
+    recipe.run(tmp_path / "run")
+    lines = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
+    lines[0]["text"], lines[-1]["text"] = lines[-1]["text"], lines[0]["text"]
+    (data / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match="written with other settings"):
+        recipe.run(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["maskgit-scenes", "mar-scenes"])

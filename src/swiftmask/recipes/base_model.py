@@ -5,9 +5,9 @@ Stages, each resumable: the tokenizer (if the recipe brings one), the cache of t
 
 import json
 import logging
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ class BaseModelRecipe:
         run = _Run(self, source, tokenizer, self.encoded(source, tokenizer, folder, on_log), initial)
         if processes().is_main_process:
             _log.warning("%s: %s", self.name, memory_needed(run.task.trainer, self.training))
-        started_from = run_name(self.name, run.task.trainer, fingerprint(tokenizer.codec), *self.told(source))
+        started_from = run_name(self.name, run.task.trainer, fingerprint(tokenizer.codec), *run.told())
         trained = train(
             run.task.trainer,
             run.batch,
@@ -136,10 +136,6 @@ class BaseModelRecipe:
             labels_of(source)
         else:
             require_captions(source)
-
-    def told(self, source: Source) -> tuple[object, ...]:
-        """What the result depends on beside weights and optimisation."""
-        return (source.identity, len(source.keys), self.source, self.objective)
 
     def read_initial(self) -> Any:
         """The model to go on from, on the CPU in float32, or None.
@@ -219,12 +215,13 @@ class _Run:
             raise ValueError(f"all images of {source.name} are held out: lower source.held_out")
         classes = source.classes if recipe.trainable.draws == "class" else None
         self._labels_X = None if classes is None else classes.labels_X[encoded.items]
+        self._captions = [] if classes else [source.captions(int(item)) for item in encoded.items]
         subject = Subject(
             codec=tokenizer.codec,
             resolution=tokenizer.resolution,
             class_names=classes.names if classes else (),
             attributes_NA=classes.attributes_NA if classes else None,
-            captions=() if classes else _Captions(source),
+            captions=[text for several in self._captions for text in several],
         )
         torch.manual_seed(recipe.training.seed)
         family = recipe.trainable
@@ -233,6 +230,12 @@ class _Run:
             if initial is None
             else family.resumed(initial, subject, recipe.objective)
         )
+
+    def told(self) -> tuple[object, ...]:
+        """What the result depends on beside weights and optimisation."""
+        labels = self._captions if self._labels_X is None else self._labels_X.tolist()
+        told = zlib.crc32(repr((labels, self.trained_X.tolist())).encode("utf-8", "surrogatepass"))
+        return (self._source.identity, told, self._recipe.source, self._recipe.objective)
 
     def batch(self, step: int, rank: int, num_ranks: int) -> object:
         """The masked batch of one step, a function of the step alone."""
@@ -252,7 +255,7 @@ class _Run:
         """Labels, or one of the captions of each image."""
         if self._labels_X is not None:
             return self._labels_X[picked_B]
-        several = [self._source.captions(int(i)) for i in self._encoded.items[picked_B]]
+        several = [self._captions[i] for i in picked_B.tolist()]
         chosen_B = torch.rand(len(several), generator=generator)
         return [texts[int(len(texts) * place)] for texts, place in zip(several, chosen_B, strict=True)]
 
@@ -319,23 +322,6 @@ class _Run:
         facts |= source.facts
         made_by = provenance(recipe.name, recipe.training, **facts)
         self.model(trainer).save_pretrained(folder, provenance=made_by, dtype=torch.float16)
-
-
-class _Captions(Sequence[str]):
-    """Every caption of a source, one after the other, without holding them."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    @cached_property
-    def _all(self) -> list[str]:
-        return [text for i in range(len(self._source.keys)) for text in self._source.captions(i)]
-
-    def __len__(self) -> int:
-        return len(self._all)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._all[index]
 
 
 def _best_before(step: int, loss: float, path: Path) -> float:
