@@ -17,7 +17,7 @@ check: .venv/installed ## formatting, lint and types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright --project .
 
 bench: .venv/installed ## the tables of the README
-	$(BIN)/swiftmask bench quality maskgit-scenes --dtype bfloat16 --steps 4 6 8 12 16 24 32 --shortcut-budgets 16:4 16:6
+	$(BIN)/swiftmask bench maskgit-scenes --dtype bfloat16 --steps 4 6 8 12 16 24 32 --budgets 16:4 16:6
 
 browser: .venv/installed ## what the tests of the report page need, beside a Chromium on the PATH
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'

@@ -17,11 +17,15 @@ from pathlib import Path
 
 from swiftmask.api import load
 from swiftmask.cli import measure
-from swiftmask.cli.evaluate import Evaluate
+from swiftmask.cli.asked import Asked
 from swiftmask.cli.overrides import override
+from swiftmask.cli.rows import Rows
+from swiftmask.cli.scoring import measured, study_of
 from swiftmask.core.writing import write_text
-from swiftmask.evaluate.quality import Sample
-from swiftmask.evaluate.summary import QualityReport, Spread
+from swiftmask.evaluate.presets import Settings
+from swiftmask.evaluate.quantities import Spread
+from swiftmask.evaluate.study import Sample
+from swiftmask.evaluate.summary import Report, summarise
 from swiftmask.recipes import mar_scenes_marval
 
 START = ("marval.first_timestep=20", "marval.mask.std=0.5", "marval.mask.lowest=0.05")
@@ -51,23 +55,20 @@ def train(name: str, chosen: argparse.Namespace) -> Path:
     return recipe.run(chosen.out / name)
 
 
-def judge(students: Mapping[str, Path], chosen: argparse.Namespace, command: str) -> QualityReport:
+def judge(students: Mapping[str, Path], chosen: argparse.Namespace, command: str) -> Report:
     """The teacher with its own sampler, and every student, on the same seeds."""
     base = load(chosen.teacher)
-    measure.require_scenes(base)
-    sample = Sample(num_pictures=chosen.pictures, num_seeds=chosen.seeds, batch_size=chosen.batch)
-    alone = {
-        "model": str(chosen.teacher),
-        "steps": chosen.steps,
-        "pictures": chosen.pictures,
-        "seeds": chosen.seeds,
-    }
-    ways = [Evaluate(**alone), *(Evaluate(**alone, marval=str(folder)) for folder in students.values())]
-    store = measure.store_of(base, chosen.out / "measurements.partial")
-    return measure.study([way.row(base) for way in ways], sample, store, model=base.name, command=command)
+    sample = Sample(num_images=chosen.pictures, num_seeds=chosen.seeds, batch_size=chosen.batch)
+    ways = [Settings(steps=chosen.steps)]
+    ways += [Settings(steps=chosen.steps, marval=str(folder)) for folder in students.values()]
+    rows_of = Rows(base)
+    rows = [rows_of.row(way) for way in ways]
+    study = study_of(base, Asked(), sample, chosen.out / "parts")
+    found = measured(study, rows, sample, "generating and scoring")
+    return summarise(rows, found, sample, measure.origin(base.name, command), study.scorers)
 
 
-def table(report: QualityReport, students: Mapping[str, Path], chosen: argparse.Namespace) -> dict:
+def table(report: Report, students: Mapping[str, Path], chosen: argparse.Namespace) -> dict:
     """The report with what each variant changed and where its training ended."""
     rows = [asdict(row) for row in report.rows]
     variants = [
@@ -83,7 +84,7 @@ def markdown(content: dict) -> str:
     """The table as the docs show it."""
 
     def cells(name: str, settings: Sequence[str], row: dict) -> str:
-        judge, distance = (Spread(**row[column]) for column in ("score", "fd_scenes"))
+        judge, distance = (Spread(**row["values"][column]) for column in ("score", "fd_scenes"))
         changed = ", ".join(f"`{setting}`" for setting in settings)
         return f"| {name} | {changed} | {judge.text(3)} | {distance.text(1)} |"
 
@@ -122,7 +123,7 @@ def main() -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
     write_text(path.with_suffix(".md"), markdown(content))
     for name, row in zip(["teacher", *students], report.rows, strict=True):
-        print(f"{name:20s} judge {row.score.text(3)}  fd_scenes {row.fd_scenes.text(1)}")
+        print(f"{name:20s} judge {row.values['score'].text(3)}  fd_scenes {row.values['fd_scenes'].text(1)}")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from swiftmask.api import load
 from swiftmask.cli import measure
-from swiftmask.cli.evaluate import Evaluate
+from swiftmask.cli.rows import Rows, series_of
+from swiftmask.core.protocol import SamplingOptions
 from swiftmask.data.scenes import NUM_CLASSES
+from swiftmask.evaluate.presets import Settings
 from swiftmask.evaluate.sheets import side_by_side
 from swiftmask.pipeline import Pipeline
 
@@ -42,19 +44,19 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     chosen = _arguments()
     base = load(chosen.model)
-    measure.require_scenes(base)
-    teacher = Evaluate(model=chosen.model, steps=chosen.steps)
-    ways = [teacher]
+    ways = [Settings(steps=chosen.steps)]
     ways += [
-        Evaluate(model=chosen.model, steps=chosen.steps, denoising_steps=(count,), sampler="ddim")
+        Settings(steps=chosen.steps, sampling=SamplingOptions(denoising_steps=count, sampler="ddim"))
         for count in chosen.ddim_steps
     ]
-    ways += [Evaluate(model=chosen.model, steps=chosen.steps, marval=student) for student in chosen.marval]
-    lines = [draw(way.pipeline(base), chosen.steps, chosen.pictures) for way in ways]
+    students = [measure.marval_of(chosen.model, student) for student in chosen.marval]
+    ways += [Settings(steps=chosen.steps, marval=student) for student in students]
+    rows_of = Rows(base)
+    lines = [draw(rows_of.pipeline(way), chosen.steps, chosen.pictures) for way in ways]
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_bytes(side_by_side(lines, scale=chosen.scale))
     for number, way in enumerate(ways, start=1):
-        print(f"line {number}: {way.series()}  ({way.command()})")
+        print(f"line {number}: {series_of(way)}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from swiftmask.evaluate.quality_table import markdown_cells
 from swiftmask.evaluate.summary import RowSummary, read_report
+from swiftmask.evaluate.table import markdown_cells
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -151,7 +151,7 @@ def table(*, short: bool = False) -> str:
     for entry in ENTRIES:
         if short and not entry.short:
             continue
-        report = read_report(RESULTS / entry.table / f"{entry.model}-quality.json")
+        report = read_report(RESULTS / entry.table / entry.model / "report.json")
         rows = {row.name: row for row in report.rows}
         cells.append(_cells(entry, rows[entry.full], rows[entry.fast]))
     if not short:
@@ -160,20 +160,20 @@ def table(*, short: bool = False) -> str:
 
 
 def _cells(entry: Entry, full: RowSummary, fast: RowSummary) -> tuple[str, ...]:
-    equal_score, equal_distance = fast.equal_cost_score, fast.equal_cost_fd_scenes
+    equal_score, equal_distance = (fast.equal_cost.get(key) for key in ("score", "fd_scenes"))
     return (
         entry.method,
         entry.model,
         _steps(entry.full),
         _steps(entry.fast),
-        f"{full.score.mean:.3f}",
-        f"{fast.score.mean:.3f}",
+        f"{full.values['score'].mean:.3f}",
+        f"{fast.values['score'].mean:.3f}",
         "" if equal_score is None else f"{equal_score:.3f}",
-        f"{full.fd_scenes.mean:.0f}",
-        f"{fast.fd_scenes.mean:.0f}",
+        f"{full.values['fd_scenes'].mean:.0f}",
+        f"{fast.values['fd_scenes'].mean:.0f}",
         "" if equal_distance is None else f"{equal_distance:.0f}",
-        f"{full.gflop_per_picture / fast.gflop_per_picture:.1f}",
-        f"{full.ms_per_picture / fast.ms_per_picture:.1f}",
+        f"{full.gflop / fast.gflop:.1f}",
+        f"{full.ms / fast.ms:.1f}",
         entry.paper,
     )
 

@@ -15,17 +15,21 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from swiftmask.api import load
 from swiftmask.cli import measure
+from swiftmask.cli.asked import Asked
 from swiftmask.cli.bench import parse_budget
-from swiftmask.cli.candidates import DISTANCES, Workshop
+from swiftmask.cli.rows import Rows
+from swiftmask.cli.scoring import measured, study_of
+from swiftmask.cli.search import Search, Space, placements_of
 from swiftmask.core.schedule import uniform_full_steps
 from swiftmask.core.writing import write_text
 from swiftmask.evaluate.presets import Settings
-from swiftmask.evaluate.quality import Row, Sample
-from swiftmask.evaluate.subjects import Classes
-from swiftmask.evaluate.summary import QualityReport
-from swiftmask.evaluate.tuning.placement import placement_drift
+from swiftmask.evaluate.study import Row, Sample
+from swiftmask.evaluate.summary import Report, summarise
+from swiftmask.evaluate.tuning.feature_drift import DISTANCES
 
 
 def accelerators(chosen: argparse.Namespace) -> list[Settings]:
@@ -36,43 +40,51 @@ def accelerators(chosen: argparse.Namespace) -> list[Settings]:
     return found
 
 
-def placements(shop: Workshop, chosen: argparse.Namespace) -> Iterator[tuple[Row, dict[str, object]]]:
+def placement_drift(drift_SS: Tensor, full_steps: list[int]) -> float:
+    """The total drift of the steps that are not full, each from the last full one."""
+    ends = [*full_steps[1:], len(drift_SS)]
+    segments = (drift_SS[i, i + 1 : end] for i, end in zip(full_steps, ends, strict=True))
+    return sum(float(segment.sum()) for segment in segments)
+
+
+def placements(search: Search, chosen: argparse.Namespace) -> Iterator[tuple[Row, dict[str, object]]]:
     """Every row that is compared, with where its full steps are and how far features drift there."""
     for steps, num_full in map(parse_budget, chosen.budgets):
         for accelerator in accelerators(chosen):
             settings = replace(accelerator, steps=steps)
-            for placement in shop.placements(settings):
-                placed = shop.placed(settings, num_full, placement)
+            for placement in placements_of(settings, search.rows_of.base):
+                placed = search.placed(settings, num_full, placement)
                 full = placed.full_steps
                 indices = uniform_full_steps(steps, full) if isinstance(full, int) else list(full or ())
                 drifts = {
-                    name: placement_drift(shop.drift(settings, name), indices)
+                    name: placement_drift(search.drift(settings, name), indices)
                     for name in DISTANCES
-                    if name in shop.placements(settings)
+                    if name in placements_of(settings, search.rows_of.base)
                 }
-                row = replace(shop.candidate(placed, placement).row, reference=f"vanilla-{steps}")
+                row = replace(search.candidate(placed, placement).row, reference=f"vanilla-{steps}")
                 yield row, {"placement": placement, "full_steps_at": indices, "drift": drifts}
 
 
-def compare(chosen: argparse.Namespace, command: str) -> tuple[QualityReport, list[dict[str, object]]]:
+def compare(chosen: argparse.Namespace, command: str) -> tuple[Report, list[dict[str, object]]]:
     """The study of all rows, and what is known of each placement."""
     base = load(chosen.model, dtype=chosen.dtype, device=chosen.device)
-    measure.require_scenes(base)
-    of_class = base.model.spec.draws == "class"
-    store = measure.store_of(base, chosen.out / f"{base.name.replace('/', '--')}-placement.partial")
-    shop = Workshop(
-        base=base,
-        subjects=Classes() if of_class else measure.captions_of(base),
-        folder=store.folder,
-        drift_pictures=chosen.drift_pictures,
-        command=command,
-    )
+    sample = Sample(num_images=chosen.pictures, num_seeds=chosen.seeds, batch_size=chosen.batch)
+    folder = chosen.out / f"{measure.file_name(base)}-placement.partial"
+    study = study_of(base, Asked(), sample, folder, compared=True)
     all_steps = sorted({steps for steps, _ in map(parse_budget, chosen.budgets)})
-    full = [shop.candidate(Settings(steps=steps)).row for steps in all_steps]
-    placed = list(placements(shop, chosen))
-    sample = Sample(num_pictures=chosen.pictures, num_seeds=chosen.seeds, batch_size=chosen.batch)
+    search = Search(
+        rows_of=Rows(base),
+        study=study,
+        space=Space(steps=tuple(all_steps), reference_steps=base.steps),
+        searched=sample,
+        confirming=sample,
+        drift_images=chosen.drift_pictures,
+    )
+    full = [search.candidate(Settings(steps=steps)).row for steps in all_steps]
+    placed = list(placements(search, chosen))
     rows = [*full, *(row for row, _ in placed)]
-    report = measure.study(rows, sample, store, model=base.name, command=command)
+    found = measured(study, rows, sample, "generating and scoring")
+    report = summarise(rows, found, sample, measure.origin(base.name, command), study.scorers)
     return report, [{"name": row.name, **facts} for row, facts in placed]
 
 
@@ -97,7 +109,7 @@ def main() -> None:
     report, facts = compare(chosen, " ".join(["python", *sys.argv]))
     path = chosen.out / f"{report.model.replace('/', '--')}-placement.json"
     write_text(path, json.dumps({**asdict(report), "placements": facts}, indent=2) + "\n")
-    measure.print_table(report)
+    measure.print_report(report)
     for fact in facts:
         print(f"{fact['name']}: full steps at {fact['full_steps_at']}, drift {fact['drift']}")
 

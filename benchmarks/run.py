@@ -7,8 +7,7 @@
 Runs one command after the other, stops at the first that fails, and goes on where it stopped when called
 again with what is left. `tests/test_readme.py` then fails until the README shows the new numbers.
 
-`results/NAME.measurements.jsonl`, where there is one, holds every seed of a table: copied to
-`results/NAME.partial/measurements.jsonl` first, it leaves only rows that are new to be measured.
+`results/NAME/measurements.jsonl`, where there is one, holds every evaluation seed of a table.
 """
 
 import argparse
@@ -28,29 +27,31 @@ _DIMOO = "{swiftmask} bench speed lumina-dimoo --random-weights --out {file}"
 _SAMPLER = "{python} benchmarks/mar_straightforward.py mar-b"
 
 COMMANDS = {
-    "maskgit-scenes-quality": (
-        "{swiftmask} bench quality maskgit-scenes --shortcut auto --steps 4 6 8 12 16 24 32 "
-        "--shortcut-budgets 16:4 16:6 --rivals reuse extrapolation-1 extrapolation-2 --pictures 672 "
-        "--batch 96 --seeds 3 --dtype bfloat16 --device cpu --out {results}"
+    "maskgit-scenes/report": (
+        "{swiftmask} bench maskgit-scenes --shortcut auto --steps 4 6 8 12 16 24 32 "
+        "--budgets 16:4 16:6 --rivals reuse extrapolation-1 extrapolation-2 --pictures 672 "
+        "--batch-size 96 --seeds 3 --dtype bfloat16 --device cpu --out "
+        "{results}/maskgit-scenes"
     ),
-    "guidance/maskgit-scenes-quality": (
-        "{swiftmask} bench quality maskgit-scenes --shortcut auto --steps 4 8 16 --shortcut-budgets 16:6 "
-        "--rivals --unguided 4 6 8 12 16 24 16:4 16:6 --pictures 672 --seeds 3 --batch 48 --dtype float32 "
-        "--device cpu --out {results}/guidance"
+    "guidance/maskgit-scenes/report": (
+        "{swiftmask} bench maskgit-scenes --shortcut auto --steps 4 8 16 --budgets 16:6 "
+        "--rivals --unguided 4 6 8 12 16 24 16:4 16:6 --pictures 672 --seeds 3 --batch-size 48 "
+        "--dtype float32 --device cpu --out {results}/guidance/maskgit-scenes"
     ),
-    "facts/meissonic-scenes-quality": (
-        "{swiftmask} bench quality meissonic-scenes --shortcut none --steps 4 8 24 --rivals "
-        "--speed-rl meissonic-scenes-speed-rl --speed-rl-steps 4 8 --pictures 336 --seeds 2 --batch 48 "
-        "--dtype float32 --device cpu --out {results}/facts"
+    "facts/meissonic-scenes/report": (
+        "{swiftmask} bench meissonic-scenes --shortcut none --steps 4 8 24 --rivals "
+        "--speed-rl meissonic-scenes-speed-rl --speed-rl-steps 4 8 --pictures 336 --seeds 2 --batch-size 48 "
+        "--dtype float32 --device cpu --out {results}/facts/meissonic-scenes"
     ),
-    "sampling/meissonic-scenes-quality": (
-        "{swiftmask} bench quality meissonic-scenes --shortcut none --steps 8 24 --rivals --temperatures 0.6 "
+    "sampling/meissonic-scenes/report": (
+        "{swiftmask} bench meissonic-scenes --shortcut none --steps 8 24 --rivals --temperatures 0.6 "
         "--schedule-powers 2 --speed-rl meissonic-scenes-speed-rl --speed-rl-steps 8 12 --pictures 672 "
-        "--seeds 3 --batch 48 --dtype float32 --device cpu --out {results}/sampling"
+        "--seeds 3 --batch-size 48 --dtype float32 --device cpu --out {results}/sampling/meissonic-scenes"
     ),
-    "sampling/dimoo-scenes-quality": (
-        "{swiftmask} bench quality dimoo-scenes --shortcut none --steps 16 --rivals --schedule-powers 2 "
-        "--pictures 672 --seeds 3 --batch 48 --dtype float32 --device cpu --out {results}/sampling"
+    "sampling/dimoo-scenes/report": (
+        "{swiftmask} bench dimoo-scenes --shortcut none --steps 16 --rivals --schedule-powers 2 "
+        "--pictures 672 --seeds 3 --batch-size 48 --dtype float32 --device cpu "
+        "--out {results}/sampling/dimoo-scenes"
     ),
     "maskgit-scenes-placement": (
         "{python} benchmarks/placement.py maskgit-scenes --budgets 16:4 16:6 --pictures 288 --seeds 3 "
@@ -59,21 +60,21 @@ COMMANDS = {
     "maskgit-scenes-speedup-2-tuning": (
         "{swiftmask} tune maskgit-scenes --speedup 2 --dtype float32 --device cpu --out {results}"
     ),
-    "mar-scenes-quality": (
-        "{swiftmask} bench quality mar-scenes --shortcut none --steps 16 --denoising-steps 50 25 10 5 2 "
+    "mar-scenes/report": (
+        "{swiftmask} bench mar-scenes --shortcut none --steps 16 --denoising-steps 50 25 10 5 2 "
         "--ddim-steps 50 25 10 5 2 1 4x5 8x5 8x10 --disa 50:5 "
         "--marval mar-scenes-marval mar-scenes-marval-rl --marval-steps 4 8 16 32 "
-        "--pictures 672 --seeds 3 --batch 96 --dtype bfloat16 --device cpu --out {results}"
+        "--pictures 672 --seeds 3 --batch-size 96 --dtype bfloat16 --device cpu --out {results}/mar-scenes"
     ),
-    "meissonic-scenes-quality": (
-        "{swiftmask} bench quality meissonic-scenes --shortcut none --steps 2 3 4 5 6 8 12 16 24 --rivals "
-        "--speed-rl meissonic-scenes-speed-rl --pictures 672 --seeds 3 --batch 96 --dtype bfloat16 "
-        "--device cpu --out {results}"
+    "meissonic-scenes/report": (
+        "{swiftmask} bench meissonic-scenes --shortcut none --steps 2 3 4 5 6 8 12 16 24 --rivals "
+        "--speed-rl meissonic-scenes-speed-rl --pictures 672 --seeds 3 --batch-size 96 --dtype bfloat16 "
+        "--device cpu --out {results}/meissonic-scenes"
     ),
-    "dimoo-scenes-quality": (
-        "{swiftmask} bench quality dimoo-scenes --shortcut auto --steps 4 6 8 12 16 24 32 64 "
-        "--shortcut-budgets 16:4 16:6 --rivals reuse extrapolation-1 ml-cache ml-cache-refreshed "
-        "--pictures 672 --seeds 3 --batch 48 --dtype float32 --device cpu --out {results}"
+    "dimoo-scenes/report": (
+        "{swiftmask} bench dimoo-scenes --shortcut auto --steps 4 6 8 12 16 24 32 64 "
+        "--budgets 16:4 16:6 --rivals reuse extrapolation-1 ml-cache ml-cache-refreshed "
+        "--pictures 672 --seeds 3 --batch-size 48 --dtype float32 --device cpu --out {results}/dimoo-scenes"
     ),
     "mar-scenes-sampler": (
         "{python} benchmarks/mar_straightforward.py mar-scenes --ar-steps 16 --steps 2 6 10 14 --batch 1 16 "
@@ -108,21 +109,21 @@ COMMANDS = {
         f"{_SAMPLER} --batch 16 --dtype bfloat16 --repeats 2 --steps 16 48 --json {{file}}"
     ),
     "reports/maskgit-scenes": (
-        "{swiftmask} bench report maskgit-scenes --steps 4 8 16 --budgets 16:6 --unguided 4 6 8 12 16 24 "
-        "16:4 16:6 --pictures 672 --seeds 3 --batch 48 --dtype float32 --device cpu --out {report}"
+        "{swiftmask} bench maskgit-scenes --steps 4 8 16 --budgets 16:6 --unguided 4 6 8 12 16 24 "
+        "16:4 16:6 --pictures 672 --seeds 3 --batch-size 48 --dtype float32 --device cpu --out {report}"
     ),
     "reports/mar-scenes": (
-        "{swiftmask} bench report mar-scenes --steps 4 8 16 --budgets 16:4 16:6 --denoising-steps 25 "
+        "{swiftmask} bench mar-scenes --steps 4 8 16 --budgets 16:4 16:6 --denoising-steps 25 "
         "--ddim-steps 10 8x5 --marval mar-scenes-marval mar-scenes-marval-rl --pictures 192 --seeds 2 "
-        "--batch 48 --dtype float32 --device cpu --out {report}"
+        "--batch-size 48 --dtype float32 --device cpu --out {report}"
     ),
     "reports/meissonic-scenes": (
-        "{swiftmask} bench report meissonic-scenes --steps 4 6 8 12 16 24 --budgets 16:4 16:6 --pictures 192 "
-        "--seeds 2 --batch 48 --dtype float32 --device cpu --out {report}"
+        "{swiftmask} bench meissonic-scenes --steps 4 6 8 12 16 24 --budgets 16:4 16:6 --pictures 192 "
+        "--seeds 2 --batch-size 48 --dtype float32 --device cpu --out {report}"
     ),
     "reports/dimoo-scenes": (
-        "{swiftmask} bench report dimoo-scenes --steps 4 6 8 12 16 24 32 64 --budgets 16:4 16:6 "
-        "--pictures 672 --seeds 3 --batch 48 --dtype float32 --device cpu --out {report}"
+        "{swiftmask} bench dimoo-scenes --steps 4 6 8 12 16 24 32 64 --budgets 16:4 16:6 "
+        "--pictures 672 --seeds 3 --batch-size 48 --dtype float32 --device cpu --out {report}"
     ),
 }
 """What writes `results/NAME.json`, or the page of `docs/reports/NAME`."""

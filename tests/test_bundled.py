@@ -10,6 +10,7 @@ import torch
 import swiftmask
 from swiftmask import registry
 from swiftmask.cli import measure
+from swiftmask.cli.scoring import scenes_of
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.data.scenes import NUM_CLASSES
 from swiftmask.rewards.scenes import caption_reward, class_reward, load_judge
@@ -33,7 +34,10 @@ def judged(pipeline: swiftmask.Pipeline, *, steps: int) -> float:
         images = pipeline.generate(labels, seeds=seeds, steps=steps, output_type="pt").images
         assert isinstance(images, torch.Tensor)
         return class_reward(load_judge())(images, torch.tensor(labels)).mean().item()
-    captions = measure.captions_of(pipeline).world.captions(torch.tensor(seeds))
+    requests = scenes_of(pipeline)
+    assert requests is not None
+    assert requests.world is not None
+    captions = requests.world.captions(torch.tensor(seeds))
     images = pipeline.generate(prompts=captions, seeds=seeds, steps=steps, output_type="pt").images
     assert isinstance(images, torch.Tensor)
     return caption_reward(load_judge())(images, captions).mean().item()

@@ -89,7 +89,7 @@ def test_imports_go_one_way(path: Path) -> None:
         ("methods/shortcut/loss.py", "from swiftmask import rewards"),
         ("training/loop.py", "from swiftmask.data.scenes import render"),
         ("data/scenes/world.py", "import swiftmask.rewards.scenes"),
-        ("rewards/scenes.py", "from swiftmask.evaluate.quality import score"),
+        ("rewards/scenes.py", "from swiftmask.evaluate.scorers import RewardScorer"),
         ("evaluate/speed.py", "def f():\n    from swiftmask.models.maskgit import MaskGIT"),
     ],
 )

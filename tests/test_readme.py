@@ -13,8 +13,9 @@ import pytest
 
 from swiftmask.cli import COMMANDS
 from swiftmask.cli.errors import parse
-from swiftmask.evaluate.quality_table import caption, fact_table, markdown, table
+from swiftmask.evaluate.report import model_card
 from swiftmask.evaluate.summary import read_report
+from swiftmask.evaluate.table import caption, further, headings, markdown_cells, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -43,7 +44,7 @@ def _shown_commands() -> list[str]:
 @pytest.mark.parametrize("shown", _shown_commands())
 def test_every_command_shown_can_be_given(shown: str) -> None:
     words = shlex.split(shown, comments=True)
-    name = words[0] if words[0] in COMMANDS else " ".join(words[:2])
+    name = next(name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS)
     command = COMMANDS[name]
     command_class = getattr(import_module(f"swiftmask.cli.{command.module}"), command.name)
     parse(command_class, words[len(name.split()) :], prog=name)
@@ -51,17 +52,16 @@ def test_every_command_shown_can_be_given(shown: str) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_the_quality_table_is_the_measured_one(name: str) -> None:
-    report, page = read_report(RESULTS / f"{name}-quality.json"), (ROOT / PAGES[name]).read_text()
-    assert markdown(report).split("\n\n")[0] in page
+    report, page = read_report(RESULTS / name / "report.json"), (ROOT / PAGES[name]).read_text()
+    assert markdown_cells(headings(report), table(report)) in page
     assert caption(report) in page
-    facts = fact_table(report)
-    assert facts is None or facts.markdown() in page
+    assert all(text in page for text in further(report))
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_the_written_markdown_is_that_of_the_json(name: str) -> None:
-    report = read_report(RESULTS / f"{name}-quality.json")
-    assert (RESULTS / f"{name}-quality.md").read_text() == markdown(report)
+    report = read_report(RESULTS / name / "report.json")
+    assert (RESULTS / name / "report.md").read_text() == model_card(report)
 
 
 @pytest.mark.parametrize("folder", sorted(REPORTS.iterdir()), ids=lambda folder: folder.name)
@@ -147,7 +147,7 @@ def test_the_placements_are_the_measured_ones() -> None:
         cells = [str(row["full_steps"]), fact["placement"], " ".join(map(str, fact["full_steps_at"]))]
         cells += [f"{drift['feature-drift']:.2f}", f"{drift['token-drift']:.1f}"]
         cells += [
-            f"{row[key]['mean']:.{digits}f} ± {row[key]['spread']:.{digits}f}"
+            f"{row['values'][key]['mean']:.{digits}f} ± {row['values'][key]['spread']:.{digits}f}"
             for key, digits in (("score", 3), ("fd_scenes", 1))
         ]
         assert f"| {' | '.join(cells)} |" in page
@@ -157,8 +157,9 @@ def test_the_tuning_is_the_measured_one() -> None:
     page = (ROOT / "docs" / "tuning.md").read_text()
     found = json.loads((RESULTS / "maskgit-scenes-speedup-2-tuning.json").read_text())
     for row in [*found["confirmed"], found["reference"]]:
-        numbers = [f"{row[key]['mean']:.3f} ± {row[key]['spread']:.3f}" for key in ("score", "fd_scenes")]
-        assert f"| {row['name']} | {row['gflop_per_picture']:.2f} | {' | '.join(numbers)} |" in page
+        spreads = [row["values"][key] for key in ("score", "fd_scenes")]
+        numbers = [f"{spread['mean']:.3f} ± {spread['spread']:.3f}" for spread in spreads]
+        assert f"| {row['name']} | {row['gflop']:.2f} | {' | '.join(numbers)} |" in page
     assert f"commit {found['commit']}, {found['date']}" in page
 
 
@@ -196,11 +197,11 @@ def test_what_bundled_weights_say_of_themselves_is_a_row_of_the_table(
     weights: str, model: str, series: str
 ) -> None:
     said = json.loads((ROOT / f"src/swiftmask/weights/{weights}/provenance.json").read_text())["measured"]
-    rows = {row.name: row for row in read_report(RESULTS / f"{model}-quality.json").rows}
+    rows = {row.name: row for row in read_report(RESULTS / model / "report.json").rows}
     budget = f":{said['full_steps']}" if "full_steps" in said else ""
     row = rows[f"{series}-{said['steps']}{budget}"]
-    assert said["judge"] == pytest.approx(row.score.mean, abs=5e-4)
-    assert said["fd_scenes"] == pytest.approx(row.fd_scenes.mean, abs=0.05)
+    assert said["judge"] == pytest.approx(row.values["score"].mean, abs=5e-4)
+    assert said["fd_scenes"] == pytest.approx(row.values["fd_scenes"].mean, abs=0.05)
 
 
 def test_the_readme_is_short() -> None:

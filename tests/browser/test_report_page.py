@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from swiftmask.data.scenes import FACT_KINDS
+from swiftmask.evaluate.quantities import Quantity, Spread
 from swiftmask.evaluate.report import Gallery, Timeline, html_report, picture_uri
 from swiftmask.evaluate.report.timeline import DECIDED, Moment
-from swiftmask.evaluate.summary import QualityReport, RowSummary, Spread
+from swiftmask.evaluate.summary import Report, RowSummary
 
 pytestmark = pytest.mark.browser
 
@@ -38,16 +39,12 @@ def _row(name: str, series: str, steps: int, full_steps: int, gflop: float, scor
         steps=steps,
         full_steps=full_steps,
         calls={"backbone": full_steps, "head": steps},
-        gflop_per_picture=gflop,
-        score=Spread(score, 0.01),
-        fd_scenes=Spread(100 * (1 - score), 1.0),
-        agreement=None,
-        ms_per_picture=10 * gflop,
+        gflop=gflop,
+        ms=10 * gflop,
         peak_memory_bytes=10**8,
-        equal_cost_score=None,
-        equal_cost_fd_scenes=None,
-        by_kind={kind: Spread(score, 0.01) for kind in FACT_KINDS},
-        command=f"swiftmask evaluate '{HOSTILE}' --steps {steps} # {name}",
+        values={"score": Spread(score, 0.01), "fd_scenes": Spread(100 * (1 - score), 1.0)}
+        | {f"fact_{kind}": Spread(score, 0.01) for kind in FACT_KINDS},
+        equal_cost={},
     )
 
 
@@ -67,7 +64,7 @@ def _timeline(row: str, full: tuple[int, ...]) -> Timeline:
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    report = QualityReport(
+    report = Report(
         model=HOSTILE,
         commit="abc",
         date="2026-01-01",
@@ -75,12 +72,23 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         N=20,
         seeds=2,
         batch_size=10,
-        floor=Spread(2.0, 0.1),
-        command=f"swiftmask bench report '{HOSTILE}'",
+        command=f"swiftmask bench '{HOSTILE}'",
+        quantities=[
+            Quantity(key="score", label="judge score", higher_is_better=True, compared=True),
+            Quantity(key="fd_scenes", label="fd_scenes", higher_is_better=False, compared=True),
+            *(
+                Quantity(key=f"fact_{kind}", label=kind, higher_is_better=True, group="By kind of fact")
+                for kind in FACT_KINDS
+            ),
+        ],
+        floors={"fd_scenes": Spread(2.0, 0.1)},
+        notes=[],
         rows=[_row(*row) for row in ROWS],
     )
     images = {
-        row.name: tuple(picture_uri(torch.full((3, 8, 8), row.score.mean * shade)) for shade in (0.4, 1.0))
+        row.name: tuple(
+            picture_uri(torch.full((3, 8, 8), row.values["score"].mean * shade)) for shade in (0.4, 1.0)
+        )
         for row in report.rows
     }
     page = html_report(

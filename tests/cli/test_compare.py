@@ -104,7 +104,7 @@ def test_against_a_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_its_command_finds_it_again_and_describes_nothing(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--crop", 6, "--batch", 5, "--out", "my features")
+    options = ("--crop", 6, "--batch-size", 5, "--out", "my features")
     first = compared(capsys, "ours", "--reference", "large", "--extractor", "means.pt", *options)
     parts = {path: path.stat().st_mtime_ns for path in (here / "my features").rglob("*.safetensors")}
     program, command, *arguments = shlex.split(first["command"])
@@ -224,11 +224,11 @@ def untouched(here: Path) -> None:
         (untouched, "--reference nowhere", "no such reference: nowhere (expected a folder of real images"),
         (untouched, "--reference means.pt", "means.pt is truncated or no safetensors file"),
         (untouched, "--reference large", "are 6x6, the real ones 17x13: metrics need one size; --crop"),
-        (untouched, "--batch 0", "--batch must be a whole number between 1 and 1_048_576, got 0"),
+        (untouched, "--batch-size 0", "--batch-size must be a whole number between 1 and 1_048_576, got 0"),
         (untouched, "--crop 0", "--crop must be a whole number between 1 and 16_384, got 0"),
         (untouched, "--save-statistics s.npz", "--save-statistics s.npz: name a .safetensors file"),
         (foreign_statistics, "--reference f.safetensors", "f.safetensors was made with other weights"),
-        (wide_statistics, "--reference wide.npz", "width 5, and --extractor means gives width 3"),
+        (wide_statistics, "--reference wide.npz", "width 5, and extractor means gives width 3"),
         (foreign_statistics, "--reference f.safetensors --crop 6", "--crop goes with a folder of real"),
         (file, "--out file", "--out file: file is a file: name a folder"),
         (file, "--out file/x", "--out file/x: file is a file: name a folder"),

@@ -44,7 +44,7 @@ def failed_last(capsys: pytest.CaptureFixture[str], *arguments: object, code: in
     ("arguments", "complaint"),
     [
         (["generat"], "did you mean generate"),
-        (["bench"], "bench quality or bench speed"),
+        (["bench"], "MODEL is missing; see swiftmask bench --help"),
         (["nonsense"], "swiftmask --help"),
         (["generate", "maskgit-scene", "0"], "unknown model 'maskgit-scene'"),
         (["generate", "./nowhere", "0"], "no such model"),
@@ -198,12 +198,12 @@ _ONE_SEED = ("--pictures", "4", "--seeds", "1")
             ["generate", TINY_MAR, "0", "--temperature", "-1"],
             "--temperature must be a number between 0 and 100, got -1",
         ),
-        (["bench", "quality", TINY_MAR, *_ONE_SEED, "--denoising-steps", "1"], "take --ddim-steps 1"),
+        (["bench", TINY_MAR, *_ONE_SEED, "--denoising-steps", "1"], "take --ddim-steps 1"),
         (
-            ["bench", "quality", TINY_MAR, *_ONE_SEED, "--steps", "4", "--disa", "50"],
+            ["bench", TINY_MAR, *_ONE_SEED, "--steps", "4", "--disa", "50"],
             "FIRST:LAST, such as 50:5",
         ),
-        (["evaluate", f"{TINY_MAR}-marval", *_ONE_SEED, "--marval", "auto"], "holds a marval: pass it to"),
+        (["bench", f"{TINY_MAR}-marval", *_ONE_SEED], "holds a marval: pass it to"),
         (["train", "mar-scenes-marval", "part=body"], "part expects"),
     ],
 )

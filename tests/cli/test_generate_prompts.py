@@ -153,7 +153,10 @@ def test_tuned_weights_draw_at_the_steps_they_were_tuned_for(
     assert tuned["settings"]["steps"] == 2
     arguments = (tiny_meissonic, *PROMPT, "--steps", 2, "--flops", "--out", "o")
     said = refused(capsys, *arguments)
-    assert f"o holds images generated with other settings (a-red-circle-0.png: lora {tiny_lora} there" in said
+    assert (
+        f"o holds images generated with other settings (a-red-circle-0.png: speed_rl {tiny_lora} there"
+        in said
+    )
     base = generated(capsys, *arguments, "--overwrite")
     assert base["drawn"] == 1, "the tuned image was taken for the base's"
     assert base["cost"]["gflop_per_picture"] == tuned["cost"]["gflop_per_picture"], "adapters are folded in"

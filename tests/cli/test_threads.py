@@ -76,7 +76,7 @@ def test_the_note_is_for_those_who_chose_nothing(
 
 def test_the_help_of_commands_that_compute_names_it(capsys: pytest.CaptureFixture[str]) -> None:
     for name, command in COMMANDS.items():
-        if name in ("models", "evaluate"):
+        if name in ("models", "bench"):
             with pytest.raises(SystemExit):
                 main([name, "--help"])
             assert ("--threads N" in capsys.readouterr().out) == command.computes

@@ -1,7 +1,7 @@
 """A folder or an iterator of pictures to metrics: resumed, shared and uninterrupted runs find the same."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from swiftmask.evaluate.folder_metrics import (
     compare_with_moments,
     compare_with_pictures,
 )
-from swiftmask.evaluate.pictures import Pictures, cropped_pictures, folder_pictures, streamed_pictures
+from swiftmask.evaluate.pictures import Pictures, cropped_pictures, folder_pictures
 from swiftmask.evaluate.statistics import FeatureStatistics, Moments
 
 SETTINGS = MetricSettings(nearest=2, kid_subsets=5, splits=2)
@@ -94,7 +94,7 @@ def test_a_killed_run_continues(tmp_path: Path) -> None:
     )
     assert sum(extractor.seen) == 13, "chunks that were there were described again"
     assert progress == [(10, 23), (15, 23), (20, 23), (23, 23)]
-    assert torch.equal(resumed.features(), whole.features())
+    assert torch.equal(resumed.readings()["features"], whole.readings()["features"])
     assert sorted(path.name for path in resumed.folder.iterdir() if path.name != ".lock") == [
         *(f"features-{first:08d}.safetensors" for first in range(0, 23, 5)),
         "features.json",
@@ -117,7 +117,7 @@ def test_two_shares_are_one_run(tmp_path: Path) -> None:
 def test_moments_are_those_of_all_features(tmp_path: Path) -> None:
     store = describe(pictures(), Means(), tmp_path)
     expected = Means()(drawn(range(23))).features_BD
-    torch.testing.assert_close(store.features(), expected)
+    torch.testing.assert_close(store.readings()["features"], expected)
     moments = store.moments()
     np.testing.assert_allclose(moments.covariance_DD.numpy(), np.cov(expected.double().numpy().T), rtol=1e-5)
     assert (moments.count, moments.extractor) == (23, "abc")
@@ -184,26 +184,6 @@ def test_against_reference_statistics(tmp_path: Path) -> None:
     other = FeatureStatistics.of(torch.rand(5, 6)).moments("def")
     with pytest.raises(ValueError, match="different weights"):
         compare_with_moments(ours, other, SETTINGS)
-
-
-def test_an_iterator_is_cut_and_resumed(tmp_path: Path) -> None:
-    """Batches of any size, each picture used once; what is done is passed over."""
-
-    def batches() -> Iterator[Tensor]:
-        for first in range(0, 27, 3):
-            yield drawn(range(first, first + 3))
-
-    whole = describe(pictures(), Means(), tmp_path / "whole")
-    store = describe(streamed_pictures(batches(), 23, "stream"), Means(), tmp_path / "x")
-    assert torch.equal(store.features(), whole.features())
-    (store.folder / "features-00000010.safetensors").unlink()
-    again = describe(streamed_pictures(batches(), 23, "stream"), Means(), tmp_path / "x")
-    assert torch.equal(again.features(), whole.features())
-    with pytest.raises(ValueError, match="ended before number 27: expected 30"):
-        describe(streamed_pictures(batches(), 30, "stream"), Means(), tmp_path / "y")
-    mixed = iter([torch.rand(4, 3, 6, 6), torch.rand(4, 3, 7, 6)])
-    with pytest.raises(ValueError, match="image 4 is 6x7, the first image 6x6"):
-        describe(streamed_pictures(mixed, 8, "stream"), Means(), tmp_path / "z")
 
 
 def test_generated_folders_are_read_as_they_are(tmp_path: Path) -> None:
@@ -281,7 +261,7 @@ def test_damaged_features_are_named(tmp_path: Path, damage: bytes) -> None:
     with pytest.raises(
         ValueError, match="features-00000005.safetensors is damaged .*: remove it and run again"
     ):
-        store.features()
+        store.readings()["features"]
 
 
 def test_strange_pictures_and_features_are_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from swiftmask.evaluate.presets import (
     read_preset,
     write_preset,
 )
-from swiftmask.evaluate.summary import Spread
+from swiftmask.evaluate.quantities import Spread
 
 PLACED = Settings(
     steps=16,
@@ -30,10 +30,9 @@ PLACED = Settings(
 def preset_of(settings: Settings) -> Preset:
     numbers = Numbers(
         name="shortcut-16:3",
-        gflop_per_picture=1.5,
-        ms_per_picture=2.0,
-        score=Spread(0.9, 0.01),
-        fd_scenes=Spread(12.0, 1.0),
+        gflop=1.5,
+        ms=2.0,
+        values={"score": Spread(0.9, 0.01), "fd_scenes": Spread(12.0, 1.0)},
     )
     measured = Measured(
         found=numbers,
@@ -73,7 +72,7 @@ def test_what_is_no_preset(tmp_path: Path) -> None:
     write_preset(preset_of(PLACED), path)
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"version": 9}))
-    with pytest.raises(ValueError, match="version 9, this swiftmask reads version 2"):
+    with pytest.raises(ValueError, match="version 9, this swiftmask reads version 3"):
         read_preset(path)
     for damage in ({"settings": {"stps": 3}}, {"measured": {}}, {"settings": {"steps": "8", "sampling": {}}}):
         path.write_text(json.dumps(content | damage))

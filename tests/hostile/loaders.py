@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,10 +27,9 @@ from swiftmask.data.sources.folder import FolderSource
 from swiftmask.evaluate.extractors import Description, Identity, load_extractor
 from swiftmask.evaluate.feature_store import FeatureStore
 from swiftmask.evaluate.presets import read_preset, write_preset
-from swiftmask.evaluate.quality import Measurement
+from swiftmask.evaluate.quantities import Quantity, Spread
 from swiftmask.evaluate.statistics import FeatureStatistics, read_moments
-from swiftmask.evaluate.study import Store
-from swiftmask.evaluate.summary import QualityReport, RowSummary, Spread, read_report, write_report
+from swiftmask.evaluate.summary import Report, RowSummary, read_report, write_report
 from swiftmask.methods.marval import head_parameters, make_student, write_student
 from swiftmask.methods.shortcut import write_shortcut
 from swiftmask.methods.shortcut.weights import read_shortcut
@@ -200,13 +198,13 @@ def write_features(folder: Path, _: Models) -> None:
     store = store_of(folder)
     store.begin()
     logits_BV = torch.rand(5, 3).log_softmax(dim=1)
-    store.write(0, Description(torch.rand(5, 4), logits_BV), {"alpha": 2})
+    store.write(0, Description(torch.rand(5, 4), logits_BV).readings(), {"alpha": 2})
 
 
 def read_features(folder: Path, _: Models) -> object:
     store = store_of(folder)
     store.begin()
-    return store.changes(), store.features(), store.log_probabilities()
+    return store.changes(), store.readings()
 
 
 def encode_images(folder: Path, _: Models) -> object:
@@ -242,49 +240,15 @@ def read_checkpoint(folder: Path, _: Models) -> object:
 def write_quality_report(folder: Path, _: Models) -> None:
     spread = Spread(0.5, 0.1)
     row = RowSummary(
-        name="vanilla-8", series="vanilla", steps=8, full_steps=8, calls={"backbone": 8},
-        gflop_per_picture=1.0, score=spread, fd_scenes=spread, agreement=None, ms_per_picture=1.0,
-        peak_memory_bytes=1,
-        equal_cost_score=None, equal_cost_fd_scenes=0.5, command="swiftmask", by_kind={"shape": spread},
+        name="vanilla-8", series="vanilla", steps=8, full_steps=8, calls={"backbone": 8}, gflop=1.0, ms=1.0,
+        peak_memory_bytes=1, values={"score": spread}, equal_cost={"score": 0.5},
     )  # fmt: skip
-    report = QualityReport(
-        model="toy", commit="a", date="b", machine="c", N=4, seeds=2, batch_size=2, floor=spread, command="d",
-        rows=[row],
+    score = Quantity(key="score", label="judge score", higher_is_better=True)
+    report = Report(
+        model="toy", commit="a", date="b", machine="c", command="d", N=4, seeds=2, batch_size=2,
+        quantities=[score], floors={"score": spread}, notes=["n"], rows=[row],
     )  # fmt: skip
     write_report(report, folder / "report.json")
-
-
-def write_measurements(folder: Path, _: Models) -> None:
-    for seed in range(3):
-        store_of_study(folder).add(
-            Measurement(
-                row="vanilla-8",
-                fingerprint="a",
-                seed=seed,
-                num_pictures=2,
-                batch_size=2,
-                score=0.5,
-                fd_scenes=1.0,
-                floor=0.5,
-                agreement=None,
-                ms_per_picture=1.0,
-                peak_memory_bytes=1,
-            )
-        )
-    row: Any = SimpleNamespace(fingerprint="a")
-    store_of_study(folder).write_tokens(row, 0, np.zeros((2, 4), np.int64))
-
-
-def store_of_study(folder: Path) -> Store:
-    return Store(folder, "toy abc")
-
-
-def read_measurements(folder: Path, _: Models) -> object:
-    """Damaged lines are measured again, which tests/evaluate/test_study.py shows."""
-    row: Any = SimpleNamespace(fingerprint="a")
-    tokens_XL = store_of_study(folder).read_tokens(row, 0, 2)
-    assert tokens_XL is None or tokens_XL.shape == (2, 4)
-    return len(store_of_study(folder).read()) > 3
 
 
 def write_log(folder: Path, _: Models) -> None:
@@ -484,8 +448,6 @@ LOADERS = {
     "records of Emoji": Loader(
         write_metadata, lambda folder, _: read_records(folder), {"metadata.jsonl": "lines"}
     ),
-    "measurements": Loader(write_measurements, read_measurements, {"measurements.jsonl": "skipped lines"}),
-    "tokens of a study": Loader(write_measurements, read_measurements, {"tokens-a-0-2.npy": "again"}),
     "a training's log": Loader(write_log, read_log, {"log.jsonl": "skipped lines"}),
     "provenance": Loader(
         lambda folder, models: models["maskgit"].save_pretrained(folder, provenance={"commit": "a"}),

@@ -9,7 +9,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from http.server import ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
@@ -81,7 +81,6 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_scenes: Path) -> Path:
 SOUND = {
     "generate": ["model", "0"],
     "train": ["scenes-reward"],
-    "evaluate": ["model"],
     "compare": [
         "pictures",
         "--reference",
@@ -93,9 +92,8 @@ SOUND = {
         "--splits",
         "2",
     ],
-    "bench quality": ["model"],
+    "bench": ["model"],
     "bench speed": ["model"],
-    "bench report": ["model"],
     "tune": ["model", "--speedup", "2"],
     "convert": [
         "released/MaskGIT/MaskGIT_ImageNet_256.pth",
@@ -122,7 +120,11 @@ def _options() -> Iterator[Any]:
         made = getattr(import_module(f"swiftmask.cli.{command.module}"), command.name)
         hints = get_type_hints(made, include_extras=True)
         for field in fields(made):
-            yield pytest.param(name, made, field.name, hints[field.name], id=f"{name} {field.name}")
+            if is_dataclass(inner := type(field.default)):  # options that several commands share
+                for other, kind in get_type_hints(inner, include_extras=True).items():
+                    yield pytest.param(name, inner, other, kind, id=f"{name} {other}")
+            else:
+                yield pytest.param(name, made, field.name, hints[field.name], id=f"{name} {field.name}")
 
 
 @pytest.fixture

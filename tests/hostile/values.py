@@ -24,7 +24,7 @@ OUTPUTS = {"out": "is written", "save_statistics": "is written"}
 """Paths that need not exist."""
 
 UNDECIDED = {
-    "bench report only": "chooses rows by the series they end up in",
+    "bench only": "chooses rows by the series they end up in",
     "generate prompts": "refused beside classes, before it is read (tests/data/test_prompts.py)",
     "generate compile": "an empty mode is none",
     "bench speed compile": "an empty mode is none",

@@ -32,20 +32,14 @@ COMMANDS = {
     "train": Command(
         "train", "Train", "Train what a recipe describes, or continue; without a recipe, list them."
     ),
-    "evaluate": Command("evaluate", "Evaluate", "Measure the quality of a model's images."),
     "compare": Command(
         "compare", "Compare", "Compare a folder of images with real ones: FID and related metrics."
     ),
-    "bench quality": Command(
-        "bench", "BenchQuality", "Quality against cost, over step counts and accelerators."
+    "bench": Command(
+        "bench", "Bench", "Quality against cost, over step counts and accelerators: a page, a card, JSON."
     ),
     "bench speed": Command(
         "bench_speed", "BenchSpeed", "Time a full step and every accelerated one beside the matmul peak."
-    ),
-    "bench report": Command(
-        "bench_report",
-        "BenchReport",
-        "Show what acceleration costs on your model: one page, baselines included.",
     ),
     "tune": Command("tune", "Tune", "Find the best settings under a bound on cost or quality."),
     "convert": Command(
@@ -121,12 +115,14 @@ def overview() -> str:
 
 def _choose(args: list[str]) -> tuple[str, list[str]]:
     """The command named by the first word or two, and what follows."""
+    if args[:2] in (["bench", "quality"], ["bench", "report"]):  # names of earlier versions
+        args = ["bench", *args[2:]]
+    if args[0] == "bench" and "--random-weights" in args:  # only speed can be measured without weights
+        return "bench speed", args[1:] if args[1:2] != ["speed"] else args[2:]
     for length in (2, 1):
         name = " ".join(args[:length])
         if name in COMMANDS:
             return name, args[length:]
-    if args[0] == "bench" and "--random-weights" in args:  # only speed can be measured without weights
-        return "bench speed", args[1:]
     group = [name for name in COMMANDS if name.startswith(f"{args[0]} ")]
     asks = len(args) > 1 and args[1] in ("-h", "--help")
     if group and asks:

@@ -1,6 +1,4 @@
-"""`swiftmask bench quality`: the tables of the README. `bench report` (bench_report.py) measures the same
-rows.
-"""
+"""`swiftmask bench MODEL`: quality against cost, as a page, a model card and JSON."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,248 +10,295 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from swiftmask.cli import measure
-from swiftmask.cli.evaluate import Evaluate
+from swiftmask.cli.asked import Asked
 from swiftmask.cli.loading import budgets_of, own_device, say_where, shares_of
 
 if TYPE_CHECKING:
-    from swiftmask.evaluate.quality import Row
-    from swiftmask.evaluate.summary import QualityReport
+    from swiftmask.cli.rows import Rows
+    from swiftmask.evaluate.presets import Settings
+    from swiftmask.evaluate.processes import Processes
+    from swiftmask.evaluate.report import Timeline
+    from swiftmask.evaluate.study import Row, Sample, Study
+    from swiftmask.evaluate.summary import Report
     from swiftmask.pipeline import Pipeline
 
+Way = tuple["Settings", "Row"]
+"""Settings, and the row they make."""
 
-@dataclass(frozen=True, slots=True)
-class Way:
-    """One way to generate with a model: its options, and the row they make."""
-
-    evaluate: Evaluate
-    row: "Row"
-
-
-_Asked = tuple[Evaluate, str | None]
-"""Options, and the row that the tokens are compared with."""
-
-_STEPS = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2, 2)
-_BUDGETS = ((3 / 4, 1 / 4), (1, 1 / 4), (1, 3 / 8), (2, 1 / 2))
+_STEPS = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
+_BUDGETS = ((1, 1 / 4), (1, 3 / 8))
 """What is measured unless something else is asked for, as shares of a model's own steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchQuality:
-    """Quality against cost: the full model at several step counts, accelerators, and training-free baselines.
+class Bench:
+    """Quality against cost: OUT/report.html, report.md (for a model card), report.json and frontier.png.
 
-    Same image seeds and labels in every row. A killed run continues where it was.
+    Compares the full model, the same with fewer steps, its accelerators, training-free rivals, and the model
+    without guidance; same seeds in every row. Any number of scorers measure the images. A killed run
+    continues where it was; processes that torchrun started share the work.
 
     Attributes:
         model: bundled name, model folder or Hugging Face repo id.
-        shortcut: the shortcut to measure ("auto" is the model's own, "none" leaves it out; a model with a
-            diffusion head may have none).
-        steps: step counts of the full model (default: from a quarter of the model's own to twice as many).
-        shortcut_budgets: accelerated rows, as STEPS:FULL pairs (default: shares of the model's own steps).
-        rivals: training-free accelerators of the backbone, measured at the same pairs (default: all there
-            are for models of codes, none for a diffusion head).
-        unguided: rows without guidance, which halves the cost: STEPS of the full model, or STEPS:FULL with
-            the shortcut.
+        steps: step counts of the full model (default: from a quarter of the model's own up to those).
+        budgets: accelerated rows, as STEPS:FULL pairs; the full model is measured at their STEPS, too
+            (default: a quarter and three eighths of the model's own steps full).
+        shortcut: a shortcut's name or folder; auto is the model's own, if it has one; none leaves it out.
+        rivals: training-free accelerators of the backbone, at the same budgets (default: all there are).
+        marval: MARVAL students of a diffusion head, by name or folder; auto is the model's own, if it has
+            one.
+        marval_steps: their decode steps (default: --steps).
+        speed_rl: weights tuned for few steps, by name or folder; auto is the model's own, if it has them.
+        speed_rl_steps: their decode steps (default: --steps).
+        unguided: rows without guidance, which halves the cost, of a model that has it: STEPS of the full
+            model, or STEPS:FULL with the shortcut (default: the model's own steps).
         temperatures: other temperatures of the tokens, which cost nothing: the full model at --steps, and
-            tuned weights at theirs, are generated at these, too.
+            tuned weights at theirs, are measured at these, too.
         schedule_powers: other schedules, which cost nothing either (above 1, more tokens are decided early
             and fewer late): the same rows again, at every temperature.
         denoising_steps: of a diffusion head, ancestral, at each of --steps; 8x10 is 10 of them in each of 8
             decode steps.
         ddim_steps: the same, deterministic.
         disa: the same, annealed over the decode, as FIRST:LAST pairs.
-        marval: MARVAL students to measure, by name or folder ("auto" is the model's own).
-        marval_steps: their decode steps (default: --steps).
-        speed_rl: weights tuned by Speed-RL to measure, by name or folder ("auto" is the model's own).
-        speed_rl_steps: their decode steps (default: --steps).
+        only: names of rows to measure alone (default: all).
         pictures: images per row for each evaluation seed.
         seeds: evaluation seeds.
-        batch: images at a time.
+        batch_size: images at a time.
+        shown: images side by side.
         device: where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu).
         dtype: of the weights.
-        out: folder for MODEL-quality.json, .md and -frontier.png.
-        json: print JSON instead of a table.
+        out: folder of the report; finished parts are kept there and used again.
+        overwrite: replace the report of another model or of other settings, or a demo.
+        json: print JSON instead of what was found.
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    shortcut: str = "auto"
+    asked: Annotated[Asked, tyro.conf.OmitArgPrefixes] = Asked()
     steps: tuple[int, ...] | None = None
-    shortcut_budgets: tuple[str, ...] | None = None
+    budgets: tuple[str, ...] | None = None
+    shortcut: str = "auto"
     rivals: tuple[measure.Caching, ...] | None = None
-    unguided: tuple[str, ...] = ()
+    marval: tuple[str, ...] = ("auto",)
+    marval_steps: tuple[int, ...] = ()
+    speed_rl: tuple[str, ...] = ("auto",)
+    speed_rl_steps: tuple[int, ...] = ()
+    unguided: tuple[str, ...] | None = None
     temperatures: tuple[float, ...] = ()
     schedule_powers: tuple[float, ...] = ()
     denoising_steps: tuple[str, ...] = ()
     ddim_steps: tuple[str, ...] = ()
     disa: tuple[str, ...] = ()
-    marval: tuple[str, ...] = ()
-    marval_steps: tuple[int, ...] = ()
-    speed_rl: tuple[str, ...] = ()
-    speed_rl_steps: tuple[int, ...] = ()
+    only: tuple[str, ...] = ()
     pictures: int = 700
     seeds: int = 3
-    batch: int = 100
+    batch_size: int = 100
+    shown: int = 6
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    out: Path = Path("benchmarks/results")
+    out: Path = Path("report")
+    overwrite: bool = False
     json: bool = False
 
     def run(self) -> int:
-        """Measure every row, write the three files, print the table."""
+        """Measure what is missing, generate what is shown, write, print."""
         from swiftmask.api import load
+        from swiftmask.cli.rows import Rows
+        from swiftmask.cli.scoring import measured, resumable
         from swiftmask.evaluate.processes import Processes
-        from swiftmask.evaluate.quality import Sample
+        from swiftmask.evaluate.study import Sample
+        from swiftmask.evaluate.summary import summarise
 
-        for text in self.shortcut_budgets or ():  # a mistake is told before anything is loaded
-            parse_budget(text)
-        check_unguided(self.unguided)
-        check_denoising(self.denoising_steps, self.ddim_steps, self.disa)
-        sample = Sample(num_pictures=self.pictures, num_seeds=self.seeds, batch_size=self.batch)
+        self._check_options()
+        sample = Sample(num_images=self.pictures, num_seeds=self.seeds, batch_size=self.batch_size)
         processes = Processes.here()
         base = load(self.model, dtype=self.dtype, device=own_device(processes, self.device))
-        measure.require_scenes(base)
-        chosen = self.fitted_to(base)
-        rows = [way.row for way in chosen.ways(base)]
-        if not rows:
-            raise ValueError("nothing to measure: give --steps or --shortcut-budgets")
-        name = base.name.replace("/", "--")
-        store = measure.store_of(base, self.out / f"{name}-quality.partial")
+        command = measure.command_of("bench", self)
+        measure.refuse_another_report(self.out / "report.json", base.name, command, overwrite=self.overwrite)
+        rows_of = Rows(base)
+        study, ways = self._prepared(base, rows_of, sample, processes)
+        rows = [row for _, row in ways]
         if processes.rank == 0:
             say_where(base)
-        report = measure.study(
-            rows, sample, store, model=base.name, command=chosen.command(), processes=processes
-        )
+        with resumable():
+            found = measured(study, rows, sample, "generating and scoring")
         if processes.rank == 0:
-            self._publish(report, name)
+            origin = measure.origin(base.name, command)
+            report = summarise(rows, found, sample, origin, study.scorers)
+            self._publish(report, rows_of, ways, study)
         return 0
 
-    def command(self) -> str:
-        """What measures all of it again."""
-        words: list[object] = ["bench", "quality", self.model, "--shortcut", self.shortcut]
-        words += [] if self.steps is None else ["--steps", *self.steps]
-        if self.shortcut_budgets is not None and (self.shortcut != "none" or self.rivals):
-            words += ["--shortcut-budgets", *self.shortcut_budgets]
-        words += [] if self.rivals is None else ["--rivals", *self.rivals]
-        others = ("unguided", "temperatures", "schedule_powers", "denoising_steps", "ddim_steps", "disa")
-        for flag in (*others, "marval", "marval_steps", "speed_rl", "speed_rl_steps"):
-            given = getattr(self, flag)
-            words += [f"--{flag.replace('_', '-')}", *given] if given else []
-        words += ["--pictures", self.pictures, "--seeds", self.seeds, "--batch", self.batch]
-        return measure.command_line(*words, "--dtype", self.dtype, "--device", self.device, "--out", self.out)
+    def _prepared(
+        self, base: "Pipeline", rows_of: "Rows", sample: "Sample", processes: "Processes"
+    ) -> "tuple[Study, list[Way]]":
+        """What is measured. Mistakes in settings are told before operations are counted, which takes long."""
+        from swiftmask.cli.scoring import study_of
 
-    def fitted_to(self, base: "Pipeline") -> "BenchQuality":
-        """With what "auto" and an option that was left out mean for this model."""
+        fitted = self._fitted_to(base)
+        wanted = fitted._settings(base)
+        for settings, _ in wanted:
+            rows_of.check(settings)
+        if not wanted:
+            raise ValueError("nothing to measure: give --steps or --budgets")
+        compared = any(reference for _, reference in wanted) and not self.only
+        folder = self.out / f"{measure.file_name(base)}.partial"
+        study = study_of(base, self.asked, sample, folder, compared=compared, processes=processes)
+        ways = [(settings, rows_of.row(settings, reference=reference)) for settings, reference in wanted]
+        once: dict[str, Way] = {}
+        for settings, row in ways:
+            once.setdefault(row.fingerprint, (settings, row))
+        return study, self._chosen(list(once.values()))
+
+    def _check_options(self) -> None:
+        """Errors: ValueError or FileNotFoundError for what is wrong before anything is loaded."""
+        for text in self.budgets or ():
+            parse_budget(text)
+        check_unguided(self.unguided or ())
+        check_denoising(self.denoising_steps, self.ddim_steps, self.disa)
+        self.asked.check()
+
+    def _fitted_to(self, base: "Pipeline") -> "Bench":
+        """With what step counts that were left out and "auto" mean for this model."""
+        budgets = budgets_of(base.steps, *_BUDGETS) if self.budgets is None else self.budgets
+        steps = shares_of(base.steps, *_STEPS) if self.steps is None else self.steps
+        unguided = (str(base.steps),) if measure.is_guided(base) else ()
+        own = {
+            method: tuple(
+                source
+                for name in getattr(self, method.replace("-", "_"))
+                if (source := measure.own_or_none(self.model, name, method)) is not None
+            )
+            for method in ("marval", "speed-rl")
+        }
         return replace(
             self,
-            steps=shares_of(base.steps, *_STEPS) if self.steps is None else self.steps,
-            shortcut_budgets=budgets_of(base.steps, *_BUDGETS)
-            if self.shortcut_budgets is None
-            else self.shortcut_budgets,
-        )._accelerators_of(base)
-
-    def _accelerators_of(self, base: "Pipeline") -> "BenchQuality":
-        if not measure.has_diffusion_head(base):
-            return replace(self, rivals=measure.rivals_of(base) if self.rivals is None else self.rivals)
-        no_own = self.shortcut == "auto" and not measure.has_own(self.model, "shortcut")
-        return replace(self, shortcut="none" if no_own else self.shortcut)
-
-    def _evaluate(self, steps: int) -> Evaluate:
-        return Evaluate(
-            model=self.model,
-            steps=steps,
-            pictures=self.pictures,
-            seeds=self.seeds,
-            device=self.device,
-            dtype=self.dtype,
+            steps=tuple(sorted({*steps, *(parse_budget(text)[0] for text in budgets)})),
+            budgets=budgets,
+            unguided=unguided if self.unguided is None else self.unguided,
+            rivals=measure.rivals_of(base) if self.rivals is None else self.rivals,
+            shortcut=measure.own_or_none(self.model, self.shortcut, "shortcut") or "none",
+            marval=own["marval"] if measure.has_diffusion_head(base) or self.marval != ("auto",) else (),
+            speed_rl=own["speed-rl"],
         )
 
-    def ways(self, base: "Pipeline") -> list[Way]:
-        """Every way to draw that was asked for, once: the model's own sampling may be among the others."""
-        plain = [self._evaluate(steps) for steps in self.steps or ()]
-        asked: list[_Asked] = [(alone, None) for alone in plain]
-        asked += self._accelerated(base)
-        asked += ((alone, None) for alone in self._unguided(base))
-        asked += ((alone, None) for alone in self._drawn_otherwise(plain))
-        asked += ((alone, None) for alone in self._heads())
-        asked += ((alone, None) for alone in self._students())
-        for (
-            alone,
-            _,
-        ) in asked:  # complains about what cannot be before operations are counted, which takes long
-            alone.pipeline(base).schedule(alone.steps)
-        ways = [Way(alone, alone.row(base, reference=reference)) for alone, reference in asked]
-        once: dict[str, Way] = {}
-        for way in ways:
-            once.setdefault(way.row.fingerprint, way)
-        return list(once.values())
+    def _settings(self, base: "Pipeline") -> "list[tuple[Settings, str | None]]":
+        """Every way to generate that was asked for, and the row that it is compared with."""
+        from swiftmask.evaluate.presets import Settings
 
-    def _accelerated(self, base: "Pipeline") -> "Iterator[_Asked]":
-        given = [] if self.shortcut == "none" else [{"shortcut": self.shortcut}]
-        given += [{"caching": rival} for rival in self.rivals or ()]
+        plain = [Settings(steps=steps) for steps in self.steps or ()]
+        asked: list[tuple[Settings, str | None]] = [(alone, None) for alone in plain]
+        given = [] if self.shortcut == "none" else [Settings(shortcut=self.shortcut)]
+        given += [Settings(caching=rival) for rival in self.rivals or ()]
         for accelerator in given:
-            for steps, full_steps in map(parse_budget, self.shortcut_budgets or ()):
-                alone = replace(self._evaluate(steps), full_steps=full_steps, **accelerator)
-                compared = steps in (self.steps or ()) and not measure.has_diffusion_head(base)
-                yield alone, f"vanilla-{steps}" if compared else None
+            for steps, full_steps in map(parse_budget, self.budgets or ()):
+                alone = replace(accelerator, steps=steps, full_steps=full_steps)
+                asked.append((alone, f"vanilla-{steps}" if steps in (self.steps or ()) else None))
+        others = (*self._unguided(base), *self._resampled(plain), *self._heads(), *self._students())
+        return [*asked, *((alone, None) for alone in others)]
 
-    def _unguided(self, base: "Pipeline") -> Iterator[Evaluate]:
+    def _unguided(self, base: "Pipeline") -> "Iterator[Settings]":
         """Errors: ValueError for a model without guidance, or a budget without a shortcut."""
+        from swiftmask.core.protocol import SamplingOptions
+        from swiftmask.evaluate.presets import Settings
+
         if self.unguided and not measure.is_guided(base):
-            raise ValueError(f"{base.name} is generated without guidance: leave out --unguided")
-        for text in self.unguided:
+            raise ValueError(f"{base.name} generates without guidance: leave out --unguided")
+        off = Settings(sampling=SamplingOptions(guidance=1.0))
+        for text in self.unguided or ():
             if ":" not in text:
-                alone = replace(self._evaluate(int(text)), unguided=True)
+                yield replace(off, steps=int(text))
             elif self.shortcut == "none":
                 raise ValueError(f"--unguided {text} needs a shortcut: give --shortcut, or STEPS alone")
             else:
                 steps, full_steps = parse_budget(text)
-                alone = replace(
-                    self._evaluate(steps), unguided=True, shortcut=self.shortcut, full_steps=full_steps
-                )
-            yield alone
+                yield replace(off, steps=steps, shortcut=self.shortcut, full_steps=full_steps)
 
-    def _drawn_otherwise(self, drawn: Iterable[Evaluate]) -> Iterator[Evaluate]:
-        """Each of `drawn` at every other temperature, with every other schedule, and with both."""
-        choices = product(drawn, (None, *self.temperatures), (None, *self.schedule_powers))
-        for alone, temperature, power in choices:
-            changed = replace(alone, temperature=temperature, schedule_power=power)
-            if changed != alone:
-                yield changed
+    def _resampled(self, some: "Iterable[Settings]") -> "Iterator[Settings]":
+        """Each of `some` at every other temperature, with every other schedule, and with both."""
+        for one, temperature, power in product(
+            some, (None, *self.temperatures), (None, *self.schedule_powers)
+        ):
+            sampling = replace(one.sampling, temperature=temperature, schedule_power=power)
+            if sampling != one.sampling:
+                yield replace(one, sampling=sampling)
 
-    def _heads(self) -> Iterator[Evaluate]:
+    def _heads(self) -> "Iterator[Settings]":
         """The full model with fewer denoising steps."""
+        from swiftmask.core.protocol import SamplingOptions
+        from swiftmask.evaluate.presets import Settings
+
         asked = [("ancestral", *parse_denoising(text)) for text in self.denoising_steps]
         asked += [("ancestral", None, parse_annealing(text)) for text in self.disa]
         asked += [("ddim", *parse_denoising(text)) for text in self.ddim_steps]
-        for sampler, own_steps, counts in asked:
+        for sampler, own_steps, count in asked:
             for steps in self.steps or () if own_steps is None else (own_steps,):
-                alone = replace(self._evaluate(steps), denoising_steps=counts, sampler=sampler)
-                yield alone
+                sampling = SamplingOptions(denoising_steps=count, sampler=sampler)  # type: ignore[arg-type]
+                yield Settings(steps=steps, sampling=sampling)
 
-    def _students(self) -> Iterator[Evaluate]:
+    def _students(self) -> "Iterator[Settings]":
         """Other weights."""
+        from swiftmask.evaluate.presets import Settings
+
         for student in self.marval:
-            for steps in self.marval_steps or self.steps or ():
-                alone = replace(self._evaluate(steps), marval=student)
-                yield alone
+            yield from (Settings(steps=n, marval=student) for n in self.marval_steps or self.steps or ())
         for policy in self.speed_rl:
             counts = self.speed_rl_steps or self.steps or ()
-            tuned = [replace(self._evaluate(steps), speed_rl=policy) for steps in counts]
+            tuned = [Settings(steps=steps, speed_rl=policy) for steps in counts]
             yield from tuned
-            yield from self._drawn_otherwise(tuned)
+            yield from self._resampled(tuned)
 
-    def _publish(self, report: "QualityReport", name: str) -> None:
-        from swiftmask.core.writing import write_text
-        from swiftmask.evaluate.frontier import save_frontier
-        from swiftmask.evaluate.quality_table import markdown
+    def _chosen(self, ways: "list[Way]") -> "list[Way]":
+        known = [row.name for _, row in ways]
+        if unknown := [name for name in self.only if name not in known]:
+            raise ValueError(f"--only {unknown[0]}: no row is called that, there are {', '.join(known)}")
+        if not self.only:
+            return ways
+        return [(one, replace(row, reference=None)) for one, row in ways if row.name in self.only]
+
+    def _publish(self, report: "Report", rows_of: "Rows", ways: "list[Way]", study: "Study") -> None:
+        """Generate what is shown, write the four files, print."""
+        from swiftmask.cli.progress import counting
+        from swiftmask.cli.shown import gallery_of, generate_shown
+        from swiftmask.core.writing import write_bytes, write_text
+        from swiftmask.evaluate.frontier import frontier_png
+        from swiftmask.evaluate.report import findings, html_report, model_card
         from swiftmask.evaluate.summary import write_report
 
-        write_report(report, self.out / f"{name}-quality.json")
-        write_text(self.out / f"{name}-quality.md", markdown(report))
-        save_frontier(report, self.out / f"{name}-frontier.png")
+        shown = study.requests.shown(self.shown, self.pictures)
+        with counting("generating what is shown", len(ways), unit="rows") as advance:
+            generated = generate_shown([row for _, row in ways], shown, lambda name: advance(1, name))
+            timelines = self._timelines(report, rows_of, ways, shown)
+        found = findings(report)
+        page = html_report(
+            f"{report.model}: what acceleration costs",
+            found,
+            report,
+            gallery=gallery_of(generated, shown, study.requests),
+            timelines=timelines,
+        )
+        write_report(report, self.out / "report.json")
+        write_text(self.out / "report.md", model_card(report))
+        write_bytes(self.out / "frontier.png", frontier_png(report))
+        write_text(self.out / "report.html", page)
         if self.json:
             measure.print_json(asdict(report))
         else:
-            measure.print_table(report)
+            measure.print_report(report)
+            print(f"{found}\nreport: {self.out / 'report.html'}")
+
+    def _timelines(
+        self, report: "Report", rows_of: "Rows", ways: "list[Way]", shown: "tuple[list, list[int]]"
+    ) -> "list[Timeline]":
+        """Of the full model and of one row of each method, at the same budget if it was measured there."""
+        from swiftmask.cli.shown import timeline_of
+
+        full, picked = report.full, report.picked()
+        wanted = {} if full is None else {full.series: full.name}
+        for _, row in ways:
+            same = picked is not None and (row.steps, row.full_steps) == (picked.steps, picked.full_steps)
+            if row.series not in wanted or (same and row.series != "vanilla"):
+                wanted[row.series] = row.name
+        chosen = [(settings, row) for settings, row in ways if row.name in wanted.values()]
+        return [timeline_of(rows_of.pipeline(settings), row, shown) for settings, row in chosen]
 
 
 def parse_budget(text: str) -> tuple[int, int]:
@@ -281,13 +326,13 @@ def check_denoising(ancestral: Sequence[str], ddim: Sequence[str], annealed: Seq
             )
     for text in (*ancestral, *ddim):
         parse_denoising(text)
-    if few := [text for text in ancestral if parse_denoising(text)[1] == (1,)]:
+    if few := [text for text in ancestral if parse_denoising(text)[1] == 1]:
         raise ValueError(
             f"--denoising-steps {few[0]}: ancestral sampling needs at least 2, take --ddim-steps {few[0]}"
         )
 
 
-def parse_denoising(text: str) -> tuple[int | None, tuple[int]]:
+def parse_denoising(text: str) -> tuple[int | None, int]:
     """ "10" is 10 denoising steps at any number of decode steps (None), "8x10" at 8 of them.
 
     Errors: ValueError for anything else.
@@ -296,7 +341,7 @@ def parse_denoising(text: str) -> tuple[int | None, tuple[int]]:
     if found is None:
         raise ValueError(f"denoising steps are a number, or DECODExDENOISING such as 8x10, got {text!r}")
     decode, count = found.groups()
-    return int(decode) if decode else None, (int(count),)
+    return int(decode) if decode else None, int(count)
 
 
 def parse_annealing(text: str) -> tuple[int, int]:

@@ -31,7 +31,7 @@ class BenchSpeed:
         matmul_precision: of float32 matmuls on a GPU: "high" computes them in TF32.
         device: where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu).
         compile: compile the repeated blocks: a mode of torch.compile, or no name for its default.
-        batch: images per step.
+        batch_size: images per step.
         steps: decode steps of the whole decode; default the model's own.
         full_steps: of those, how many run the backbone beside a shortcut; default the shortcut's own.
         repeats: timed rounds, after two that do not count.
@@ -51,7 +51,7 @@ class BenchSpeed:
     matmul_precision: Literal["highest", "high"] = "highest"
     device: str = "auto"
     compile: str | None = None
-    batch: int = 1
+    batch_size: int = 1
     steps: int | None = None
     full_steps: int | None = None
     repeats: int = 10
@@ -77,18 +77,6 @@ class BenchSpeed:
             _print_speed(report)
         return 0
 
-    def command(self) -> str:
-        """What measures this again."""
-        words: list[object] = ["bench", "speed", self.model]
-        words += ["--random-weights"] if self.random_weights else ["--shortcut", self.shortcut]
-        words += ["--dtype", self.dtype, "--device", self.device, "--batch", self.batch]
-        if self.matmul_precision != "highest":
-            words += ["--matmul-precision", self.matmul_precision]
-        for name in ("compile", "layers", "steps", "full_steps"):
-            if (value := getattr(self, name)) is not None:
-                words += [f"--{name.replace('_', '-')}", value]
-        return measure.command_line(*words, "--repeats", self.repeats)
-
     def kinds(self) -> "list[StepKind]":
         """The kinds of step that the model has, the full one first."""
         base = self._base()
@@ -100,8 +88,8 @@ class BenchSpeed:
         return found if student is None else [*found, step_kind("marval", student)]
 
     def _check(self) -> None:
-        if self.batch < 1 or self.repeats < 1 or not self.matmul_sizes:
-            raise ValueError("--batch and --repeats must be at least 1, --matmul-sizes given")
+        if self.batch_size < 1 or self.repeats < 1 or not self.matmul_sizes:
+            raise ValueError("--batch-size and --repeats must be at least 1, --matmul-sizes given")
         if self.steps is not None and self.steps < 2:
             raise ValueError(f"--steps must be at least 2, got {self.steps}")
         if self.layers is not None and not self.random_weights:
@@ -117,7 +105,7 @@ class BenchSpeed:
         peak, costs = measure_steps(
             kinds,
             dtype=getattr(torch, self.dtype),
-            batch=self.batch,
+            batch=self.batch_size,
             repeats=self.repeats,
             matmul_sizes=self.matmul_sizes,
             on_round=on_round,
@@ -128,7 +116,7 @@ class BenchSpeed:
             kinds=costs,
             matmul_peak_flops=peak,
             steps=len(kinds[0].schedule),
-            batch=self.batch,
+            batch=self.batch_size,
             repeats=self.repeats,
             dtype=self.dtype,
             matmul_precision=self.matmul_precision,
@@ -138,7 +126,7 @@ class BenchSpeed:
             machine=machine(),
             torch=torch.__version__,
             commit=commit(),
-            command=self.command(),
+            command=measure.command_of("bench speed", self),
         )
 
     def _base(self) -> "Pipeline":

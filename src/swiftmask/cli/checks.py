@@ -1,5 +1,6 @@
 """Checks of every command's options before it runs: numbers, where it writes, accelerators."""
 
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ def option(field: str) -> str:
 def check_command(command: Any) -> None:
     """Errors: ValueError or FileNotFoundError naming the option, or what it was given."""
     check_fields(command, option)
+    for field in fields(command):
+        if is_dataclass(shared := getattr(command, field.name)):
+            check_fields(shared, option)
     _check_out(command)
     for field, what in _ACCELERATORS.items():
         given = getattr(command, field, None)

@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID
 from tyro.conf import Positional
 
 from swiftmask.cli import measure
+from swiftmask.cli.checks import option
 from swiftmask.cli.loading import device_text, own_device
 from swiftmask.cli.progress import note, progress_bar
 
@@ -56,7 +57,7 @@ class Compare:
     """Neighbour that bounds a neighbourhood (precision, recall, density, coverage)."""
     splits: int = 10
     """Of the Inception Score."""
-    batch: int = 64
+    batch_size: int = 64
     """Images at a time."""
     device: str = "auto"
     """Where to run: cpu, cuda (of several processes, each takes its own GPU), mps, or auto (cuda where there
@@ -107,21 +108,11 @@ class Compare:
             for line in said(_changes_of(store), store.count or 0, self._decoding()):
                 note(f"{folder}: {line}")
 
-    def command(self) -> str:
-        """What measures the same again."""
-        words: list[object] = ["compare", self.pictures, "--reference", self.reference]
-        words += ["--extractor", self.extractor]
-        words += [] if self.crop is None else ["--crop", self.crop]
-        words += [] if self.background == "white" else ["--background", self.background]
-        words += ["--ignore-orientation"] if self.ignore_orientation else []
-        words += ["--nearest", self.nearest, "--splits", self.splits]
-        return measure.command_line(*words, "--batch", self.batch, "--device", self.device, "--out", self.out)
-
     def _check_options(self) -> None:
         """Errors: ValueError or FileNotFoundError for what is wrong before any picture is read."""
-        for name in ("crop", "nearest", "splits", "batch"):
+        for name in ("crop", "nearest", "splits", "batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
+                raise ValueError(f"{option(name)} must be at least 1, got {value}")
         self._decoding()  # complains about a background that is no colour
         reference = self.reference.expanduser()
         if not reference.exists():
@@ -129,9 +120,9 @@ class Compare:
                 f"no such reference: {reference} (expected a folder of real images, or a .npz or "
                 ".safetensors file of their statistics)"
             )
-        for option, value in (("--crop", self.crop), ("--save-statistics", self.save_statistics)):
+        for flag, value in (("--crop", self.crop), ("--save-statistics", self.save_statistics)):
             if value is not None and not reference.is_dir():
-                raise ValueError(f"{option} goes with a folder of real images, and {reference} is a file")
+                raise ValueError(f"{flag} goes with a folder of real images, and {reference} is a file")
         if self.save_statistics is not None and self.save_statistics.suffix != ".safetensors":
             raise ValueError(f"--save-statistics {self.save_statistics}: name a .safetensors file")
 
@@ -181,7 +172,7 @@ class Compare:
                 pictures,
                 extractor,
                 self._features_folder(pictures, folder, extractor.identity),
-                batch_size=self.batch,
+                batch_size=self.batch_size,
                 rank=processes.rank,
                 num_ranks=processes.count,
                 on_progress=shown(bar, what),
@@ -233,7 +224,7 @@ class Compare:
         from swiftmask.recipes.provenance import commit, machine
 
         origin = {
-            "command": self.command(),
+            "command": measure.command_of("compare", self),
             "commit": commit(),
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "machine": machine(),

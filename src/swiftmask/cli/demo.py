@@ -6,25 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swiftmask.cli import measure
-from swiftmask.cli.evaluate import Evaluate
 from swiftmask.cli.loading import say_where
-from swiftmask.cli.report_pictures import draw_first, draw_shown, draw_timeline, gallery_of
-from swiftmask.cli.report_requests import Requests, scenes_requests
 from swiftmask.core.writing import write_bytes, write_text
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from swiftmask.core.types import Record
-    from swiftmask.evaluate.quality import Row
+    from swiftmask.cli.rows import Rows
+    from swiftmask.evaluate.presets import Settings
     from swiftmask.evaluate.report import Picture
-    from swiftmask.evaluate.summary import QualityReport, RowSummary
+    from swiftmask.evaluate.summary import Report, RowSummary
     from swiftmask.pipeline import Pipeline
 
 _RIVAL_DENOISING = 10
 """DDIM steps of a diffusion head that spares as many as it can without being trained."""
 
-_FRAMES = 8
 _RESULTS = Path("benchmarks/results")
 
 NO_DIFFERENCE = 1.06
@@ -37,7 +31,7 @@ class Demo:
 
     The accelerator is the model's own (its shortcut, its MARVAL student or its Speed-RL weights) unless one
     is named. Writes OUT/report.html (one file, no network), OUT/*.png and OUT/demo.json. Finished parts are
-    used again.
+    used again. `bench` measures more rows and more images.
 
     Attributes:
         out: folder of the report.
@@ -48,12 +42,13 @@ class Demo:
         steps: decode steps (default: the model's own).
         full_steps: how many of them still run the backbone with a shortcut; how many there are with Speed-RL
             (default: three eighths of the steps).
-        pictures: images per row, for judging.
+        pictures: images per row, for scoring. The default takes a minute or two on two cores; it shows large
+            differences only.
         shown: images side by side.
         device: where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu).
-        results: folder of `swiftmask bench quality`, whose frontier is shown (default: benchmarks/results, if
-            the model was measured there).
-        overwrite: replace the report of another model, of other settings or of bench report.
+        results: folder of reports of `swiftmask bench`, RESULTS/MODEL/report.json, whose frontier is shown
+            (default: benchmarks/results, if the model was measured there).
+        overwrite: replace the report of another model, of other settings or of bench.
         json: print JSON instead of a table.
     """
 
@@ -64,117 +59,117 @@ class Demo:
     speed_rl: str | None = None
     steps: int | None = None
     full_steps: int | None = None
-    pictures: int = 192
-    shown: int = 8
+    pictures: int = 60
+    shown: int = 6
     device: str = "auto"
     results: Path | None = None
     overwrite: bool = False
     json: bool = False
 
     def run(self) -> int:
-        """Measure, draw, write, print."""
+        """Measure, generate, write, print."""
+        from swiftmask.api import load
+        from swiftmask.registry import bundled_names
+
         if not 1 <= self.shown <= self.pictures:
             raise ValueError(f"--shown must be between 1 and --pictures ({self.pictures}), got {self.shown}")
-        base = self._base()
-        if self.results is not None and not self._benchmark(base.name).exists():
+        if self.model == Demo().model and self.model not in bundled_names("model"):
+            raise ValueError(
+                f"the bundled weights of {self.model} are missing: reinstall the package, train them "
+                f"(swiftmask train {self.model}), or pass --model FOLDER"
+            )
+        base = load(self.model, device=self.device)
+        if self.results is not None and not self._benchmark(base).exists():
             raise FileNotFoundError(
                 f"no measurements of {base.name} in --results {self.results} (expected "
-                f"{self._benchmark(base.name).name}): swiftmask bench quality writes them"
+                f"{self._benchmark(base)}): swiftmask bench --out {self._benchmark(base).parent} writes them"
             )
-        fitted = self.fitted_to(base)
         measure.refuse_another_report(
-            self.out / "demo.json", base.name, fitted.command(), overwrite=self.overwrite
+            self.out / "demo.json",
+            base.name,
+            measure.command_of("demo", self),
+            overwrite=self.overwrite,
         )
-        return fitted._show(base)
-
-    def fitted_to(self, base: "Pipeline") -> "Demo":
-        """With what step counts that were left out mean for this model.
-
-        Errors: ValueError for more full steps than there are steps.
-        """
-        steps = base.steps if self.steps is None else self.steps
-        full_steps = max(1, 3 * steps // 8) if self.full_steps is None else self.full_steps
-        measure.check_budget(steps, full_steps)
-        return replace(self, steps=steps, full_steps=full_steps)
+        return self._show(base)
 
     def _show(self, base: "Pipeline") -> int:
-        """Measure, draw, write and print, with every step count chosen."""
-        from swiftmask.evaluate.quality import Sample
+        from swiftmask.cli.asked import Asked
+        from swiftmask.cli.rows import Rows
+        from swiftmask.cli.scoring import measured, resumable, study_of
+        from swiftmask.cli.shown import filmstrip, gallery_of, generate_shown, timeline_of
+        from swiftmask.evaluate.report import html_report
         from swiftmask.evaluate.sheets import side_by_side
-        from swiftmask.evaluate.summary import write_report
+        from swiftmask.evaluate.study import Sample
+        from swiftmask.evaluate.summary import summarise, write_report
 
-        sample = Sample(num_pictures=self.pictures, num_seeds=1, batch_size=min(96, self.pictures))
-        ways = self._ways(base)
-        rows = [way.row(base, reference=self._reference(way, ways[0].row(base))) for way in ways]
-        pipelines = [way.pipeline(base) for way in ways]
-        store = measure.store_of(base, self.out / "measurements.partial")
+        rows_of = Rows(base)
+        method, ways = self._ways(base, rows_of)
+        sample = Sample(num_images=self.pictures, num_seeds=1, batch_size=min(96, self.pictures))
+        scorer = Asked(scorer=("scenes",))
+        study = study_of(
+            base, scorer, sample, self.out / "parts", diverse=False, compared=method == "shortcut"
+        )
+        full = rows_of.row(ways[0])
+        rows = [full, *(rows_of.row(way, reference=full.name if way.shortcut else None) for way in ways[1:])]
         say_where(base)
-        report = measure.study(rows, sample, store, model=base.name, command=self.command())
-        requests = scenes_requests(rows[0], self.pictures)
-        drawn = draw_shown(rows, requests, self.shown)
+        with resumable():
+            found = measured(study, rows, sample, "generating and scoring")
+        origin = measure.origin(base.name, measure.command_of("demo", self))
+        report = summarise(rows, found, sample, origin, study.scorers)
+        shown = study.requests.shown(self.shown, self.pictures)
+        generated = generate_shown(rows, shown)
+        pipelines = [rows_of.pipeline(way) for way in ways]
+        page = html_report(
+            f"{report.model}: full and accelerated",
+            found_in(report, method),
+            report,
+            self._frontier(base),
+            gallery=gallery_of(generated, shown, study.requests),
+            timelines=[timeline_of(p, row, shown) for p, row in zip(pipelines, rows, strict=True)],
+        )
         write_report(report, self.out / "demo.json")
-        write_bytes(self.out / "grid.png", side_by_side(list(drawn.values())))
-        write_bytes(self.out / "timeline.png", filmstrip(pipelines[1], rows[1].steps, requests))
-        self._write_page(report, rows, pipelines, drawn)
+        write_bytes(self.out / "grid.png", side_by_side(list(generated.values())))
+        write_bytes(self.out / "timeline.png", filmstrip(pipelines[1], shown))
+        write_text(self.out / "report.html", page)
         if self.json:
             measure.print_json(asdict(report))
         else:
-            measure.print_table(report)
+            measure.print_report(report)
             print(f"report: {self.out / 'report.html'}")
         return 0
 
-    def command(self) -> str:
-        """What makes this report again."""
-        defaults = Demo()
-        words: list[object] = ["demo"]
-        names = (
-            "model",
-            "shortcut",
-            "marval",
-            "speed_rl",
-            "steps",
-            "full_steps",
-            "pictures",
-            "shown",
-            "device",
-        )
-        for name in names:
-            value = getattr(self, name)
-            words += [] if value == getattr(defaults, name) else [f"--{name.replace('_', '-')}", value]
-        return measure.command_line(*words, "--out", self.out)
+    def _ways(self, base: "Pipeline", rows_of: "Rows") -> "tuple[str, list[Settings]]":
+        """The method; then the full model, the accelerated one, the full one with as many steps as that
+        costs, and unguided.
 
-    def _base(self) -> "Pipeline":
-        from swiftmask.api import load
-
-        if self.model == Demo().model:
-            _require_bundled(self.model)
-        base = load(self.model, device=self.device)
-        measure.require_scenes(base)
-        return base
-
-    def _ways(self, base: "Pipeline") -> list[Evaluate]:
-        """The full model, the accelerated one, the full one with as many steps as that costs, and unguided.
-
-        Errors: ValueError if no accelerator is named and the model has none, or if several are named.
+        Errors: ValueError for more full steps than there are steps, if no accelerator is named and the model
+        has none, or if several are named.
         """
-        full = Evaluate(
-            model=self.model, steps=self.steps, pictures=self.pictures, seeds=1, device=self.device
-        )
+        from swiftmask.core.protocol import SamplingOptions
+        from swiftmask.evaluate.presets import Settings
+
+        steps = base.steps if self.steps is None else self.steps
+        full_steps = max(1, 3 * steps // 8) if self.full_steps is None else self.full_steps
+        measure.check_budget(steps, full_steps)
         method, source = self._accelerator()
+        full = rival = Settings(steps=steps)
         match method:
             case "shortcut":
-                fast, rival = replace(full, shortcut=source, full_steps=self.full_steps), full
+                fast = replace(full, shortcut=source, full_steps=full_steps)
             case "marval":
                 fast = replace(full, marval=source)
-                rival = replace(full, sampler="ddim", denoising_steps=(_RIVAL_DENOISING,))
+                few = SamplingOptions(sampler="ddim", denoising_steps=_RIVAL_DENOISING)
+                rival = replace(full, sampling=few)
             case _:
-                fast, rival = replace(full, speed_rl=source, steps=self.full_steps), full
-        equal = _at_cost_of(fast, rival, base)
+                fast = Settings(speed_rl=source, steps=full_steps)
+        equal = _at_cost_of(rows_of.flops(fast), rival, rows_of)
         ways = [full, fast] if equal == full else [full, fast, equal]
-        return [*ways, replace(full, unguided=True)] if measure.is_guided(base) else ways
+        if measure.is_guided(base):
+            ways.append(replace(full, sampling=SamplingOptions(guidance=1.0)))
+        return method, ways
 
     def _accelerator(self) -> tuple[str, str]:
-        """The method, and where its weights are ("auto": beside the model)."""
+        """The method, and where its weights are."""
         sources = {"shortcut": self.shortcut, "marval": self.marval, "speed-rl": self.speed_rl}
         named = [(method, source) for method, source in sources.items() if source is not None]
         if len(named) > 1:
@@ -185,43 +180,20 @@ class Demo:
                 f"{self.model} has no accelerator of its own: "
                 "name one with --shortcut, --marval or --speed-rl"
             )
-        return (named + own)[0]
+        method, source = (named + own)[0]
+        return method, measure.own(self.model, source, method)
 
-    def _reference(self, way: Evaluate, full: "Row") -> str | None:
-        """A shortcut should draw the tokens of the full model; other weights need not."""
-        return None if way.shortcut is None else full.name
+    def _benchmark(self, base: "Pipeline") -> Path:
+        """A report of `bench`."""
+        return (self.results or _RESULTS) / measure.file_name(base) / "report.json"
 
-    def _write_page(
-        self,
-        report: "QualityReport",
-        rows: "list[Row]",
-        pipelines: "list[Pipeline]",
-        drawn: "dict[str, Tensor]",
-    ) -> None:
-        from swiftmask.evaluate.report import html_report
-
-        requests = scenes_requests(rows[0], self.pictures)
-        page = html_report(
-            f"{report.model}: full and accelerated",
-            _found(report, self._accelerator()[0]),
-            report,
-            self._frontier(report),
-            gallery=gallery_of(drawn, requests),
-            timelines=[draw_timeline(p, r, requests) for p, r in zip(pipelines, rows, strict=True)],
-        )
-        write_text(self.out / "report.html", page)
-
-    def _benchmark(self, model: str) -> Path:
-        """Where `bench quality` writes what it measures."""
-        return (self.results or _RESULTS) / f"{model.replace('/', '--')}-quality.json"
-
-    def _frontier(self, report: "QualityReport") -> "list[Picture]":
+    def _frontier(self, base: "Pipeline") -> "list[Picture]":
         """The plot of the whole benchmark, if it was run."""
         from swiftmask.evaluate.frontier import frontier_png
         from swiftmask.evaluate.report import Picture
         from swiftmask.evaluate.summary import read_report
 
-        path = self._benchmark(report.model)
+        path = self._benchmark(base)
         if not path.exists():
             return []
         benchmark = read_report(path)
@@ -236,16 +208,6 @@ class Demo:
         return [picture]
 
 
-def _require_bundled(model: str) -> None:
-    from swiftmask.registry import bundled_names
-
-    if model not in bundled_names("model"):
-        raise ValueError(
-            f"the bundled weights of {model} are missing: reinstall the package, train them "
-            f"(swiftmask train {model}), or pass --model FOLDER"
-        )
-
-
 _METHODS = {
     "shortcut": "the learned shortcut replaces most runs of its backbone by a small network",
     "marval": "the MARVAL student generates a token in one call of the head instead of a hundred",
@@ -253,7 +215,7 @@ _METHODS = {
 }
 
 
-def _found(report: "QualityReport", method: str) -> str:
+def found_in(report: "Report", method: str) -> str:
     """What the rows show: a difference within the noise, or a cost or time within 6 %, is called none."""
     full, fast, *others = report.rows
     unguided = [row for row in others if row.series.startswith("unguided")]
@@ -268,65 +230,48 @@ def _found(report: "QualityReport", method: str) -> str:
             f"{fast.name}: {_difference(row, fast, report.N)}."
             for row in unguided
         )
+        + f" N = {report.N} images a row are few, so that the demo is short: swiftmask bench measures more."
     )
 
 
 def _cost(row: "RowSummary", full: "RowSummary") -> str:
-    ratio = full.gflop_per_picture / row.gflop_per_picture
+    ratio = full.gflop / row.gflop
     if max(ratio, 1 / ratio) < NO_DIFFERENCE:
         return "takes no fewer operations"
     return f"takes {ratio:.1f} times fewer operations" if ratio > 1 else f"takes {1 / ratio:.1f} times more"
 
 
 def _time(row: "RowSummary", full: "RowSummary") -> str:
-    ratio = full.ms_per_picture / row.ms_per_picture
-    times = f"{row.ms_per_picture:.0f} ms an image against {full.ms_per_picture:.0f} ms on this machine"
+    ratio = full.ms / row.ms
+    times = f"{row.ms:.0f} ms an image against {full.ms:.0f} ms on this machine"
     if max(ratio, 1 / ratio) < NO_DIFFERENCE:
         return f"is as fast ({times})"
     return f"is {'faster' if ratio > 1 else 'slower'} ({times})"
 
 
 def _score(row: "RowSummary") -> str:
-    return f"{100 * row.score.mean:.1f} %"
+    return f"{100 * row.values['score'].mean:.1f} %"
 
 
-def _difference(one: "RowSummary", other: "RowSummary", num_pictures: int) -> str:
+def _difference(one: "RowSummary", other: "RowSummary", num_images: int) -> str:
     """Between two judge scores of one evaluation seed."""
-    from swiftmask.evaluate.summary import score_noise
+    from swiftmask.evaluate.summary import share_noise
 
-    noise = score_noise(one.score.mean, other.score.mean, num_pictures)
-    found = one.score.mean - other.score.mean
-    if abs(found) <= noise:
-        return f"no difference that N = {num_pictures} can show (± {100 * noise:.1f})"
-    return f"{'more' if found > 0 else 'fewer'}, beyond the noise of N = {num_pictures} (± {100 * noise:.1f})"
+    ours, theirs = one.values["score"].mean, other.values["score"].mean
+    noise = share_noise(ours, theirs, num_images)
+    if abs(ours - theirs) <= noise:
+        return f"no difference that N = {num_images} can show (± {100 * noise:.1f})"
+    more = "more" if ours > theirs else "fewer"
+    return f"{more}, beyond the noise of N = {num_images} (± {100 * noise:.1f})"
 
 
-def _at_cost_of(fast: Evaluate, rival: Evaluate, base: "Pipeline") -> Evaluate:
-    """The rival with as many steps, at most its own, as come nearest to the fast way's operations."""
-    fast_pipeline, pipeline = fast.pipeline(base), rival.pipeline(base)
-    wanted = fast_pipeline.flops(fast_pipeline.schedule(fast.steps))
+def _at_cost_of(wanted: int, rival: "Settings", rows_of: "Rows") -> "Settings":
+    """The rival with as many steps, at most its own, as come nearest to so many operations."""
+    assert rival.steps is not None
 
     def flops(steps: int) -> int:
-        return pipeline.flops(pipeline.schedule(steps))
+        return rows_of.flops(replace(rival, steps=steps))
 
-    assert rival.steps is not None
     enough = 1 + bisect_left(range(1, rival.steps), wanted, key=flops)
     nearest = min({max(1, enough - 1), enough}, key=lambda steps: abs(flops(steps) - wanted))
     return replace(rival, steps=nearest)
-
-
-def filmstrip(pipeline: "Pipeline", steps: int, requests: Requests) -> bytes:
-    """A PNG of the first shown picture filling up."""
-    import torch
-
-    from swiftmask.evaluate.sheets import canvas_picture, side_by_side
-
-    frames: list[Tensor] = []
-
-    def watch(record: "Record") -> None:
-        frames.append(canvas_picture(pipeline.model, record.after))
-
-    draw_first(pipeline, steps, requests, watch)
-    last = len(frames) - 1
-    chosen = sorted({round(index * last / (_FRAMES - 1)) for index in range(_FRAMES)})
-    return side_by_side([torch.stack([frames[index] for index in chosen])])

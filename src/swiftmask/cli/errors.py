@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from swiftmask.cli.checks import check_command
-from swiftmask.cli.words import check_words, complaint
+from swiftmask.cli.words import check_words, complaint, with_new_names
 
 USER_MISTAKES = (ValueError, OSError, FloatingPointError)
 """What our own functions raise for a wrong name, number or file, a full disk, or weights or a dtype that give
@@ -17,7 +17,7 @@ NaN.
 """
 
 CommandClass = TypeVar("CommandClass")
-_LEFT_OUT = {"--shortcut": "auto", "--marval": "auto", "--lora": "auto", "--compile": "default"}
+_LEFT_OUT = {"--shortcut": "auto", "--marval": "auto", "--speed-rl": "auto", "--compile": "default"}
 """Options whose value may be left out, in every command that has them, and the value that is then meant."""
 
 
@@ -64,7 +64,7 @@ def parse(
     """
     import tyro
 
-    words, said = with_left_out(args), io.StringIO()
+    words, said = with_left_out(with_new_names(args, command_class)), io.StringIO()
     check_words(command_class, words)
     options: tuple[Any, ...] = (tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff)
     try:

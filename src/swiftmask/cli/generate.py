@@ -72,7 +72,7 @@ class Generate:
     marval: str | None = None
     """Bundled name or folder of a MARVAL student, which generates a token in one head call; auto, or no
     name, takes the model's own. Goes with --shortcut and --caching."""
-    lora: str | None = None
+    speed_rl: str | None = None
     """Bundled name or folder of what Speed-RL tuned for few steps, adapters or whole weights; auto,
     or no name, takes the model's own. Goes with --shortcut and --caching."""
     preset: Path | None = None
@@ -227,7 +227,7 @@ class Generate:
             shortcut=None if self.shortcut is None else measure.shortcut_of(self.model, self.shortcut),
             caching=self.caching,
             marval=None if self.marval is None else measure.marval_of(self.model, self.marval),
-            speed_rl=None if self.lora is None else measure.speed_rl_of(self.model, self.lora),
+            speed_rl=None if self.speed_rl is None else measure.speed_rl_of(self.model, self.speed_rl),
             full_steps=self.full_steps,
             size=(self.size[0], self.size[-1]) if self.size else None,
             sampling=SamplingOptions(
@@ -266,7 +266,7 @@ class Generate:
         given: dict[str, Any] = {}
         if self.matmul_precision != "highest":
             given["matmul_precision"] = self.matmul_precision
-        given |= {"marval": self.marval, "lora": self.lora, "size": list(self.size) or None}
+        given |= {"marval": self.marval, "speed_rl": self.speed_rl, "size": list(self.size) or None}
         given |= {
             name: None if path is None else jobs.file_mark(path)
             for name, path in (("init_image", self.init_image), ("mask", self.mask))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from itertools import pairwise
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -20,19 +20,37 @@ def check_words(command_class: type, args: Sequence[str]) -> None:
     """Errors: ValueError for an option that is given twice, of which tyro would take the last, and for the
     value of an option that takes none, which tyro would take for the next argument.
     """
-    known, hints = _options(command_class), get_type_hints(command_class)
-    seen: set[str] = set()
+    known = _options(command_class)
+    seen: set[tuple[type, str]] = set()
     for word, following in pairwise([*args, ""]):
         name, equals, value = word.partition("=")
         field = known.get(name.replace("_", "-"))
         if field is None:
             continue
+        owner, attribute = field
+        hint = get_type_hints(owner)[attribute]
         if field in seen:
-            all_of_it = f": give all its values after one {name}" if _is_tuple(hints[field]) else ""
+            all_of_it = f": give all its values after one {name}" if _is_tuple(hint) else ""
             raise ValueError(f"{name} is given twice{all_of_it}")
         seen.add(field)
-        if hints[field] is bool and (equals or following.lower() in _TRUTHS):
+        if hint is bool and (equals or following.lower() in _TRUTHS):
             raise ValueError(f"{name} takes no value, got {value if equals else following!r}")
+
+
+_EARLIER = {
+    "--batch": "--batch-size",
+    "--extractor": "--scorer",
+    "--lora": "--speed-rl",
+    "--shortcut-budgets": "--budgets",
+}
+"""Options by the names that they had, in commands that have the new one alone."""
+
+
+def with_new_names(args: Sequence[str], command_class: type) -> list[str]:
+    """The arguments, with options called what they are called now."""
+    known = _options(command_class)
+    renamed = {old: new for old, new in _EARLIER.items() if new in known and old not in known}
+    return [renamed.get(arg, arg) for arg in args]
 
 
 def complaint(command_class: type, args: Sequence[str], boxed: str) -> str:
@@ -41,11 +59,11 @@ def complaint(command_class: type, args: Sequence[str], boxed: str) -> str:
     if text.startswith("Missing from") and (missing := _missing(command_class, args, boxed)):
         return f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
     if found := _NO_VALUE.match(text):
-        return f"{found[1]} needs a value: {expected_of(command_class, known[found[1]])}"
+        return f"{found[1]} needs a value: {expected_of(*known[found[1]])}"
     if found := _WRONG.match(text):
         name = found[1] or found[2]
         got = " ".join(_values(args, known, known[name]))
-        return f"{name} must be {expected_of(command_class, known[name])}, got {got!r}"
+        return f"{name} must be {expected_of(*known[name])}, got {got!r}"
     return text
 
 
@@ -66,13 +84,17 @@ def flatten(boxed: str) -> str:
     return f"{message} (did you mean {' or '.join(meant)}?)" if meant else message.rstrip(".")
 
 
-def _options(command_class: type) -> dict[str, str]:
-    """Fields by the options that set them."""
-    hints = get_type_hints(command_class, include_extras=True)
-    known = {option(field.name): field.name for field in fields(command_class)}
-    for name, hint in hints.items():
+def _options(command_class: type) -> dict[str, tuple[type, str]]:
+    """Fields by the options that set them; options that commands share lie in a dataclass of their own."""
+    known: dict[str, tuple[type, str]] = {}
+    for field in fields(command_class):
+        if is_dataclass(shared := type(field.default)):
+            known |= _options(shared)
+        else:
+            known[option(field.name)] = command_class, field.name
+    for name, hint in get_type_hints(command_class, include_extras=True).items():
         for extra in getattr(hint, "__metadata__", ()):
-            known |= dict.fromkeys(getattr(extra, "aliases", None) or (), name)
+            known |= dict.fromkeys(getattr(extra, "aliases", None) or (), (command_class, name))
     return known
 
 
@@ -86,7 +108,7 @@ def _missing(command_class: type, args: Sequence[str], boxed: str) -> list[str]:
     return [*arguments[: len(named) - len(options)], *options]
 
 
-def _values(args: Sequence[str], known: dict[str, str], field: str) -> list[str]:
+def _values(args: Sequence[str], known: dict[str, tuple[type, str]], field: tuple[type, str]) -> list[str]:
     """The words that follow an option."""
     values: list[str] | None = None
     for word in args:

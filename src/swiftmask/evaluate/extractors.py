@@ -91,6 +91,12 @@ class Description:
             if values is not None and (values.ndim != 2 or len(values) != len(self.features_BD)):
                 raise ValueError(f"expected one row of features per image, got {tuple(values.shape)}")
 
+    def readings(self) -> dict[str, Tensor]:
+        """As feature_store.py keeps it."""
+        classes = self.log_probabilities_BV
+        found = {"features": self.features_BD}
+        return found if classes is None else found | {"log_probabilities": classes}
+
 
 class Extractor(Protocol):
     """Describes pictures `images_B3HW` in [0, 1] of any one size."""
@@ -235,13 +241,13 @@ def require_same_features(
     own, sha256 = extractor.identity, reference.extractor
     if sha256 not in (None, own.sha256):
         raise ValueError(
-            f"{source} was made with other weights (sha256 {sha256[:_DIGITS]}) than those of --extractor "
+            f"{source} was made with other weights (sha256 {sha256[:_DIGITS]}) than those of the extractor "
             f"{own.name} ({own.sha256[:_DIGITS]}): name its extractor, or give the folder of real images"
         )
     width, expected = extractor(picture_13HW).features_BD.shape[1], len(reference.mean_D)
     if width != expected:
         raise ValueError(
-            f"{source} is of features of width {expected}, and --extractor {own.name} gives width {width}: "
+            f"{source} is of features of width {expected}, and extractor {own.name} gives width {width}: "
             "name its extractor, or give the folder of real images"
         )
 

@@ -1,13 +1,14 @@
-"""Features of a set of pictures on disk, described once: resumable, and shared by any number of processes.
+"""What is read from a set of images, on disk: resumable, and shared by any number of processes.
 
-Every 256 pictures make one file. It depends on those pictures alone, so a killed run continues with the files
-that are missing, and processes that divide them find the same numbers as one process.
+Every 256 images make one file of tensors with one row per image. A file depends on those images alone, so a
+killed run continues with the files that are missing, and processes that divide them find the same numbers as
+one process.
 """
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from filelock import FileLock
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swiftmask.core.files import require_keys
 from swiftmask.core.sealed import read_sealed, sealed
 from swiftmask.core.settings import parse_json, read_text
 from swiftmask.core.writing import (
@@ -26,17 +26,25 @@ from swiftmask.core.writing import (
     write_text,
     written_whole,
 )
-from swiftmask.evaluate.extractors import Description, Extractor, Identity
+from swiftmask.evaluate.extractors import Extractor, Identity
 from swiftmask.evaluate.pictures import Pictures
 from swiftmask.evaluate.statistics import FeatureStatistics, Moments
 
 CHUNK = 256
-"""Pictures per file of features."""
+"""Images per file."""
+
+Readings = dict[str, Tensor]
+"""Tensors with one row per image, on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureStore:
-    """Features of one set of pictures in a folder, a file a chunk; `describe` fills it."""
+    """Readings of one set of images in a folder, a file a chunk.
+
+    Attributes:
+        identity: of what reads them.
+        fingerprint: of the images.
+    """
 
     folder: Path
     identity: Identity
@@ -48,17 +56,20 @@ class FeatureStore:
         return -(-self.count // CHUNK)
 
     def indices(self, chunk: int) -> range:
-        """Pictures of a chunk."""
+        """Images of a chunk."""
         return range(chunk * CHUNK, min((chunk + 1) * CHUNK, self.count))
 
+    def lacks(self, chunk: int) -> bool:
+        return not self._path(chunk).exists()
+
     def missing(self) -> list[int]:
-        """Chunks not described yet."""
-        return [chunk for chunk in range(self.num_chunks) if not self._path(chunk).exists()]
+        """Chunks not written yet."""
+        return [chunk for chunk in range(self.num_chunks) if self.lacks(chunk)]
 
     def begin(self) -> None:
         """Claim the folder, and remove what killed processes were writing there.
 
-        Errors: ValueError if it holds features of other pictures or extractors.
+        Errors: ValueError if it holds readings of other images or by another reader.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path, wanted = self.folder / "features.json", self._settings()
@@ -72,58 +83,55 @@ class FeatureStore:
                 f"{self.identity.name}: remove it, or choose another folder"
             )
 
-    def write(self, chunk: int, description: Description, changes: Mapping[str, int]) -> None:
-        """One chunk, whole or not at all, with what had to be done to its pictures."""
-        tensors = {"features": description.features_BD.contiguous()}
-        if description.log_probabilities_BV is not None:
-            tensors["log_probabilities"] = description.log_probabilities_BV.contiguous()
-        metadata = sealed(tensors, {"changes": json.dumps(changes)})
+    def write(self, chunk: int, readings: Readings, facts: Mapping[str, object]) -> None:
+        """One chunk, whole or not at all, with facts about it (JSON)."""
+        _require_numbers(readings, self.indices(chunk))
+        tensors = {name: tensor.contiguous() for name, tensor in readings.items()}
         with self._lock(), written_whole(self._path(chunk)) as partial:
-            save_file(tensors, partial, metadata)
+            save_file(tensors, partial, sealed(tensors, {"facts": json.dumps(facts)}))
+
+    def facts(self, chunk: int) -> dict[str, object]:
+        """What was written beside a chunk. Errors: ValueError if it is damaged."""
+        return self._unsealed(chunk)[1]
 
     def changes(self) -> dict[str, int]:
-        """Of how many pictures something was converted, by what it was (data/images/decode.py)."""
+        """Of how many images something was converted, by what it was (data/images/decode.py)."""
         counts: Counter[str] = Counter()
         for chunk in range(self.num_chunks):
-            counts.update(_unsealed(self._path(chunk))[1])
+            counts.update({str(k): v for k, v in self.facts(chunk).items() if isinstance(v, int)})
         return dict(counts)
 
-    def chunks(self) -> Iterator[Description]:
+    def chunks(self) -> Iterator[Readings]:
         """All chunks in order, one in memory at a time. Errors: ValueError if some are missing or damaged."""
         if missing := self.missing():
             raise ValueError(
                 f"{self.folder} lacks {len(missing)} of {self.num_chunks} parts: run again to finish it"
             )
         for chunk in range(self.num_chunks):
-            yield self._read(chunk)
+            yield self.read(chunk)
+
+    def readings(self) -> Readings:
+        """All of them: 400 MB for the features of 50,000 images of Inception's."""
+        chunks = list(self.chunks())
+        return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
     def statistics(self) -> FeatureStatistics:
-        """Accumulated chunk by chunk."""
-        parts = (FeatureStatistics.of(chunk.features_BD) for chunk in self.chunks())
+        """Of the features, accumulated chunk by chunk."""
+        parts = (FeatureStatistics.of(chunk["features"]) for chunk in self.chunks())
         return reduce(FeatureStatistics.merged, parts)
 
     def moments(self) -> Moments:
-        """Mean and covariance."""
+        """Mean and covariance of the features."""
         return self.statistics().moments(self.identity.sha256)
 
-    def features(self) -> Tensor:
-        """Features of all pictures, float32 [X, D]: 400 MB for 50,000 of Inception's."""
-        return torch.cat([chunk.features_BD for chunk in self.chunks()])
-
-    def log_probabilities(self) -> Tensor | None:
-        """Of all pictures, float32 [X, V]; None if the extractor is no classifier."""
-        rows = [chunk.log_probabilities_BV for chunk in self.chunks()]
-        return torch.cat([row for row in rows if row is not None]) if rows[0] is not None else None
-
-    def _read(self, chunk: int) -> Description:
-        path = self._path(chunk)
-        tensors, _ = _unsealed(path)
-        description = Description(tensors["features"], tensors.get("log_probabilities"))
-        if len(description.features_BD) != len(self.indices(chunk)):
+    def read(self, chunk: int) -> Readings:
+        """One chunk. Errors: ValueError if it is damaged."""
+        readings, _ = self._unsealed(chunk)
+        if {len(rows) for rows in readings.values()} != {len(self.indices(chunk))}:
             raise ValueError(
-                f"{path} does not hold {len(self.indices(chunk))} images: remove it and run again"
+                f"{self._path(chunk)} does not hold {len(self.indices(chunk))} images: remove it, run again"
             )
-        return description
+        return readings
 
     def discard(self, made: Sequence[Path]) -> None:
         """Remove a folder that was made for nothing: no chunk is in it.
@@ -136,6 +144,14 @@ class FeatureStore:
                 (self.folder / name).unlink(missing_ok=True)
             remove_empty(made)
 
+    def _unsealed(self, chunk: int) -> tuple[Readings, dict[str, object]]:
+        path = self._path(chunk)
+        try:
+            readings, metadata = read_sealed(path)
+            return readings, parse_json(metadata.get("facts", "{}"), source=str(path))
+        except ValueError as error:
+            raise ValueError(f"{error}: remove it and run again") from error
+
     def _lock(self) -> FileLock:
         """Held while a file is written: what lies there half-written when free is a killed process's."""
         return FileLock(self.folder / ".lock")
@@ -144,7 +160,8 @@ class FeatureStore:
         return self.folder / f"features-{chunk * CHUNK:08d}.safetensors"
 
     def _settings(self) -> str:
-        settings = {"extractor": asdict(self.identity), "pictures": self.fingerprint, "count": self.count}
+        extractor = {"name": self.identity.name, "sha256": self.identity.sha256}
+        settings = {"extractor": extractor, "pictures": self.fingerprint, "count": self.count}
         return json.dumps(settings | {"chunk": CHUNK}, indent=1) + "\n"
 
 
@@ -164,9 +181,9 @@ def describe(
         folder: of the features; finished parts in it are used again.
         rank, num_ranks: this process describes chunks `rank`, `rank + num_ranks`, ...; all must have returned
             before the store is read.
-        on_progress: called with pictures of this share done and in all, first with what was there already.
+        on_progress: called with images of this share done and in all, first with what was there already.
 
-    Errors: ValueError for a picture that cannot be read or is of another size, an extractor that refuses it,
+    Errors: ValueError for an image that cannot be read or is of another size, an extractor that refuses it,
     or a folder of something else.
     """
     store = FeatureStore(Path(folder).expanduser(), extractor.identity, pictures.fingerprint, pictures.count)
@@ -198,29 +215,17 @@ def _describe_share(
     for chunk in share:
         if chunk in missing:
             pictures.changes.clear()
-            description = _described(pictures, extractor, store.indices(chunk), batch_size)
-            store.write(chunk, description, pictures.changes)
-            done += len(store.indices(chunk))
+            indices = store.indices(chunk)
+            batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
+            parts = [extractor(_checked(pictures.images(batch))).readings() for batch in batches]
+            store.write(chunk, joined(parts), pictures.changes)
+            done += len(indices)
             on_progress(done, total)
 
 
-def _unsealed(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Features, and what had to be done to the pictures. Errors: ValueError if the file is damaged."""
-    try:
-        tensors, metadata = read_sealed(path)
-        require_keys(tensors, {"features": 2}, str(path), "a file of features")
-        return tensors, parse_json(metadata.get("changes", "{}"), source=str(path))
-    except ValueError as error:
-        raise ValueError(f"{error}: remove it and run again") from error
-
-
-def _described(pictures: Pictures, extractor: Extractor, indices: range, batch_size: int) -> Description:
-    batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
-    parts = [extractor(_checked(pictures.images(batch))) for batch in batches]
-    rows = [part.log_probabilities_BV for part in parts if part.log_probabilities_BV is not None]
-    found = Description(torch.cat([part.features_BD for part in parts]), torch.cat(rows) if rows else None)
-    _require_numbers(found, indices)
-    return found
+def joined(parts: list[Readings]) -> Readings:
+    """Readings of batches, as those of all their images."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _checked(images_B3HW: Tensor) -> Tensor:
@@ -232,10 +237,13 @@ def _checked(images_B3HW: Tensor) -> Tensor:
     return images_B3HW
 
 
-def _require_numbers(found: Description, indices: range) -> None:
-    spoilt_B = ~found.features_BD.isfinite().all(dim=1)
-    if found.log_probabilities_BV is not None:
-        spoilt_B |= found.log_probabilities_BV.isnan().any(dim=1)
-    if spoilt_B.any():
-        first = indices[int(spoilt_B.long().argmax())]
-        raise ValueError(f"the features of image {first} are NaN or infinite: check it and the extractor")
+def _require_numbers(readings: Readings, indices: range) -> None:
+    """Errors: ValueError for a reading that is NaN, or for features that are infinite."""
+    for name, rows in readings.items():
+        if name == "scores":  # NaN where a reward does not apply
+            continue
+        wrong = rows.isnan() if name == "log_probabilities" else ~rows.isfinite()
+        spoilt_B = wrong.flatten(1).any(dim=1) if rows.ndim > 1 else wrong
+        if spoilt_B.any():
+            first = indices[int(spoilt_B.long().argmax())]
+            raise ValueError(f"the {name} of image {first} are NaN or infinite: check it and what reads it")

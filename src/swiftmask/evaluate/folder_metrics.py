@@ -13,7 +13,7 @@ from torch import Tensor
 
 from swiftmask.evaluate.distances import frechet_distance, inception_score, kernel_distance, neighbourhoods
 from swiftmask.evaluate.extractors import Identity
-from swiftmask.evaluate.feature_store import FeatureStore
+from swiftmask.evaluate.feature_store import FeatureStore, Readings
 from swiftmask.evaluate.statistics import FeatureStatistics, Moments
 
 Found = dict[str, tuple[float, float | None]]
@@ -93,15 +93,24 @@ def compare_with_pictures(
             f"the images were described by {generated.identity.name}, the reference by "
             f"{reference.identity.name} or other weights of it: describe both with one extractor"
         )
-    identity, real = generated.identity, _Sample.of(reference)
-    found = _compared(_Sample.of(generated), real, identity, settings)
-    half = min(generated.count, reference.count // 2)
-    floor: Found = {}
-    if half >= fewest_pictures(settings):
-        order_X = torch.randperm(reference.count, generator=_generator(settings))
-        first, second = real.at(order_X[:half]), real.at(order_X[half:])
-        floor = _compared(first, second, identity, settings)
-    return _result(generated, reference.count, half if floor else 0, settings, found, floor)
+    identity, real = generated.identity, FeatureSample.of(reference.readings())
+    found = compared(FeatureSample.of(generated.readings()), real, identity, settings)
+    floor, half = floor_of(real, generated.count, identity, settings)
+    return _result(generated, reference.count, half, settings, found, floor)
+
+
+def floor_of(
+    real: "FeatureSample", num_generated: int, identity: Identity, settings: MetricSettings
+) -> tuple[Found, int]:
+    """The metrics of real images against other real ones, and how many stood for the generated ones; nothing
+    and 0 where there are too few.
+    """
+    half = min(num_generated, len(real.features_XD) // 2)
+    if half < fewest_pictures(settings):
+        return {}, 0
+    order_X = torch.randperm(len(real.features_XD), generator=_generator(settings))
+    first, second = real.at(order_X[:half]), real.at(order_X[half:])
+    return compared(first, second, identity, settings), half
 
 
 def compare_with_moments(
@@ -111,32 +120,40 @@ def compare_with_moments(
 
     Errors: ValueError if the reference is of another extractor, or for fewer pictures than splits.
     """
-    distance = frechet_distance(generated.moments(), reference)
-    found: Found = {"fd": (distance, None), **_scored(generated.log_probabilities(), settings)}
+    found = compared(FeatureSample.of(generated.readings()), reference, generated.identity, settings)
     return _result(generated, reference.count, 0, settings, found, {})
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
+class FeatureSample:
     """Features of pictures in memory."""
 
     features_XD: Tensor
     log_probabilities_XV: Tensor | None
 
     @classmethod
-    def of(cls, store: FeatureStore) -> Self:
-        return cls(store.features(), store.log_probabilities())
+    def of(cls, readings: Readings) -> Self:
+        return cls(readings["features"], readings.get("log_probabilities"))
 
     def at(self, indices_X: Tensor) -> Self:
         classes = self.log_probabilities_XV
         return type(self)(self.features_XD[indices_X], None if classes is None else classes[indices_X])
 
-    def moments(self) -> Moments:
+    def moments(self, extractor: str | None = None) -> Moments:
         parts = (FeatureStatistics.of(part_BD) for part_BD in self.features_XD.split(_ROWS))
-        return reduce(FeatureStatistics.merged, parts).moments()
+        return reduce(FeatureStatistics.merged, parts).moments(extractor)
 
 
-def _compared(ours: _Sample, real: _Sample, identity: Identity, settings: MetricSettings) -> Found:
+def compared(
+    ours: FeatureSample, real: FeatureSample | Moments, identity: Identity, settings: MetricSettings
+) -> Found:
+    """All metrics of images against real ones; against mean and covariance alone, what they allow.
+
+    Errors: ValueError for statistics of another extractor, or too few images for a metric.
+    """
+    if isinstance(real, Moments):
+        distance = frechet_distance(ours.moments(identity.sha256), real)
+        return {"fd": (distance, None), **_scored(ours.log_probabilities_XV, settings)}
     fewest = min(len(ours.features_XD), len(real.features_XD))
     if fewest < (needed := fewest_pictures(settings)):
         raise ValueError(

@@ -1,14 +1,12 @@
-"""The frontier plot: quality against cost, judge score above and fd_scenes below it."""
+"""The frontier plot: quality against cost, a panel for each of the first two compared quantities."""
 
 from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from swiftmask.core.writing import write_bytes
-from swiftmask.evaluate.summary import QualityReport, RowSummary
+from swiftmask.evaluate.summary import Report, RowSummary
 
 # Okabe and Ito's palette, with a marker each: told apart without colour, too.
 _STYLES = (("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#56B4E9", "v"), ("#E69F00", "P"))
@@ -21,24 +19,39 @@ _LEGEND_LETTERS = 125
 """What stands beside each other below the panels, a marker with its gaps being worth 6."""
 
 
-def frontier_png(report: QualityReport) -> bytes:
+def frontier_png(report: Report) -> bytes:
     """The plot as PNG; error bars are the spread over evaluation seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.6, 4.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    if report.floor.mean > 0:
-        right.set_yscale("log")
-        _ticks_at_1_2_5(right.yaxis)
-    for axes, value, label in ((left, "score", "judge score, higher is better"), (right, "fd_scenes", "")):
-        _draw_panel(axes, report, value)
-        axes.set_ylabel(label or f"fd_scenes (N = {report.N}), lower is better")
-    right.axhline(report.floor.mean, color="#777777", linestyle=":", linewidth=1.5)
-    right.annotate(
+    shown = [quantity for quantity in report.quantities if quantity.compared][:2]
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, quantity in zip(panels, shown, strict=True):
+        floor = report.floors.get(quantity.key)
+        if floor is not None and floor.mean > 0:
+            axes.set_yscale("log")
+            _ticks_at_1_2_5(axes.yaxis)
+        _draw_panel(axes, report, quantity.key)
+        direction = "higher" if quantity.higher_is_better else "lower"
+        axes.set_ylabel(f"{quantity.label} (N = {report.N}), {direction} is better")
+        if floor is not None:
+            _draw_floor(axes, floor.mean)
+    handles, labels = panels[0].get_legend_handles_labels()
+    columns = legend_columns(labels)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+    figure.suptitle(f"{report.model}: quality against cost (numbers: {_numbers(report)})", fontsize=11)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _draw_floor(axes: Any, floor: float) -> None:
+    axes.axhline(floor, color="#777777", linestyle=":", linewidth=1.5)
+    axes.annotate(
         "floor: real against real",
-        (0.99, report.floor.mean),
+        (0.99, floor),
         xycoords=("axes fraction", "data"),
         xytext=(0, 3),
         textcoords="offset points",
@@ -46,13 +59,6 @@ def frontier_png(report: QualityReport) -> bytes:
         fontsize=9,
         color="#555555",
     )
-    handles, labels = left.get_legend_handles_labels()
-    columns = legend_columns(labels)
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
-    figure.suptitle(f"{report.model}: quality against cost (numbers: {_numbers(report)})", fontsize=11)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 def legend_columns(labels: Sequence[str]) -> int:
@@ -64,18 +70,13 @@ def legend_columns(labels: Sequence[str]) -> int:
     return 1
 
 
-def save_frontier(report: QualityReport, path: Path) -> None:
-    """`frontier_png` in a file, whole or not at all."""
-    write_bytes(path, frontier_png(report))
-
-
-def _draw_panel(axes: Any, report: QualityReport, value: str) -> None:
+def _draw_panel(axes: Any, report: Report, value: str) -> None:
     names = list(dict.fromkeys(row.series for row in report.rows))
     styles = {name: style_of(index) for index, name in enumerate(name for name in names if name != "vanilla")}
     axes.set_xscale("log")
     for name in names:
         _draw_series(axes, name, _rows_of(report, name), value, styles.get(name, _VANILLA))
-    ticks = sorted({_rounded(row.gflop_per_picture) for row in _rows_of(report, "vanilla")})
+    ticks = sorted({_rounded(row.gflop) for row in _rows_of(report, "vanilla")})
     if len(ticks) > 2:
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
@@ -90,10 +91,10 @@ def _draw_panel(axes: Any, report: QualityReport, value: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _rows_of(report: QualityReport, series: str) -> list[RowSummary]:
+def _rows_of(report: Report, series: str) -> list[RowSummary]:
     """Cheapest first."""
     rows = [row for row in report.rows if row.series == series]
-    return sorted(rows, key=lambda row: row.gflop_per_picture)
+    return sorted(rows, key=lambda row: row.gflop)
 
 
 def _ticks_at_1_2_5(axis: Any) -> None:
@@ -113,9 +114,9 @@ def style_of(index: int) -> tuple[str, str]:
 def _draw_series(
     axes: Any, name: str, rows: Sequence[RowSummary], value: str, style: tuple[str, str]
 ) -> None:
-    spreads = [getattr(row, value) for row in rows]
+    spreads = [row.values[value] for row in rows]
     axes.errorbar(
-        [row.gflop_per_picture for row in rows],
+        [row.gflop for row in rows],
         [spread.mean for spread in spreads],
         [spread.spread for spread in spreads],
         color=style[0],
@@ -144,7 +145,7 @@ def _number_series(
     """
     for row in rows:
         number = row.name.removeprefix(f"{name}-")
-        point = (row.gflop_per_picture, getattr(row, value).mean)
+        point = (row.gflop, row.values[value].mean)
         across, up = axes.transAxes.inverted().transform(axes.transData.transform(point))
         near = [(other, y) for other, x, y in taken if abs(across - x) < _ROOM[0]]
         if any(other == number or abs(up - y) < _ROOM[1] for other, y in near):
@@ -161,7 +162,7 @@ def _number_series(
         )
 
 
-def _numbers(report: QualityReport) -> str:
+def _numbers(report: Report) -> str:
     """What the numbers beside the points say."""
     if any("x" in row.name.removeprefix(f"{row.series}-") for row in report.rows):
         return "steps, or steps x denoising steps"

@@ -1,9 +1,8 @@
 """Sets of pictures by index, read or drawn when they are needed: 50,000 of them are never in memory."""
 
 import hashlib
-import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from swiftmask.data.images.cropping import read_cropped
 from swiftmask.data.images.decode import DEFAULT, Decoding, read_picture
 from swiftmask.data.images.listing import Listing
+from swiftmask.data.sources import Source
 
 OVERVIEW = "grid.png"
 """What `swiftmask generate` calls the sheet of all its pictures."""
@@ -29,6 +29,7 @@ class Pictures:
         changes: counts what `images` has to do to pictures (data/images/decode.py), call by call.
         decoding: how files are read.
         said: sentences for the user about the folder.
+        notices: the same, once images have been read.
     """
 
     count: int
@@ -37,6 +38,7 @@ class Pictures:
     changes: Counter[str] = field(default_factory=Counter)
     decoding: Decoding = DEFAULT
     said: tuple[str, ...] = ()
+    notices: Callable[[], list[str]] = list
 
     def __post_init__(self) -> None:
         if self.count < 2:
@@ -87,25 +89,15 @@ def cropped_pictures(root: str | Path, size: int, decoding: Decoding = DEFAULT) 
     return Pictures(len(files), fingerprint, images, changes, decoding, said)
 
 
-def streamed_pictures(batches: Iterable[Tensor], count: int, fingerprint: str) -> Pictures:
-    """The first `count` pictures of an iterator of batches [B, 3, H, W], each used at most once.
+def source_pictures(source: Source, size: int) -> Pictures:
+    """Real images of a data source, cropped to squares and resized as in training."""
 
-    Pictures that are not asked for are drawn and passed over: a run resumes if the iterator repeats itself.
+    def images(indices: Sequence[int]) -> Tensor:
+        return torch.stack([source.read(index, size) for index in indices]).float() / 255
 
-    Errors: reading raises ValueError where the iterator ends early or its pictures differ in size.
-    """
-    numbered = enumerate(itertools.chain.from_iterable(batches))
-    size: list[torch.Size] = []
-
-    def image(index: int) -> Tensor:
-        found = next((picture for place, picture in numbered if place == index), None)
-        if found is None:
-            raise ValueError(f"the images ended before number {index}: expected {count}")
-        if not size:
-            size.append(found.shape)
-        return _require_size(found, size[0], f"image {index}")
-
-    return Pictures(count, fingerprint, lambda indices: torch.stack([image(index) for index in indices]))
+    stamps = [(key, source.stamp(index)) for index, key in enumerate(source.keys)]
+    digest = hashlib.sha256(repr((source.identity, size, stamps)).encode()).hexdigest()
+    return Pictures(len(stamps), digest, images, notices=source.notices)
 
 
 def _listed(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

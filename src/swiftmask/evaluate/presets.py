@@ -13,9 +13,9 @@ from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.settings import read_json, record_of
 from swiftmask.core.writing import write_text
-from swiftmask.evaluate.summary import Spread
+from swiftmask.evaluate.quantities import Spread
 
-VERSION = 2
+VERSION = 3
 _KIND = "swiftmask preset"
 
 
@@ -75,13 +75,16 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
-    """What one way to draw costs and reaches, on pictures that no search looked at."""
+    """What one way to generate costs per image and reaches, on images that no search looked at.
+
+    Attributes:
+        values: by the key of a quantity.
+    """
 
     name: str
-    gflop_per_picture: float
-    ms_per_picture: float
-    score: Spread
-    fd_scenes: Spread
+    gflop: float
+    ms: float
+    values: dict[str, Spread]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +95,8 @@ class Measured:
         found: of the preset's settings.
         reference: of the full model at the step count that speed-ups are relative to.
         best_full: of the best full model there was, which `loss` is relative to.
-        speedup: operations of the reference over those found.
-        objective: what `loss` is of, "score" or "fd_scenes".
+        speedup: operations (or milliseconds, as asked) of the reference over those found.
+        objective: key of the quantity that `loss` is of.
         loss: relative; the spread is its standard error over evaluation seeds.
         pictures: for each of `seeds` evaluation seeds.
     """

@@ -1,225 +1,234 @@
-"""A study: every row under every evaluation seed, resumable.
+"""A study: rows of a table, each a way to generate, measured by any number of scorers.
 
-The folder holds `measurements.jsonl` (first line: which model) and the tokens of reference rows; every file
-is written whole or not at all, so a killed run continues where it was. Seeds are the outer loop: what the
-machine does meanwhile hits all rows alike. A row whose own weights or schedule changed is measured again;
-results of another base model are refused. A damaged line is skipped, and its row measured again.
+Images are generated into the scorers and not kept; only their readings are, 256 images a file
+(feature_store.py). A killed run continues with the files that are missing. Processes share the files of all
+rows. A row of other weights or another schedule has files of its own.
 """
 
-import json
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
+from statistics import median
+from typing import Any
 
-import numpy as np
-from filelock import FileLock
+import torch
 
-from swiftmask.core.reading import DAMAGES, some
-from swiftmask.core.settings import first_line, parse_json, record_of
-from swiftmask.core.writing import remove_partials, write_text, written_whole
+from swiftmask.evaluate.feature_store import FeatureStore, Readings, joined
+from swiftmask.evaluate.memory import peak_memory_bytes, reset_peak_memory
 from swiftmask.evaluate.processes import ALONE, Processes
-from swiftmask.evaluate.quality import Measurement, RealPictures, Row, Sample, measure
-
-_log = logging.getLogger(__name__)
+from swiftmask.evaluate.requests import Requests, in_batches
+from swiftmask.evaluate.scorers import Generated, Images, Scorer
 
 OnProgress = Callable[[str, int], None]
-"""`on_progress(row name, pictures)`: called for every batch drawn and for every measurement found done."""
+"""`on_progress(row name, images)`: called for every batch generated and for every part found done."""
+
+_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One way to generate, and what it costs.
+
+    Attributes:
+        name: unique, for example "shortcut-16:4".
+        series: rows of one method share it ("vanilla", "shortcut", "reuse", ...).
+        full_steps: how many of `steps` run the backbone.
+        flops: operations of the token decode of one image.
+        fingerprint: of weights and schedule.
+        generate: `generate(asked, seeds)`: one image per class or prompt, and image seed.
+        reference: the row of the full model with the same steps, which images of the same seeds are compared
+            with; None without one.
+    """
+
+    name: str
+    series: str
+    steps: int
+    full_steps: int
+    calls: dict[str, int]
+    flops: int
+    fingerprint: str
+    generate: Callable[[Any, list[int]], Generated]
+    device: torch.device = torch.device("cpu")
+    reference: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """How much is generated: `num_images` for each evaluation seed, `batch_size` at a time.
+
+    Attributes:
+        first_seed: of `num_seeds` evaluation seeds.
+    """
+
+    num_images: int = 700
+    num_seeds: int = 3
+    batch_size: int = 100
+    first_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_images < 2:
+            raise ValueError(f"quality needs at least 2 images per seed, got {self.num_images}")
+        if self.num_seeds < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"at least 1 seed, a batch of at least 1: got {self.num_seeds} and {self.batch_size}"
+            )
+
+    @property
+    def seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.num_seeds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One row under one evaluation seed: values by the key of a quantity.
+
+    Attributes:
+        ms: milliseconds an image of the token decode, median over batches.
+    """
+
+    row: str
+    seed: int
+    num_images: int
+    values: dict[str, float]
+    floors: dict[str, float]
+    ms: float
+    peak_memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
-    """Measurements of one base model in a folder.
+class _Part:
+    """The images of one row under one evaluation seed, and where their readings lie."""
 
-    Args:
-        model: name and fingerprint of the base model.
-        commit, date: written beside what is measured from now on.
+    row: Row
+    seed: int
+    num_images: int
+    asked: list[Any]
+    seeds: list[int]
+    stores: tuple[FeatureStore, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """What is generated, and by what it is measured.
+
+    Attributes:
+        folder: of the readings.
+        processes: that call `measure` with the same rows; each generates a share.
     """
 
+    requests: Requests
+    scorers: tuple[Scorer, ...]
     folder: Path
-    model: str
-    commit: str | None = None
-    date: str | None = None
-    _said: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    processes: Processes = ALONE
+    _known: dict[object, Measurement] = field(default_factory=dict, repr=False)
 
-    @property
-    def path(self) -> Path:
-        return self.folder / "measurements.jsonl"
+    def measure(
+        self, rows: Sequence[Row], sample: Sample, on_progress: OnProgress = lambda row, count: None
+    ) -> list[Measurement]:
+        """Generate what is missing, seed by seed: what the machine does meanwhile hits all rows alike.
 
-    def read(self) -> list[Measurement]:
-        """Everything measured so far. Damaged lines are skipped and logged, once; `add` drops them.
+        Returns the measurements, seed by seed; of several processes the first one's only.
 
-        If the first line is damaged, rows are still told apart by their own fingerprints.
-
-        Errors: ValueError if the file belongs to another model, or has no whole line.
+        Errors: ValueError for repeated names, or a reference that is no row.
         """
-        if not self.path.exists():
+        _require_names(rows)
+        parts = [self._part(row, seed, sample) for seed in sample.seeds for row in rows]
+        for store in (store for part in parts for store in part.stores):
+            store.begin()
+        chunks = [(part, chunk) for part in parts for chunk in range(part.stores[0].num_chunks)]
+        for part, chunk in self.processes.share(chunks):
+            self._complete(part, chunk, sample.batch_size, on_progress)
+        self.processes.wait()
+        if self.processes.rank:
             return []
-        found: str | None = None
-        measurements, damaged = [], []
-        for number, line in enumerate(self.path.read_bytes().split(b"\n"), start=1):
-            try:
-                if number == 1:
-                    found = _model(line)
-                elif line.strip():
-                    measurements.append(_measurement(line))
-            except ValueError:
-                damaged.append(str(number))
-        if damaged and found is None and not measurements:
-            raise ValueError(f"{self.path} holds no measurements: remove it to start anew")
-        if found not in (None, self.model):
-            raise ValueError(
-                f"{self.path} holds results of another model ({found}, this is {self.model}): remove "
-                f"{self.folder} or choose another --out"
-            )
-        if damaged:
-            self._say_once(
-                f"{self.path}: skipped damaged lines ({some(damaged)}): measuring their rows again"
-            )
-        return measurements
+        by_row = {(part.row.name, part.seed): part for part in parts}
+        return [self._measurement(part, by_row) for part in parts]
 
-    def _say_once(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
-            _log.warning(line)
+    def _part(self, row: Row, seed: int, sample: Sample) -> _Part:
+        varied, varied_seeds = self.requests.varied(seed, sample.num_images)
+        asked = [*self.requests.asked(seed, sample.num_images), *varied]
+        seeds = [*self.requests.seeds(seed, sample.num_images), *varied_seeds]
+        digest = sha256(repr((row.fingerprint, asked, seeds)).encode()).hexdigest()
+        own = self.folder / f"{row.name.replace(':', '-').replace(' ', '-')}-{digest[:_DIGITS]}"
+        stores = tuple(
+            FeatureStore(own / _folder_name(scorer), scorer.identity, digest, len(asked))
+            for scorer in self.scorers
+        )
+        return _Part(row, seed, sample.num_images, asked, seeds, stores)
 
-    def add(self, measurement: Measurement) -> list[Measurement]:
-        """Write one more, and return all there are: several processes can share the work of a study."""
-        measurement = replace(measurement, commit=self.commit, date=self.date)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
-            remove_partials(self.folder)
-            others = {_key(other): other for other in self.read()}
-            found = [*(others | {_key(measurement): measurement}).values()]
-            lines = [{"model": self.model}, *map(_line, found)]
-            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
-        return found
+    def _complete(self, part: _Part, chunk: int, batch_size: int, on_progress: OnProgress) -> None:
+        """Generate a chunk for the scorers that have not read it."""
+        row, indices = part.row, part.stores[0].indices(chunk)
+        lacking = [
+            (scorer, store)
+            for scorer, store in zip(self.scorers, part.stores, strict=True)
+            if store.lacks(chunk)
+        ]
+        if not lacking:
+            on_progress(row.name, len(indices))
+            return
+        reset_peak_memory(row.device)
+        ms: list[float] = []
+        readings: list[list[Readings]] = [[] for _ in lacking]
+        for batch in in_batches(indices, batch_size):
+            asked = [part.asked[i] for i in batch]
+            generated = row.generate(asked, [part.seeds[i] for i in batch])
+            ms.append(1000 * generated.seconds / len(batch))
+            for found, (scorer, _) in zip(readings, lacking, strict=True):
+                found.append(scorer.read(generated, asked))
+            on_progress(row.name, len(batch))
+        facts = {"ms": ms, "memory": peak_memory_bytes(row.device)}
+        for found, (_, store) in zip(readings, lacking, strict=True):
+            store.write(chunk, joined(found), facts)
 
-    def read_tokens(self, row: Row, seed: int, count: int) -> np.ndarray | None:
-        """None if there are none; damaged ones count as none, and are logged."""
-        path = self._tokens_path(row, seed, count)
-        if not path.exists():
-            return None
-        try:
-            tokens_XL = np.array(np.load(path, mmap_mode="r"))  # mapped: never larger than the file
-            if tokens_XL.ndim != 2 or len(tokens_XL) != count or tokens_XL.dtype.kind not in "iu":
-                raise ValueError(
-                    f"it holds {tokens_XL.dtype} {tokens_XL.shape}, expected {count} rows of tokens"
+    def _measurement(self, part: _Part, by_row: dict[tuple[str, int], _Part]) -> Measurement:
+        row, num_images = part.row, part.num_images
+        reference = None if row.reference is None else by_row[row.reference, part.seed]
+        compared_with = reference and reference.row.fingerprint
+        key = (row.fingerprint, compared_with, part.seed, num_images)
+        if key not in self._known:
+            values: dict[str, float] = {}
+            floors: dict[str, float] = {}
+            for index, (scorer, store) in enumerate(zip(self.scorers, part.stores, strict=True)):
+                every = store.readings()
+                images = Images(
+                    seed=part.seed,
+                    own=_rows(every, slice(num_images)),
+                    varied=_rows(every, slice(num_images, None)) if len(part.asked) > num_images else None,
+                    reference=reference and _rows(reference.stores[index].readings(), slice(num_images)),
                 )
-            return tokens_XL
-        except DAMAGES as error:
-            self._say_once(f"{path} is damaged ({first_line(error)}): measuring its row again")
-            return None
-
-    def write_tokens(self, row: Row, seed: int, tokens_XL: np.ndarray) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._tokens_path(row, seed, len(tokens_XL))
-        with FileLock(self.folder / ".lock"), written_whole(path) as partial, partial.open("wb") as file:
-            np.save(file, tokens_XL)
-
-    def _tokens_path(self, row: Row, seed: int, count: int) -> Path:
-        return self.folder / f"tokens-{row.fingerprint}-{seed}-{count}.npy"
-
-
-def run_study(
-    rows: Sequence[Row],
-    sample: Sample,
-    store: Store,
-    real: RealPictures,
-    on_progress: OnProgress = lambda row, count: None,
-    *,
-    processes: Processes = ALONE,
-) -> list[Measurement]:
-    """Measure what is missing; returns the measurements of `rows`, seed by seed.
-
-    Args:
-        processes: that call this with the same rows and folder; each measures its share, and all return the
-            same.
-
-    Errors: ValueError for repeated names, a reference that is no row, or results of another model.
-    """
-    turns = _references_first(rows)
-    done = {_key(m): m for m in store.read()}
-    wanted = []
-    for seed in range(sample.num_seeds):
-        for turn in turns:
-            mine = processes.share(turn)
-            for row in turn:
-                key = (row.name, row.fingerprint, seed, sample.num_pictures, row.reference is not None)
-                wanted.append(key)
-                is_done = key in done and not _lacks_tokens(row, rows, store, seed, sample)
-                if is_done or row not in mine:
-                    on_progress(row.name, sample.num_pictures)
-                    continue
-                measurement = _measure(row, rows, sample, store, real, seed, on_progress)
-                done |= {_key(m): m for m in store.add(measurement)}
-            processes.wait()
-    done |= {_key(m): m for m in store.read()}
-    return [done[key] for key in wanted]
+                values |= scorer.values(images)
+                floors |= scorer.floors(part.seed, num_images)
+            facts = [part.stores[0].facts(chunk) for chunk in range(part.stores[0].num_chunks)]
+            self._known[key] = Measurement(
+                row=row.name,
+                seed=part.seed,
+                num_images=num_images,
+                values=values,
+                floors=floors,
+                ms=median(ms for fact in facts for ms in _numbers(fact["ms"])),
+                peak_memory_bytes=max(int(number) for f in facts for number in _numbers([f["memory"]])),
+            )
+        return replace(self._known[key], row=row.name)
 
 
-def _measure(
-    row: Row,
-    rows: Sequence[Row],
-    sample: Sample,
-    store: Store,
-    real: RealPictures,
-    seed: int,
-    on_progress: OnProgress,
-) -> Measurement:
-    reference = next((other for other in rows if other.name == row.reference), None)
-    reference_XL = None if reference is None else store.read_tokens(reference, seed, sample.num_pictures)
-    measurement, tokens_XL = measure(
-        row,
-        seed,
-        sample,
-        real,
-        reference_XL=reference_XL,
-        on_pictures=lambda count: on_progress(row.name, count),
-    )
-    if _is_reference(row, rows):
-        store.write_tokens(row, seed, tokens_XL)
-    return measurement
+def _folder_name(scorer: Scorer) -> str:
+    return f"{scorer.identity.name}-{scorer.identity.sha256[:_DIGITS]}".rstrip("-")
 
 
-def _model(line: bytes) -> str:
-    """What the first line names. Errors: ValueError if it is damaged."""
-    model = parse_json(line, source="line 1").get("model")
-    if not isinstance(model, str):
-        raise ValueError(f"line 1 names no model: got {model!r}")
-    return model
+def _numbers(found: Any) -> list[float]:
+    return list(found)
 
 
-def _measurement(line: bytes) -> Measurement:
-    """Errors: ValueError unless every field is there and of its type."""
-    return record_of(Measurement, parse_json(line, source="line"), source="line")
+def _rows(readings: Readings, which: slice) -> Readings:
+    return {name: rows[which] for name, rows in readings.items()}
 
 
-def _line(measurement: Measurement) -> dict[str, object]:
-    """A measurement as it is written; what not every one has is left out where it is unknown."""
-    optional = ("training_reward", "diversity", "by_kind", "commit", "date")
-    return {k: v for k, v in asdict(measurement).items() if not (k in optional and v is None)}
-
-
-def _key(measurement: Measurement) -> tuple[str, str, int, int, bool]:
-    compared = measurement.agreement is not None
-    return measurement.row, measurement.fingerprint, measurement.seed, measurement.num_pictures, compared
-
-
-def _is_reference(row: Row, rows: Sequence[Row]) -> bool:
-    return any(other.reference == row.name for other in rows)
-
-
-def _lacks_tokens(row: Row, rows: Sequence[Row], store: Store, seed: int, sample: Sample) -> bool:
-    return _is_reference(row, rows) and store.read_tokens(row, seed, sample.num_pictures) is None
-
-
-def _references_first(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Two turns: rows that need no other row's tokens, and those that do."""
+def _require_names(rows: Sequence[Row]) -> None:
     names = [row.name for row in rows]
     if len(set(names)) < len(names):
         raise ValueError(f"row names must differ, got {', '.join(names)}")
     unknown = [row.reference for row in rows if row.reference is not None and row.reference not in names]
     if unknown:
         raise ValueError(f"no row is called {unknown[0]}: choose the reference among {', '.join(names)}")
-    return [row for row in rows if row.reference is None], [row for row in rows if row.reference is not None]

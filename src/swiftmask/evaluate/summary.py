@@ -3,55 +3,38 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import TypeVar
 
 from swiftmask.core.settings import read_json, record_of
 from swiftmask.core.writing import write_text
-from swiftmask.evaluate.quality import Measurement, Row, Sample
+from swiftmask.evaluate.quantities import Quantity, Spread
+from swiftmask.evaluate.scorers import Scorer
+from swiftmask.evaluate.study import Measurement, Row, Sample
 
 Point = TypeVar("Point")
+
+VANILLA = "vanilla"
+"""Series of the unaccelerated model."""
 
 COST_TOLERANCE = 0.005
 """Costs this near each other count as the same: half the steps cost a hair more than half."""
 
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Mean and standard deviation over evaluation seeds (0 for a single one)."""
-
-    mean: float
-    spread: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        return cls(fmean(values), stdev(values) if len(values) > 1 else 0.0)
-
-    def text(self, digits: int) -> str:
-        return f"{self.mean:.{digits}f} ± {self.spread:.{digits}f}"
-
-
-def score_noise(one: float, other: float, num_pictures: int) -> float:
-    """Two standard errors of the difference of two judge scores, each a share over as many images.
-
-    An upper bound: the facts of an image are taken to be right or wrong together.
-    """
-    return 2 * math.sqrt((one * (1 - one) + other * (1 - other)) / num_pictures)
+_SAMPLING = ("unguided", "temperature-", "power-", "denoising", "ancestral", "ddim", "disa")
+"""How parts of a series begin that change how the model samples, and accelerate nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSummary:
-    """One line of the table.
+    """One line of the table; costs are per image, of the token decode.
 
     Attributes:
-        equal_cost_score, equal_cost_fd_scenes: of the full model (or `rival_of` its series) with as many
-            steps as this row's GFLOP would pay for (interpolated along the logarithm of the cost); None for
-            vanilla rows and outside its range.
-        training_reward: score by the reader that training may use; None for classes.
-        diversity: within a prompt; None for classes.
-        by_kind: share of the stated facts of each kind that the judge finds; None if that was not measured.
+        values: by the key of a quantity.
+        equal_cost: by the key of a compared quantity: what the full model (or `rival_of` the series) with as
+            many steps as this row's GFLOP would pay for gives, interpolated along the logarithm of the cost;
+            empty for vanilla rows and outside its range.
     """
 
     name: str
@@ -59,40 +42,22 @@ class RowSummary:
     steps: int
     full_steps: int
     calls: dict[str, int]
-    gflop_per_picture: float
-    score: Spread
-    fd_scenes: Spread
-    agreement: Spread | None
-    ms_per_picture: float
+    gflop: float
+    ms: float
     peak_memory_bytes: int
-    equal_cost_score: float | None
-    equal_cost_fd_scenes: float | None
-    command: str
-    training_reward: Spread | None = None
-    diversity: Spread | None = None
-    by_kind: dict[str, Spread] | None = None
+    values: dict[str, Spread]
+    equal_cost: dict[str, float]
 
+    @property
+    def accelerated(self) -> bool:
+        """Whether other weights, a shortcut or a cache are part of it."""
+        parts = self.series.split("+")
+        return self.series != VANILLA and not all(part.startswith(_SAMPLING) for part in parts)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QualityReport:
-    """A whole study, as it is published.
-
-    Attributes:
-        commit, date: when it was measured; all there are if it took several.
-        N: pictures per row and evaluation seed, which is also what `floor` and every `fd_scenes` compare.
-        floor: `fd_scenes` of real pictures to other real ones.
-    """
-
-    model: str
-    commit: str
-    date: str
-    machine: str
-    N: int
-    seeds: int
-    batch_size: int
-    floor: Spread
-    command: str
-    rows: list[RowSummary]
+    @property
+    def resampled(self) -> bool:
+        """Whether it is the full model with other sampling: no guidance, another temperature and so on."""
+        return self.series != VANILLA and not self.accelerated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,87 +71,128 @@ class Origin:
     command: str
 
 
-def summarise(
-    rows: Sequence[Row], measurements: Sequence[Measurement], sample: Sample, origin: Origin
-) -> QualityReport:
-    """Means and spreads of what `run_study` returned.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A whole study, as it is published.
 
-    Args:
-        origin: its commit and date are for measurements that do not say theirs.
+    Attributes:
+        N: images per row and evaluation seed, which is also what distances and floors compare.
+        quantities: the first is the one conclusions are drawn from.
+        floors: of real images against other real ones, by the key of a quantity.
+        notes: what a reader must know of the scorers.
     """
+
+    model: str
+    commit: str
+    date: str
+    machine: str
+    command: str
+    N: int
+    seeds: int
+    batch_size: int
+    quantities: list[Quantity]
+    floors: dict[str, Spread]
+    notes: list[str]
+    rows: list[RowSummary]
+
+    @property
+    def full(self) -> RowSummary | None:
+        """The unaccelerated model at its most steps."""
+        vanilla = [row for row in self.rows if row.series == VANILLA]
+        return max(vanilla, key=lambda row: row.steps, default=None)
+
+    def best(self, rows: Sequence[RowSummary]) -> RowSummary | None:
+        """The one of best quality, the cheaper of equal ones."""
+        quantity = self.quantities[0]
+        sign = -1 if quantity.higher_is_better else 1
+        return min(rows, key=lambda row: (sign * row.values[quantity.key].mean, row.gflop), default=None)
+
+    def picked(self) -> RowSummary | None:
+        """The accelerated row to look at first: the best at half the full model's cost, or the cheapest."""
+        others = [row for row in self.rows if row.series != VANILLA]
+        fast = [row for row in others if row.accelerated] or others
+        full = self.full
+        affordable = fast if full is None else [row for row in fast if costs_half(row, full)]
+        return self.best(affordable) or min(fast, key=lambda row: row.gflop, default=None)
+
+    def command_of(self, row: RowSummary) -> str:
+        """What measures one row again."""
+        return (
+            f"{self.command} --only '{row.name}'" if " " in row.name else f"{self.command} --only {row.name}"
+        )
+
+
+def costs_half(row: RowSummary, full: RowSummary) -> bool:
+    """Half or less; half the steps count, though a head that is not quite the same each step is in them."""
+    return row.gflop <= 1.01 * full.gflop / 2
+
+
+def summarise(
+    rows: Sequence[Row],
+    measurements: Sequence[Measurement],
+    sample: Sample,
+    origin: Origin,
+    scorers: Sequence[Scorer],
+) -> Report:
+    """Means and spreads of what `Study.measure` returned. Quantities that no row has are left out."""
     by_row = {row.name: [m for m in measurements if m.row == row.name] for row in rows}
-    curves: dict[str, list[tuple[float, float, float]]] = {}
+    spreads = {name: _spreads([m.values for m in own]) for name, own in by_row.items()}
+    known = {key for values in spreads.values() for key in values}
+    quantities = [q for scorer in scorers for q in scorer.quantities if q.key in known]
+    compared = [quantity.key for quantity in quantities if quantity.compared]
+    curves: dict[str, list[tuple[float, dict[str, Spread]]]] = {}
     for row in sorted(rows, key=lambda row: row.flops):
-        own = by_row[row.name]
-        point = (row.flops, fmean(m.score for m in own), fmean(m.fd_scenes for m in own))
-        curves.setdefault(row.series, []).append(point)
-    floors = {m.seed: m.floor for m in measurements}
-    commits, dates = ([getattr(m, fact) or getattr(origin, fact) for m in measurements] for fact in _WHEN)
-    origin = replace(origin, commit=_each(commits), date=_each(dates))
-    return QualityReport(
+        curves.setdefault(row.series, []).append((row.flops, spreads[row.name]))
+    return Report(
         **asdict(origin),
-        N=sample.num_pictures,
+        N=sample.num_images,
         seeds=sample.num_seeds,
         batch_size=sample.batch_size,
-        floor=Spread.of(list(floors.values())),
-        rows=[_summarise_row(row, by_row[row.name], rival_of(row.series, curves)) for row in rows],
+        quantities=quantities,
+        floors=_spreads([m.floors for m in {m.seed: m for m in measurements}.values()]),
+        notes=[scorer.note for scorer in scorers],
+        rows=[
+            RowSummary(
+                name=row.name,
+                series=row.series,
+                steps=row.steps,
+                full_steps=row.full_steps,
+                calls=row.calls,
+                gflop=row.flops / 1e9,
+                ms=median(m.ms for m in by_row[row.name]),
+                peak_memory_bytes=max(m.peak_memory_bytes for m in by_row[row.name]),
+                values=spreads[row.name],
+                equal_cost=_at_equal_cost(row, rival_of(row.series, curves), compared),
+            )
+            for row in rows
+        ],
     )
 
 
-_WHEN = ("commit", "date")
+def _spreads(found: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
+    """Of what every seed has; a few images may state no relation."""
+    return {key: Spread.of([one[key] for one in found]) for key in found[0] if all(key in o for o in found)}
 
 
-def _each(values: Sequence[str]) -> str:
-    return ", ".join(dict.fromkeys(values))
-
-
-def _summarise_row(
-    row: Row, own: Sequence[Measurement], curve: Sequence[tuple[float, float, float]]
-) -> RowSummary:
-    agreements = [m.agreement for m in own if m.agreement is not None]
-    return RowSummary(
-        name=row.name,
-        series=row.series,
-        steps=row.steps,
-        full_steps=row.full_steps,
-        calls=row.calls,
-        gflop_per_picture=row.flops / 1e9,
-        score=Spread.of([m.score for m in own]),
-        fd_scenes=Spread.of([m.fd_scenes for m in own]),
-        agreement=Spread.of(agreements) if agreements else None,
-        ms_per_picture=median(m.ms_per_picture for m in own),
-        peak_memory_bytes=max(m.peak_memory_bytes for m in own),
-        equal_cost_score=at_cost(row.flops, [(flops, score) for flops, score, _ in curve]),
-        equal_cost_fd_scenes=at_cost(row.flops, [(flops, distance) for flops, _, distance in curve]),
-        command=row.command,
-        training_reward=_spread_if_known([m.training_reward for m in own]),
-        diversity=_spread_if_known([m.diversity for m in own]),
-        by_kind=_by_kind(own),
-    )
-
-
-def _by_kind(own: Sequence[Measurement]) -> dict[str, Spread] | None:
-    """Of the kinds that every seed states; a few pictures may state no relation."""
-    found = [m.by_kind for m in own if m.by_kind is not None]
-    if len(found) < len(own):
-        return None
-    return {k: Spread.of([m[k] for m in found]) for k in found[0] if all(k in m for m in found)}
-
-
-def _spread_if_known(values: Sequence[float | None]) -> Spread | None:
-    known = [value for value in values if value is not None]
-    return Spread.of(known) if known else None
+def _at_equal_cost(
+    row: Row, curve: Sequence[tuple[float, dict[str, Spread]]], keys: Sequence[str]
+) -> dict[str, float]:
+    found = {
+        key: at_cost(row.flops, [(flops, values[key].mean) for flops, values in curve if key in values])
+        for key in keys
+    }
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def rival_of(series: str, curves: Mapping[str, Sequence[Point]]) -> Sequence[Point]:
     """The curve that rows of a series must beat at their cost: that of the same without what was added last
     ("unguided" for "unguided+shortcut") if there is one, or "vanilla"; empty for "vanilla" itself.
     """
-    if series == "vanilla":
+    if series == VANILLA:
         return []
     parts = series.split("+")
     shorter = ("+".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
-    return curves.get(next((name for name in shorter if name in curves), "vanilla"), [])
+    return curves.get(next((name for name in shorter if name in curves), VANILLA), [])
 
 
 def at_cost(flops: float, curve: Sequence[tuple[float, float]]) -> float | None:
@@ -205,11 +211,23 @@ def at_cost(flops: float, curve: Sequence[tuple[float, float]]) -> float | None:
     return None
 
 
-def write_report(report: QualityReport, path: Path) -> None:
+def share_noise(one: float, other: float, num_images: int) -> float:
+    """Two standard errors of the difference of two shares, each of as many images.
+
+    An upper bound for a judge score: the facts of an image are taken to be right or wrong together.
+    """
+    return 2 * math.sqrt((one * (1 - one) + other * (1 - other)) / num_images)
+
+
+def write_report(report: Report, path: Path) -> None:
     """The report as JSON, whole or not at all."""
     write_text(path, json.dumps(asdict(report), indent=2) + "\n")
 
 
-def read_report(path: Path) -> QualityReport:
+def read_report(path: Path) -> Report:
     """A written report. Errors: FileNotFoundError; ValueError if it is something else."""
-    return record_of(QualityReport, read_json(path, expected="expected a quality report"), source=str(path))
+    return record_of(Report, read_json(path, expected="expected a report"), source=str(path))
+
+
+def mean_of(measurements: Sequence[Measurement], key: str) -> float:
+    return fmean(m.values[key] for m in measurements)

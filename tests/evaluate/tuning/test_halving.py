@@ -6,23 +6,26 @@ from dataclasses import replace
 import pytest
 
 from swiftmask.evaluate.presets import Settings
-from swiftmask.evaluate.quality import Drawn, Measurement, Row
+from swiftmask.evaluate.quantities import Quantity
+from swiftmask.evaluate.scorers import Generated
+from swiftmask.evaluate.study import Measurement, Row
 from swiftmask.evaluate.tuning.halving import (
-    Bounds,
     Candidate,
+    Goal,
     MeasureRows,
     Round,
     challenge,
     compare,
     halve,
-    plan,
     survivors,
 )
 
-ANY_COST = Bounds(flops=1e12)
+SCORE = Quantity(key="score", label="score", higher_is_better=True)
+DISTANCE = Quantity(key="fd", label="fd", higher_is_better=False)
+ANY_COST = Goal(cost=1e12, objective=SCORE)
 
 
-def _never(what: Sequence[int], seeds: list[int]) -> Drawn:
+def _never(what: Sequence[int], seeds: list[int]) -> Generated:
     raise AssertionError("these tests measure without drawing")
 
 
@@ -34,30 +37,28 @@ def _candidate(name: str, flops: int = 10) -> Candidate:
         full_steps=4,
         calls={},
         flops=flops,
-        command="",
         fingerprint=name,
-        draw=_never,
+        generate=_never,
     )
     return Candidate(settings=Settings(steps=4), row=row)
 
 
 def _measuring(scores: dict[str, Sequence[float]], log: list[tuple[list[str], int]]) -> MeasureRows:
-    """Scores by evaluation seed, the last one for all that follow; fd_scenes is 10 - score."""
+    """Scores by evaluation seed, the last one for all that follow; fd is 10 - score."""
 
     def measure(rows: Sequence[Row], num_seeds: int) -> list[Measurement]:
         log.append(([row.name for row in rows], num_seeds))
         return [
             Measurement(
                 row=row.name,
-                fingerprint=row.fingerprint,
                 seed=seed,
-                num_pictures=3,
-                batch_size=3,
-                score=scores[row.name][min(seed, len(scores[row.name]) - 1)],
-                fd_scenes=10 - scores[row.name][min(seed, len(scores[row.name]) - 1)],
-                floor=0.0,
-                agreement=None,
-                ms_per_picture=1.0,
+                num_images=3,
+                values={
+                    "score": scores[row.name][min(seed, len(scores[row.name]) - 1)],
+                    "fd": 10 - scores[row.name][min(seed, len(scores[row.name]) - 1)],
+                },
+                floors={},
+                ms=float(row.flops),
                 peak_memory_bytes=1,
             )
             for seed in range(num_seeds)
@@ -68,7 +69,7 @@ def _measuring(scores: dict[str, Sequence[float]], log: list[tuple[list[str], in
 
 
 def _names(found: Round) -> list[str]:
-    return [standing.candidate.row.name for standing in found.standings]
+    return [tried.name for tried in found.tried]
 
 
 def test_half_go_and_pictures_double() -> None:
@@ -84,8 +85,8 @@ def test_half_go_and_pictures_double() -> None:
     assert _names(found) == ["c7"]
     assert [(len(names), num_seeds) for names, num_seeds in log] == [(10, 1), (5, 2), (3, 4)]
     assert log[-1][0] == ["c7", "c6", "full"], "the worse full model was dropped, too"
-    assert found.standings[0].pictures == 4 * 3
-    assert found.standings[0].loss.mean == pytest.approx(0.3)
+    assert found.tried[0].images == 4 * 3
+    assert found.tried[0].loss.mean == pytest.approx(0.3)
 
 
 def test_luck_with_few_pictures_is_found_out() -> None:
@@ -99,26 +100,26 @@ def test_a_bound_on_the_loss_takes_the_cheapest_that_meets_it() -> None:
     scores = {"dear": [0.995], "cheap": [0.992], "bad": [0.9], "full": [1.0]}
     pool = [_candidate("dear", 9), _candidate("bad", 1), _candidate("cheap", 5)]
     rows = [*pool, _candidate("full")]
-    bounds = Bounds(flops=1e12, max_loss=0.01)
+    bounds = replace(ANY_COST, max_loss=0.01)
     found = compare(pool, [_candidate("full")], bounds, _measuring(scores, [])([c.row for c in rows], 2))
     assert _names(found) == ["cheap", "dear", "bad"]
-    assert [standing.meets(bounds) for standing in found.standings] == [True, True, False]
+    assert [bounds.met_by(tried) for tried in found.tried] == [True, True, False]
 
 
 def test_the_safest_survives_cheap_luck() -> None:
     scores = {"a": [0.999], "b": [0.998], "c": [0.997], "safe": [1.0], "full": [1.0]}
     pool = [_candidate(name, flops) for name, flops in (("a", 1), ("b", 2), ("c", 3), ("safe", 9))]
     rows = [*pool, _candidate("full")]
-    bounds = Bounds(flops=1e12, max_loss=0.01)
+    bounds = replace(ANY_COST, max_loss=0.01)
     found = compare(pool, [_candidate("full")], bounds, _measuring(scores, [])([c.row for c in rows], 1))
-    assert [standing.candidate.row.name for standing in survivors(found.standings, 2)] == ["a", "safe"]
+    assert [tried.name for tried in survivors(found.tried, 2)] == ["a", "safe"]
 
 
 def test_costs_that_differ_in_the_fourth_digit_are_equal() -> None:
     scores = {"uniform": [0.995], "optimised": [0.999], "full": [1.0]}
     pool = [_candidate("uniform", 11_350_000), _candidate("optimised", 11_351_000)]
     rows = [*pool, _candidate("full")]
-    bounds = Bounds(flops=1e12, max_loss=0.01)
+    bounds = replace(ANY_COST, max_loss=0.01)
     found = compare(pool, [_candidate("full")], bounds, _measuring(scores, [])([c.row for c in rows], 1))
     assert _names(found) == ["optimised", "uniform"]
 
@@ -127,33 +128,24 @@ def test_losses_are_paired_and_lower_is_better_for_distances() -> None:
     scores = {"one": [0.8, 0.4], "full": [1.0, 0.6]}
     pool, full = [_candidate("one")], [_candidate("full")]
     measured = _measuring(scores, [])([pool[0].row, full[0].row], 2)
-    loss = compare(pool, full, ANY_COST, measured).standings[0].loss
+    loss = compare(pool, full, ANY_COST, measured).tried[0].loss
     assert loss.mean == pytest.approx(0.2 / 0.8)
     assert loss.spread == pytest.approx(0.0), "the same picture by picture, however the seeds differ"
-    of_distance = compare(pool, full, Bounds(flops=1e12, objective="fd_scenes"), measured).standings[0].loss
+    of_distance = compare(pool, full, replace(ANY_COST, objective=DISTANCE), measured).tried[0].loss
     assert of_distance.mean == pytest.approx(0.2 / 9.2)
 
 
-@pytest.mark.parametrize(("num", "keep"), [(9, 2), (16, 4), (3, 4)])
-def test_the_plan_is_what_is_drawn(num: int, keep: int) -> None:
-    scores = {f"c{i}": [i / 100] for i in range(num)} | {f"full{i}": [1.0 + i] for i in range(4)}
-    seen: dict[str, int] = {}
-    drawn = 0
-
-    def measure(rows: Sequence[Row], num_seeds: int) -> list[Measurement]:
-        nonlocal drawn
-        for row in rows:
-            drawn += row.flops * (num_seeds - seen.get(row.name, 0))
-            seen[row.name] = num_seeds
-        return _measuring(scores, [])(rows, num_seeds)
-
-    full = [_candidate(f"full{i}", 100) for i in range(4)]
-    halve([_candidate(f"c{i}") for i in range(num)], full, ANY_COST, measure, keep=keep)
-    planned = plan(10, num, 100, 4, keep=keep)
-    assert (planned.flops, planned.num_seeds) == (drawn, max(seen.values()))
+def test_a_bound_in_milliseconds_is_of_what_was_measured() -> None:
+    scores = {"slow": [0.99], "fast": [0.9], "full": [1.0]}
+    pool, full = [_candidate("slow", 20), _candidate("fast", 5)], [_candidate("full", 30)]
+    goal = Goal(cost=15, objective=SCORE, in_ms=True)
+    assert all(goal.may_afford(one.row) for one in pool), "nothing is known before it is measured"
+    found = compare(pool, full, goal, _measuring(scores, [])([one.row for one in (*pool, *full)], 1))
+    assert _names(found) == ["fast", "slow"]
+    assert [goal.met_by(tried) for tried in found.tried] == [True, False]
 
 
-def test_a_champion_is_not_dropped_for_less_than_it_was_kept_for() -> None:
+def test_the_best_so_far_is_not_dropped_for_less_than_it_was_kept_for() -> None:
     scores = {
         "champion": [0.5, 0.9],
         "second": [0.6],
@@ -195,5 +187,5 @@ def test_nothing_to_compare_or_to_lose() -> None:
 
 
 def test_a_cost_at_the_bound_meets_it() -> None:
-    assert Bounds(flops=1000).affords(1002)
-    assert not Bounds(flops=1000).affords(1010)
+    assert Goal(cost=1000, objective=SCORE).affords(1002)
+    assert not Goal(cost=1000, objective=SCORE).affords(1010)

@@ -12,12 +12,11 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from swiftmask.evaluate.quality_table import FactTable
-from swiftmask.evaluate.report.comparison import Comparison, comparison_of, model_card
-from swiftmask.evaluate.report.folder_table import FolderReport
+from swiftmask.evaluate.report.findings import meaningless, model_card
 from swiftmask.evaluate.report.gallery import Gallery, png_uri
 from swiftmask.evaluate.report.timeline import Timeline
-from swiftmask.evaluate.summary import QualityReport
+from swiftmask.evaluate.summary import Report
+from swiftmask.evaluate.table import caption, groups, headings, table
 
 _SCRIPTS = ("base.js", "scales.js", "plot.js", "pictures.js", "timeline.js", "copy.js")
 _SAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
@@ -38,7 +37,7 @@ class Picture:
 def html_report(
     title: str,
     summary: str,
-    report: QualityReport | FolderReport,
+    report: Report,
     pictures: Sequence[Picture] = (),
     *,
     gallery: Gallery | None = None,
@@ -52,19 +51,18 @@ def html_report(
         gallery: pictures of the rows at equal seeds, compared with a slider.
         timelines: how one picture of some rows came about.
     """
-    comparison = comparison_of(report)
     return Template(_asset("page.html")).substitute(
         title=escape(title),
         summary=escape(summary),
         style=_asset("page.css"),
-        data=json.dumps(_data(comparison, gallery, timelines)).translate(_SAFE),
+        data=json.dumps(_data(report, gallery, timelines)).translate(_SAFE),
         script="\n".join(_asset(name) for name in _SCRIPTS),
-        table=_table(comparison.headings, comparison.cells),
-        caption=escape(comparison.caption),
-        facts="" if comparison.facts is None else _facts(comparison.facts),
+        table=_table(headings(report), table(report)),
+        caption=escape(caption(report)),
+        further="\n".join(_further(report, group) for group in groups(report)),
         pictures="\n".join(_figure(picture) for picture in pictures),
-        command=escape(comparison.command),
-        commands="\n".join(_command(point.name, point.command) for point in comparison.points),
+        command=escape(report.command),
+        commands="\n".join(_command(row.name, report.command_of(row)) for row in report.rows),
     )
 
 
@@ -72,20 +70,25 @@ def _asset(name: str) -> str:
     return (files("swiftmask.evaluate.report") / name).read_text(encoding="utf-8")
 
 
-def _data(
-    comparison: Comparison, gallery: Gallery | None, timelines: Sequence[Timeline]
-) -> dict[str, object]:
-    """What the scripts draw."""
-    picked, full = comparison.picked(), comparison.full
+def _data(report: Report, gallery: Gallery | None, timelines: Sequence[Timeline]) -> dict[str, object]:
+    """What the scripts draw: quantities that every row has, and the rows."""
+    picked, full = report.picked(), report.full
+    quantities = [
+        asdict(quantity)
+        | {"floor": report.floors[quantity.key].mean if quantity.key in report.floors else None}
+        for quantity in report.quantities
+        if not quantity.group and all(quantity.key in row.values for row in report.rows)
+    ]
     return {
-        "quantities": [asdict(quantity) for quantity in comparison.quantities],
-        "rows": [asdict(point) for point in comparison.points],
-        "seeds": comparison.seeds,
+        "quantities": quantities,
+        "rows": [asdict(row) for row in report.rows],
+        "seeds": report.seeds,
+        "meaningless": meaningless(report),
         "full": None if full is None else full.name,
         "picked": None if picked is None else picked.name,
         "gallery": None if gallery is None else asdict(gallery),
         "timelines": [_timeline(timeline) for timeline in timelines],
-        "markdown": model_card(comparison),
+        "markdown": model_card(report),
     }
 
 
@@ -111,12 +114,12 @@ def _rows(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _facts(facts: FactTable) -> str:
+def _further(report: Report, group: str) -> str:
+    mark = group.lower().replace(" ", "-")
     return (
-        '<section aria-labelledby="facts-heading"><h2 id="facts-heading">By kind of fact</h2>\n'
-        '<div class="scroll" tabindex="0" role="region" aria-labelledby="facts-heading"><table>\n'
-        f"{_table(facts.headings, facts.cells)}\n</table></div>\n"
-        f'<p class="note">{escape(facts.caption)}</p></section>'
+        f'<section aria-labelledby="{mark}"><h2 id="{mark}">{escape(group)}</h2>\n'
+        f'<div class="scroll" tabindex="0" role="region" aria-labelledby="{mark}"><table>\n'
+        f"{_table(headings(report, group), table(report, group))}\n</table></div></section>"
     )
 
 

@@ -265,6 +265,7 @@ function showVerdict() {
     const alone = other === null ? `none of ${kind} is that cheap` : `the best of ${kind} is ${value(other)}`;
     const ties = within.filter((row) => row !== best && isTie(best, row)).map((row) => row.name);
     text = `Best within the budget: ${value(best)}; ${alone}.`;
+    if (report.meaningless) return void (byId("plot-verdict").textContent = `${report.meaningless}: no row is called better.`);
     if (ties.length > 0) text += ` No difference ${report.seeds === 1 ? "that one evaluation seed can show" : "beyond the spread"}: ${some(ties)}.`;
   }
   byId("plot-verdict").textContent = text;

@@ -93,6 +93,10 @@ def token_distance(model: MaskedGenerator, true: Record, features_GBTD: Tensor) 
     return float(divergence_BM.mean()) * true.step.num_decided
 
 
+DISTANCES: dict[str, Distance] = {"feature-drift": feature_distance, "token-drift": token_distance}
+"""Placements that are optimised for a measured drift, and what is measured."""
+
+
 def _log_probs(model: MaskedGenerator, record: Record, features_GBTD: Tensor) -> Tensor:
     """Of the codes at the positions still masked, as the step samples them: [B, M, V]."""
     step = record.step

@@ -1,48 +1,54 @@
-"""Successive halving: few pictures for many candidates, twice as many for the better half, and so on.
+"""Successive halving: few images for many candidates, twice as many for the better half, and so on.
 
 Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization" (arXiv
-1502.07943). Pictures come in evaluation seeds of equal size: round r has drawn 2^r of them for whoever is
-still in, the same seeds for all, so that candidates are compared picture by picture and none is drawn twice.
-What a candidate costs is known before anything is drawn, so a bound on the cost only decides who takes part.
+1502.07943). Images come in evaluation seeds of equal size: a round has 1, 2, 4, ... of them for whoever is
+still in, the same seeds for all, so candidates are compared image by image and none is generated twice.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
 from statistics import fmean, stdev
-from typing import Literal
 
 from swiftmask.evaluate.presets import Settings
-from swiftmask.evaluate.quality import Measurement, Row
-from swiftmask.evaluate.summary import COST_TOLERANCE, Spread
-
-Objective = Literal["score", "fd_scenes"]
+from swiftmask.evaluate.quantities import Quantity, Spread
+from swiftmask.evaluate.study import Measurement, Row
+from swiftmask.evaluate.summary import COST_TOLERANCE, mean_of
 
 MeasureRows = Callable[[Sequence[Row], int], Sequence[Measurement]]
 """`measure(rows, num_seeds)`: every row under the first so many evaluation seeds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
-    """What must hold.
+class Goal:
+    """What must hold, and what is lost.
 
     Attributes:
-        flops: at most, for the token decode of a picture (within `COST_TOLERANCE`).
+        cost: at most, per image: operations, or milliseconds.
+        in_ms: whether the cost is measured milliseconds. Operations are known before anything is generated.
         max_loss: relative loss against the best full model; None asks for the best quality there is.
-        objective: what is lost: judge score (higher is better) or fd_scenes (lower is better).
     """
 
-    flops: float
+    cost: float
+    objective: Quantity
     max_loss: float | None = None
-    objective: Objective = "score"
+    in_ms: bool = False
 
-    def affords(self, flops: float) -> bool:
-        return flops <= self.flops * (1 + COST_TOLERANCE)
+    def affords(self, cost: float) -> bool:
+        return cost <= self.cost * (1 + COST_TOLERANCE)
+
+    def may_afford(self, row: Row) -> bool:
+        """As far as is known before anything is generated."""
+        return self.in_ms or self.affords(row.flops)
+
+    def met_by(self, tried: "Tried") -> bool:
+        cheap = self.affords(tried.cost)
+        return cheap and (self.max_loss is None or tried.loss.mean <= self.max_loss)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """Settings, and the row of a study that draws with them.
+    """Settings, and their row of a study.
 
     Attributes:
         placement: of the full steps, where it is not uniform; the row's name says it, too.
@@ -54,25 +60,26 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Tried:
     """A candidate and what is known of it.
 
     Attributes:
-        pictures: that it has drawn.
-        loss: relative, against the best full model on the same pictures; the spread is its standard error
-            over evaluation seeds (0 for a single one).
+        images: that it has generated.
+        cost: in the unit of the goal.
+        loss: relative, against the best full model on the same images; the spread is its standard error over
+            evaluation seeds (0 for a single one).
     """
 
     candidate: Candidate
-    pictures: int
-    score: Spread
-    fd_scenes: Spread
+    images: int
+    values: dict[str, Spread]
     loss: Spread
-    ms_per_picture: float
+    cost: float
+    ms: float
 
-    def meets(self, bounds: Bounds) -> bool:
-        cheap = bounds.affords(self.candidate.row.flops)
-        return cheap and (bounds.max_loss is None or self.loss.mean <= bounds.max_loss)
+    @property
+    def name(self) -> str:
+        return self.candidate.row.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,26 +87,22 @@ class Round:
     """What a round found: candidates and, beside them, full models, the best first.
 
     Attributes:
-        num_seeds: evaluation seeds that all of them drew.
+        num_seeds: evaluation seeds that all of them have.
     """
 
-    standings: list[Standing]
+    tried: list[Tried]
     full: list[Candidate]
     num_seeds: int
 
     @property
     def candidates(self) -> list[Candidate]:
-        return [standing.candidate for standing in self.standings]
-
-    def kept(self, num: int) -> "Round":
-        """The same round with the survivors alone."""
-        return replace(self, standings=survivors(self.standings, num))
+        return [tried.candidate for tried in self.tried]
 
 
 def halve(
     candidates: Sequence[Candidate],
     full: Sequence[Candidate],
-    bounds: Bounds,
+    goal: Goal,
     measure: MeasureRows,
     *,
     keep: int,
@@ -107,146 +110,116 @@ def halve(
 ) -> Round:
     """Halve `candidates` until `keep` are left, and the full models beside them until one is.
 
-    Returns the last round with those that are kept.
-
     Errors: ValueError without candidates or full models.
     """
     if not candidates or not full:
         raise ValueError(f"nothing to compare: {len(candidates)} candidates, {len(full)} full models")
     pool, anchors, num_seeds = list(candidates), list(full), 1
     while True:
-        found = compare(pool, anchors, bounds, measure(_rows([*pool, *anchors]), num_seeds))
+        found = compare(pool, anchors, goal, measure(rows_of(pool, anchors), num_seeds))
         on_round(found)
-        kept = found.kept(max(keep, ceil(len(pool) / 2)))
-        if len(kept.standings) <= keep:
-            return kept
-        pool, anchors = kept.candidates, found.full[: ceil(len(anchors) / 2)]
+        found = replace(found, tried=survivors(found.tried, max(keep, ceil(len(pool) / 2))))
+        if len(found.tried) <= keep:
+            return found
+        pool, anchors = found.candidates, found.full[: ceil(len(anchors) / 2)]
         num_seeds *= 2
 
 
 def challenge(
-    champions: Round,
-    newcomers: Sequence[Candidate],
-    bounds: Bounds,
+    best: Round,
+    newcomers: Iterable[Candidate],
+    goal: Goal,
     measure: MeasureRows,
     *,
     keep: int,
     on_round: Callable[[Round], None] = lambda found: None,
 ) -> Round:
-    """Halve newcomers among themselves until `keep` are left, which then meet the champions of an earlier
-    halving under as many evaluation seeds as either have seen: nobody is dropped for less than they were
-    kept for.
-
-    Returns that meeting with the best `keep`.
+    """Halve newcomers until `keep` are left, and compare those with the earlier best on as many images as
+    either have: nothing is dropped for less than it was kept for.
     """
-    if not newcomers:
-        return champions.kept(keep)
-    best_full = champions.full[:1]
-    left = halve(newcomers, best_full, bounds, measure, keep=keep, on_round=on_round)
-    pool, num_seeds = [*champions.candidates, *left.candidates], max(champions.num_seeds, left.num_seeds)
-    found = compare(pool, best_full, bounds, measure(_rows([*pool, *best_full]), num_seeds))
+    full, pool, num_seeds = best.full[:1], best.candidates, best.num_seeds
+    if newcomers := [one for one in newcomers if goal.may_afford(one.row)]:
+        left = halve(newcomers, full, goal, measure, keep=keep, on_round=on_round)
+        pool, num_seeds = [*pool, *left.candidates], max(num_seeds, left.num_seeds)
+    found = compare(pool, full, goal, measure(rows_of(pool, full), num_seeds))
     on_round(found)
-    return found.kept(keep)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What a halving will cost, before it is known who stays: operations, times the pictures of an evaluation
-    seed, and how many of these seeds the last draw.
-    """
-
-    flops: float
-    num_seeds: int
-
-
-def plan(flops: float, num: int, full_flops: float, num_full: int, *, keep: int) -> Plan:
-    """Of `halve` with `num` candidates of so many operations a picture; those that stay may be dearer."""
-    total, drawn, num_seeds = 0.0, 0, 1
-    while True:
-        total += (num * flops + num_full * full_flops) * (num_seeds - drawn)
-        num, num_full = max(keep, ceil(num / 2)), ceil(num_full / 2)
-        if num <= keep:
-            return Plan(flops=total, num_seeds=num_seeds)
-        drawn, num_seeds = num_seeds, 2 * num_seeds
+    return replace(found, tried=survivors(found.tried, keep))
 
 
 def compare(
     candidates: Sequence[Candidate],
     full: Sequence[Candidate],
-    bounds: Bounds,
+    goal: Goal,
     measurements: Sequence[Measurement],
 ) -> Round:
-    """Standings of `candidates`, the best first, against the best of `full` on the same pictures."""
+    """`candidates`, the best first, against the best of `full` on the same images."""
     by_row: dict[str, list[Measurement]] = {}
     for measurement in sorted(measurements, key=lambda m: m.seed):
         by_row.setdefault(measurement.row, []).append(measurement)
-    ranked = sorted(full, key=lambda candidate: _badness(by_row[candidate.row.name], bounds.objective))
+    ranked = sorted(full, key=lambda candidate: _badness(by_row[candidate.row.name], goal))
     baseline = by_row[ranked[0].row.name]
-    standings = [
-        standing_of(candidate, by_row[candidate.row.name], baseline, bounds.objective)
-        for candidate in candidates
-    ]
-    best_first = sorted(standings, key=lambda s: merit(s, bounds))
-    return Round(standings=best_first, full=ranked, num_seeds=len(baseline))
+    tried = [tried_of(one, by_row[one.row.name], baseline, goal) for one in candidates]
+    return Round(tried=sorted(tried, key=lambda t: merit(t, goal)), full=ranked, num_seeds=len(baseline))
 
 
-def standing_of(
-    candidate: Candidate, own: Sequence[Measurement], baseline: Sequence[Measurement], objective: Objective
-) -> Standing:
+def tried_of(
+    candidate: Candidate, own: Sequence[Measurement], baseline: Sequence[Measurement], goal: Goal
+) -> Tried:
     """What paired measurements (same seeds in the same order) say about a candidate."""
-    return Standing(
+    ms = fmean(m.ms for m in own)
+    return Tried(
         candidate=candidate,
-        pictures=sum(m.num_pictures for m in own),
-        score=Spread.of([m.score for m in own]),
-        fd_scenes=Spread.of([m.fd_scenes for m in own]),
-        loss=_loss(own, baseline, objective),
-        ms_per_picture=fmean(m.ms_per_picture for m in own),
+        images=sum(m.num_images for m in own),
+        values={key: Spread.of([m.values[key] for m in own if key in m.values]) for key in own[0].values},
+        loss=_loss(own, baseline, goal),
+        cost=ms if goal.in_ms else candidate.row.flops,
+        ms=ms,
     )
 
 
-def merit(standing: Standing, bounds: Bounds) -> tuple[float, float, float]:
+def merit(tried: Tried, goal: Goal) -> tuple[bool, float, float, float]:
     """Smaller is better. Under a bound on the loss: those that meet it, cheapest first, then by how far they
     miss it. Without one: by the loss.
 
     Costs count to three digits: placements of as many full steps differ in the fourth, and are told apart by
     their loss.
     """
-    loss, flops = standing.loss.mean, float(f"{standing.candidate.row.flops:.2e}")
-    return (loss if bounds.max_loss is None else max(0.0, loss - bounds.max_loss)), flops, loss
+    loss, cost = tried.loss.mean, float(f"{tried.cost:.2e}")
+    missed = loss if goal.max_loss is None else max(0.0, loss - goal.max_loss)
+    return not goal.affords(tried.cost), missed, cost, loss
 
 
-def survivors(standings: Sequence[Standing], num: int) -> list[Standing]:
+def survivors(tried: Sequence[Tried], num: int) -> list[Tried]:
     """The first `num`, and in the place of the last of them the one that loses least.
 
-    Under a bound on the loss the cheapest go first, and few pictures flatter some: without that one, a round
+    Under a bound on the loss the cheapest go first, and few images flatter some: without that one, a round
     could drop everything that truly meets the bound.
     """
-    kept = list(standings[:num])
-    safest = min(standings, key=lambda standing: standing.loss.mean)
+    kept = list(tried[:num])
+    safest = min(tried, key=lambda one: one.loss.mean)
     return kept if safest in kept or num < 2 else [*kept[:-1], safest]
 
 
-def _rows(candidates: Sequence[Candidate]) -> list[Row]:
+def rows_of(*groups: Sequence[Candidate]) -> list[Row]:
     """Each once: a full model may be candidate and anchor. Errors: ValueError for two of one name."""
     rows: dict[str, Row] = {}
-    for candidate in candidates:
-        if rows.setdefault(candidate.row.name, candidate.row).fingerprint != candidate.row.fingerprint:
-            raise ValueError(f"two candidates are called {candidate.row.name}")
+    for one in (one for group in groups for one in group):
+        if rows.setdefault(one.row.name, one.row).fingerprint != one.row.fingerprint:
+            raise ValueError(f"two candidates are called {one.row.name}")
     return list(rows.values())
 
 
-def _badness(own: Sequence[Measurement], objective: Objective) -> float:
+def _badness(own: Sequence[Measurement], goal: Goal) -> float:
     """Smaller is better."""
-    return -fmean(m.score for m in own) if objective == "score" else fmean(m.fd_scenes for m in own)
+    mean = mean_of(own, goal.objective.key)
+    return -mean if goal.objective.higher_is_better else mean
 
 
-def _loss(own: Sequence[Measurement], baseline: Sequence[Measurement], objective: Objective) -> Spread:
+def _loss(own: Sequence[Measurement], baseline: Sequence[Measurement], goal: Goal) -> Spread:
     assert [m.seed for m in own] == [m.seed for m in baseline], "candidates need the same evaluation seeds"
-    best = abs(_badness(baseline, objective))
+    best = abs(_badness(baseline, goal))
     if best == 0:
         raise ValueError("the full model scores 0: there is nothing to lose, train it first")
-    worse = [
-        (_badness([mine], objective) - _badness([theirs], objective)) / best
-        for mine, theirs in zip(own, baseline, strict=True)
-    ]
+    pairs = zip(own, baseline, strict=True)
+    worse = [(_badness([mine], goal) - _badness([theirs], goal)) / best for mine, theirs in pairs]
     return Spread(fmean(worse), stdev(worse) / sqrt(len(worse)) if len(worse) > 1 else 0.0)

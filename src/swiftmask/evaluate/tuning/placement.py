@@ -48,13 +48,6 @@ def optimised_full_steps(drift_SS: Tensor, num_full: int) -> list[int]:
     return [0, *reversed(placed)]
 
 
-def placement_drift(drift_SS: Tensor, full_steps: list[int]) -> float:
-    """The total drift of a placement: what `optimised_full_steps` makes least."""
-    cost_SJ = _segment_costs(drift_SS)
-    ends = [*full_steps[1:], len(cost_SJ)]
-    return sum(float(cost_SJ[start, end]) for start, end in zip(full_steps, ends, strict=True))
-
-
 def _segment_costs(drift_SS: Tensor) -> Tensor:
     """Cost of the segment of a full step at row i that lasts until column j, float64 [S, S + 1]; infinite for
     j <= i.
