@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from swiftmask.api import find_model, load
-from swiftmask.core.settings import read_json
+from swiftmask.core.settings import read_json, settings_of
 from swiftmask.data.prompts import read_prompts
 from swiftmask.data.scenes import World
 from swiftmask.data.sources import DataConfig, Source, open_source, require_captions
@@ -128,11 +128,8 @@ class Start:
         path = self.path / "provenance.json"
         if self.draws == "class" or not path.is_file():
             return None
-        facts = read_json(path)
-        settings = facts.get("settings", {})
-        if isinstance(settings, dict) and settings.get("data") == "scenes:captions":
-            return World(**settings["source"]["world"])
-        return World(**facts["world"]) if "world" in facts else None
+        found = read_json(path).get("world")
+        return None if found is None else settings_of(World, found, source=str(path), name="world")
 
     def read(self, dtype: torch.dtype | None = None) -> Pipeline:
         """The model, frozen, on the CPU.

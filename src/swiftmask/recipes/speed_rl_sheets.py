@@ -145,7 +145,8 @@ class Sheets:
         self._trackers.show(np.array(Image.open(BytesIO(png))), step)
 
     def _line(self, model: MaskedGenerator, num_steps: int) -> torch.Tensor:
-        plan = model.schedule(num_steps, num_masked=model.spec.num_tokens, options=self._sampling)
+        most = model.spec.num_tokens
+        plan = model.schedule(min(num_steps, most), num_masked=most, options=self._sampling)
         drawn = as_planned(model, self._what, range(len(self._what)), plan)
         return model.to_pixels(drawn.tokens_BL).float()
 
