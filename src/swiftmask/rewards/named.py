@@ -65,7 +65,7 @@ class Entry:
         if name not in NAMES and ":" not in name:
             near = get_close_matches(name, NAMES, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(NAMES)}"
-            raise ValueError(f"unknown reward {name!r}: {hint}, or a URL, or MODULE:FUNCTION")
+            raise ValueError(f"unknown reward {name!r}: {hint} (or a URL, or MODULE:FUNCTION)")
         if equals and not path:
             raise ValueError(f"no path behind {name}=: name the weights, or leave out =")
         return cls(name, path, weight)
