@@ -43,7 +43,7 @@ def test_an_error_inside_frees_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_made_for_a_run_that_fails_at_once_is_removed(tmp_path: Path) -> None:
-    for wrote, kept in (((), False), (("a.png",), True)):
+    for wrote, kept in (((), False), (("config.yaml",), False), (("a.png",), True)):
         with pytest.raises(KeyError), sole_writer(tmp_path / "new"):
             for name in wrote:
                 (tmp_path / "new" / name).touch()

@@ -12,7 +12,7 @@ from swiftmask.cli.overrides import config_file, leaves, override, read_config_f
 from swiftmask.cli.progress import note, progress_bar
 from swiftmask.core.writing import write_text
 from swiftmask.registry import recipe_module, recipe_names, recipe_purpose
-from swiftmask.training.lock import sole_writer
+from swiftmask.training.lock import SETTINGS, sole_writer
 
 if TYPE_CHECKING:
     from swiftmask.training.loop import Progress
@@ -64,7 +64,7 @@ class Train:
         try:
             with sole_writer(folder), progress_bar(shown=speaks) as bar:
                 if speaks:
-                    write_text(folder / "config.yaml", config_file(recipe, config))
+                    write_text(folder / SETTINGS, config_file(recipe, config))
                 finished = config.run(folder, Display(bar))
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the same command continues from the last checkpoint") from None

@@ -9,6 +9,9 @@ from filelock import FileLock, Timeout
 
 from swiftmask.core.writing import LOCK, missing_folders, remove_empty, remove_partials
 
+SETTINGS = "config.yaml"
+"""What a run was started with; it is written before anything else."""
+
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
@@ -16,7 +19,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     files they were writing is removed.
 
     Of processes that `torchrun` started, the first stands for all. A folder made for a run that fails
-    before it writes anything is removed.
+    before it writes anything but its settings is removed.
 
     Errors: ValueError if another process writes there.
     """
@@ -36,8 +39,9 @@ def sole_writer(folder: Path) -> Iterator[None]:
         remove_partials(folder)
         yield
     except BaseException:
-        if made and [path.name for path in folder.iterdir()] == [LOCK]:
-            (folder / LOCK).unlink()
+        if made and {path.name for path in folder.iterdir()} <= {LOCK, SETTINGS}:
+            for path in folder.iterdir():
+                path.unlink()
             remove_empty(made)
         raise
     finally:
