@@ -69,10 +69,10 @@ class SceneCaptions:
     def name(self) -> str:
         return f"captions of Scenes ({self.world.name})"
 
-    def at(self, number: int, count: int) -> What:
+    def at(self, number: int, count: int) -> list[str]:
         return self.world.captions(PROMPT_SEED + number * count + torch.arange(count))
 
-    def listed(self, most: int) -> What:
+    def listed(self, most: int) -> list[str]:
         return list(dict.fromkeys(self.at(0, most)))
 
 

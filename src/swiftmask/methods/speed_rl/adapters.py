@@ -26,7 +26,7 @@ def add_adapters(module: nn.Module, layers: Sequence[str], *, rank: int, alpha: 
     # One pattern for these names alone: peft reads a list as endings, which other layers may share.
     pattern = "|".join(re.escape(name) for name in layers)
     config = library.LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         library.inject_adapter_in_model(config, module, adapter_name=_NAME)
 
