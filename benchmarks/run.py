@@ -86,7 +86,7 @@ COMMANDS = {
     ),
     "speed-rl-ablations": (
         "{python} benchmarks/speed_rl_ablations.py --rounds 24 --set training.learning_rate=4e-4 "
-        "prompt_file=benchmarks/failing_captions.txt training.precision=no training.warmup_steps=2 "
+        "prompts=benchmarks/failing_captions.txt training.precision=no training.warmup_steps=2 "
         "speed_rl.filter.active_after=16 --json {file}"
     ),
     "speed-rl-noise": (
