@@ -14,6 +14,8 @@ from torch import Tensor
 
 _SIDE = 224
 _EPS = 1e-3
+_TOGETHER = 8
+"""Images at a time: what one layer of more gives no longer fits the caches of a CPU."""
 
 
 class _Stage(NamedTuple):
@@ -50,6 +52,10 @@ class EfficientNetLite0:
     @torch.inference_mode()
     def __call__(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled features [B, 1280] and logits [B, 1000] of images in [0, 1] of any size."""
+        parts = [self._described(part) for part in images_B3HW.split(_TOGETHER)]
+        return torch.cat([features for features, _ in parts]), torch.cat([logits for _, logits in parts])
+
+    def _described(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         device = self._state["_fc.weight"].device
         resized = F.interpolate(
             images_B3HW.float().to(device), (_SIDE, _SIDE), mode="bicubic", antialias=True
