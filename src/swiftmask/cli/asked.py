@@ -18,8 +18,9 @@ class Asked:
     Attributes:
         scorer: what scores the images, any number: an extractor as NAME=PATH (a TorchScript file or a Hugging
             Face folder; needs --reference); clip, pickscore, hps or aesthetic, each with =PATH of its
-            weights; http://HOST:PORT; MODULE:FUNCTION; pixels; scenes (default: scenes of a model that
-            generates Scenes, else features of Scenes' judge).
+            weights; http://HOST:PORT; MODULE:FUNCTION; pixels; efficientnet-lite0; scenes (default: scenes of
+            a model that generates Scenes, else features of efficientnet-lite0 if that is installed, else of
+            Scenes' judge).
         reference: real images: a folder, hub:OWNER/NAME, or a file of statistics (.npz, .safetensors).
         prompts: file of prompts, for a text-to-image model: one a line, or .jsonl or .csv with columns
             prompt, negative_prompt and seed (default: captions of the reference).
