@@ -252,16 +252,16 @@ def test_student_of_another_teacher(
     [
         (["mar-scenes-marval", "model=./nowhere"], "no such model file or folder: ./nowhere"),
         (["mar-scenes-marval-rl", "model=./nowhere"], "no such model file or folder: ./nowhere"),
-        (["marval-imagenet", "data=scenes:classes"], "model is not set"),
+        (["marval", "data=scenes:classes"], "model is not set"),
         (
-            ["marval-imagenet", "data=scenes:classes", "model=nowhere.pth"],
+            ["marval", "data=scenes:classes", "model=nowhere.pth"],
             "no such model file or folder: nowhere.pth",
         ),
         (
-            ["marval-imagenet", "data=scenes:classes", "model=broken.pth", "codec=kl16.ckpt"],
+            ["marval", "data=scenes:classes", "model=broken.pth", "codec=kl16.ckpt"],
             "broken.pth is truncated",
         ),
-        (["marval-imagenet"], "data is not set"),
+        (["marval"], "data is not set"),
     ],
 )
 def test_wrong_files_for_a_recipe(
@@ -294,7 +294,7 @@ def test_unreadable_image_and_missing_reward(
     for label in range(48):
         (tmp_path / "images" / f"{label:02d}").mkdir(parents=True)
         (tmp_path / "images" / f"{label:02d}" / "a.png").write_bytes(b"no picture")
-    cache = ("train", "marval-imagenet", f"model={tiny_mar_scenes}", f"data={tmp_path}/images")
+    cache = ("train", "marval", f"model={tiny_mar_scenes}", f"data={tmp_path}/images")
     said = failed_last(capsys, *cache, "--out", tmp_path / "cache")
     assert "a.png" in said
     assert "max_unreadable=" in said

@@ -122,7 +122,7 @@ def test_cache_latents_of_images(
     golden_mar.save_pretrained(tmp_path / "teacher", provenance={})
     data = [f"data={pictures['ours']}"]
     killed(
-        "train", "marval-imagenet", f"model={tmp_path / 'teacher'}", *data, *FEW, "training.accumulate=1",
+        "train", "marval", f"model={tmp_path / 'teacher'}", *data, *FEW, "training.accumulate=1",
         "part=head", "--out", "out", kills=8,
     )  # fmt: skip
 

@@ -24,7 +24,6 @@ from swiftmask.recipes import (
     mar_scenes_marval,
     mar_scenes_marval_rl,
     marval,
-    marval_imagenet,
     marval_rl,
 )
 from swiftmask.recipes.marval import MarvalRecipe, RealTokens, teachers_labels, training_bytes
@@ -239,8 +238,7 @@ def test_gradients_pass_pixels_that_to_pixels_clamps(teacher_folder: Path) -> No
 
 
 def test_presets() -> None:
-    scenes, imagenet = mar_scenes_marval.recipe(), marval_imagenet.recipe()
+    scenes = mar_scenes_marval.recipe()
     assert (scenes.model, scenes.data) == ("mar-scenes", "scenes:classes")
-    assert imagenet.source.mirror
     assert mar_scenes_marval_rl.recipe().tuning == marval_rl.recipe().tuning
     assert swiftmask.load(scenes.model).model.class_names == CLASS_NAMES  # type: ignore[attr-defined]

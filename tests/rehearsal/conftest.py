@@ -3,17 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from accelerate.state import AcceleratorState, PartialState
-
-from tests.rehearsal.gpu import DEVICE, Rehearsal
+from fake_gpu import Rehearsal, found_by_accelerate
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rehearsal]:
+def gpu() -> Iterator[Rehearsal]:
     """A rehearsal that is going on, in which accelerate finds the device."""
-    PartialState(cpu=True)
-    for state in (PartialState, AcceleratorState):
-        if state._shared_state:
-            monkeypatch.setitem(state._shared_state, "device", DEVICE)
-    with Rehearsal() as rehearsal:
+    with found_by_accelerate(), Rehearsal() as rehearsal:
         yield rehearsal

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_gpu import DEVICE, Rehearsal
 from PIL import Image
 
 import swiftmask
@@ -15,7 +16,6 @@ from swiftmask.api import CACHINGS
 from swiftmask.models.meissonic import Meissonic, with_negative
 from swiftmask.pipeline import Pipeline
 from swiftmask.registry import bundled_folder, bundled_names, describe
-from tests.rehearsal.gpu import DEVICE, Rehearsal
 from tests.rehearsal.watching import short, watched
 
 STEPS = 5

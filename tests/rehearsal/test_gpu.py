@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from fake_gpu import DEVICE, Rehearsal
 from torch import Tensor, nn
-
-from tests.rehearsal.gpu import DEVICE, Rehearsal
 
 
 def device_tensor(*values: float) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_gpu import DEVICE, Part, Rehearsal
 
 from swiftmask.cli.random_models import dimoo_around, random_pipeline
 from swiftmask.core.decode import FullFeatures
@@ -15,7 +16,6 @@ from swiftmask.core.types import Canvas, Features, Record, Step
 from swiftmask.models.lumina_dimoo.network import Backbone
 from swiftmask.models.lumina_dimoo.weights import RELEASED
 from swiftmask.pipeline import Pipeline
-from tests.rehearsal.gpu import DEVICE, Part, Rehearsal
 from tests.rehearsal.watching import short, watched
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from fake_gpu import Part, Rehearsal
 
 from swiftmask import pipeline as pipeline_module
 from swiftmask.core.types import Record
 from swiftmask.methods.marval import Student
 from swiftmask.models.mar import MAR
 from swiftmask.pipeline import Pipeline
-from tests.rehearsal.gpu import Part, Rehearsal
 
 FULL = (0, 1, 3)
 """Full steps of an accelerated decode of five: the last step is the second of its kind in either half."""

@@ -96,8 +96,12 @@ def untrained_student(pipeline: "Pipeline") -> "Student | None":
     return make_student(model, ()) if hasattr(model, "denoise") else None
 
 
-def meissonic_around(transformer: "Transformer", *, side: int = 32) -> Any:
-    """A Meissonic whose blocks see a grid of `side` squared tokens; 32 at both released sizes."""
+def meissonic_around(transformer: "Transformer", *, side: int = 32, text_layers: int = 1) -> Any:
+    """A Meissonic whose blocks see a grid of `side` squared tokens; 32 at both released sizes.
+
+    Args:
+        text_layers: of the text encoder, which has 24 in the released one.
+    """
     from swiftmask.core.vq_codec import VQConfig, build_vq_codec
     from swiftmask.models.meissonic import Meissonic
     from swiftmask.models.meissonic.text import TextConfig, build_text_encoder, word_tokenizer
@@ -106,10 +110,10 @@ def meissonic_around(transformer: "Transformer", *, side: int = 32) -> Any:
     text = TextConfig(
         vocab_size=5,
         hidden_size=sizes.text_width,
-        intermediate_size=sizes.text_width,
+        intermediate_size=4 * sizes.text_width,
         projection_dim=sizes.width,
-        num_hidden_layers=1,
-        num_attention_heads=1,
+        num_hidden_layers=text_layers,
+        num_attention_heads=max(1, sizes.text_width // 64),
         eos_token_id=0,
     )
     codec = VQConfig(

@@ -106,10 +106,10 @@ def train(
     Errors: NonFiniteError (a batch with a non-finite loss is in `folder/bad_batch.pt`). ValueError for a
         foreign or damaged checkpoint, or a batch size that does not divide.
     """
-    run = _start(model, config, folder, name)
+    run = begin(model, config, folder, name)
     started = time.perf_counter()
     while run.step < config.num_steps:
-        run.window.add(_one_step(run, batches, train_step, config))
+        run.window.add(advance(run, batches, train_step, config))
         is_last = run.step == config.num_steps
         if run.step % config.log_every == 0 or is_last:
             seconds = time.perf_counter() - started
@@ -123,7 +123,8 @@ def train(
     return trained
 
 
-def _start(model: nn.Module, config: TrainingConfig, folder: Path, name: str) -> Run:
+def begin(model: nn.Module, config: TrainingConfig, folder: Path, name: str) -> Run:
+    """A run at its first step, or where the checkpoint in `folder` left off."""
     # Attention leaves numbers below 1e-38, which a CPU handles many times slower than zeros.
     torch.set_flush_denormal(True)
     # Precision is ours (`_share`): accelerate's is process-wide, and a recipe may train two networks.
@@ -157,7 +158,8 @@ def _start(model: nn.Module, config: TrainingConfig, folder: Path, name: str) ->
     return run
 
 
-def _one_step(run: Run, batches: Batches, train_step: TrainStep, config: TrainingConfig) -> Metrics:
+def advance(run: Run, batches: Batches, train_step: TrainStep, config: TrainingConfig) -> Metrics:
+    """One update of the weights."""
     accelerator = run.accelerator
     run.model.train()
     shares: list[_Share] = []

@@ -75,14 +75,20 @@ def fresh_shortcut(base: MaskedGenerator, size: str, overrides: Sizes) -> AnySho
 
     Errors: ValueError for sizes that do not go together.
     """
+    config = sizes_for(base, size, overrides)
+    if isinstance(config, RotaryShortcutConfig):
+        return RotaryShortcut(config).start_as_copy()
+    return Shortcut(config).start_as_copy().fit_to_embeddings(_embeddings(base).cpu())
+
+
+def sizes_for(base: MaskedGenerator, size: str, overrides: Sizes) -> ShortcutConfig | RotaryShortcutConfig:
+    """Of the network that `fresh_shortcut` makes."""
     given = {f.name: getattr(overrides, f.name) for f in fields(overrides)}
     chosen = {name: value for name, value in given.items() if value is not None}
     if hasattr(base, "fresh_tokens"):
         theta = cast(RotaryModel, base).rope_theta
-        rotary = replace(ROTARY_SIZES[size](base.spec.width), rope_theta=theta, **chosen)
-        return RotaryShortcut(rotary).start_as_copy()
-    shortcut = Shortcut(replace(SIZES[size](base.spec.width), **chosen)).start_as_copy()
-    return shortcut.fit_to_embeddings(_embeddings(base).cpu())
+        return replace(ROTARY_SIZES[size](base.spec.width), rope_theta=theta, **chosen)
+    return replace(SIZES[size](base.spec.width), **chosen)
 
 
 @torch.no_grad()

@@ -7,7 +7,9 @@ whatever depends on them (training, rewards, Speed-RL's rounds) runs, too.
 
 The device is a PyTorch backend written in Python (the PrivateUse1 key). FakeTensorMode's tensors claim CUDA,
 but autograd ends the process when it meets them in a PyTorch built without CUDA, and they have no values.
-Not rehearsed: streams, memory, and what autocast casts (operations run in the dtype of their inputs).
+Without values, autocast casts what it casts on CUDA, where Python calls it by name; with values it casts
+nothing, as a CPU computes slowly in bfloat16. Not rehearsed: streams, and what the allocator adds to the
+memory that tensors need.
 """
 
 import os
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+import torch.fx.experimental._config
+from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -64,6 +68,13 @@ class _Backend(_DummyBackendModule):
 
     def device_count(self) -> int:
         return 1
+
+    def get_rng_state(self, device: object = None) -> Tensor:
+        """The host's: what the device draws is drawn there."""
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: Tensor, device: object = None) -> None:
+        torch.set_rng_state(state)
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
@@ -139,18 +150,42 @@ class Part:
         return self.kernels.total()
 
 
-class _Attention(TorchFunctionMode):
-    """Fused attention is one kernel on a GPU, whatever it is made of here."""
+_LOWERED = frozenset(
+    "linear matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm einsum bilinear conv1d conv2d conv3d "
+    "conv_transpose1d conv_transpose2d scaled_dot_product_attention".split()
+)
+_RAISED = frozenset(
+    "layer_norm group_norm rms_norm softmax log_softmax cross_entropy nll_loss mse_loss l1_loss kl_div "
+    "cosine_similarity normalize norm sum prod cumsum exp log pow __pow__ rsqrt reciprocal".split()
+)
+"""Functions whose arguments autocast casts to its own dtype, and to float32, by name."""
+
+
+class _Functions(TorchFunctionMode):
+    """What happens above the dispatcher: autocast, and fused attention, which is one kernel on a GPU,
+    whatever it is made of here.
+    """
 
     def __init__(self, rehearsal: "Rehearsal") -> None:
         super().__init__()
         self._rehearsal = rehearsal
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        casts = not self._rehearsal.has_values and torch.is_autocast_enabled(NAME)
+        if casts and name in _LOWERED | _RAISED:
+            dtype = torch.get_autocast_dtype(NAME) if name in _LOWERED else torch.float32
+            args, kwargs = _map(lambda tensor: _cast(tensor, dtype), Tensor, (args, kwargs))
         if func is _ATTENTION:
             with self._rehearsal.fused("scaled_dot_product_attention", args[0]):
-                return func(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+                return self._rehearsal.attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    is_mine = isinstance(tensor, DeviceTensor) and tensor.is_floating_point()
+    return tensor.to(dtype) if is_mine else tensor
 
 
 class Rehearsal(TorchDispatchMode):
@@ -162,6 +197,7 @@ class Rehearsal(TorchDispatchMode):
 
     def __init__(self, *, values: bool = True) -> None:
         super().__init__()
+        self.has_values = values
         self._behind = torch.device("cpu" if values else "meta")
         self._parts = [Part()]
         self._is_fused = False
@@ -192,16 +228,28 @@ class Rehearsal(TorchDispatchMode):
         finally:
             self._is_fused = before
 
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Without values: the fused kernel, which keeps no weights [queries, keys] for the backward pass."""
+        is_plain = not args and kwargs.get("attn_mask") is None
+        if self._behind.type != "meta" or not isinstance(query, DeviceTensor) or not is_plain:
+            return _ATTENTION(query, key, value, *args, **kwargs)
+        fused = torch.ops.aten._scaled_dot_product_flash_attention
+        causal, dropout = kwargs.get("is_causal", False), kwargs.get("dropout_p", 0.0)
+        return fused(query, key, value, dropout, causal, scale=kwargs.get("scale"))[0]
+
     def __enter__(self) -> Self:
         _BACKEND.rehearsing = True
         # torch.tensor(..., device=...) then makes its tensor on the host, and copies it where this sees it.
         self._stack.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
         torch._C._set_only_lift_cpu_tensors(True)
+        if self._behind.type == "meta":  # a mask without values is true everywhere
+            patched = torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True)
+            self._stack.enter_context(patched)
         # Modules that change their dtype then get new parameters: `.data = ` would leave the values behind.
         overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
         self._stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrites)
         torch.__future__.set_overwrite_module_params_on_conversion(True)
-        self._stack.enter_context(_Attention(self))
+        self._stack.enter_context(_Functions(self))
         return super().__enter__()
 
     def __exit__(self, *failure: Any) -> None:
@@ -266,6 +314,10 @@ class Rehearsal(TorchDispatchMode):
     def _computed(self, func: Any, args: tuple, kwargs: dict) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and self._behind.type == "meta":
             return _ANYTHING
+        if func is torch.ops.aten._unique2.default and self._behind.type == "meta":  # all are alike
+            values = args[0].values
+            one = torch.empty(1, dtype=torch.int64, device="meta")
+            return values.new_empty(1), torch.empty_like(values, dtype=torch.int64), one
         args, kwargs = _map(self._values, Tensor, (args, kwargs))
         if kwargs.get("device") is not None:
             kwargs["device"] = self._behind
@@ -396,3 +448,18 @@ def _asking() -> str:
             return f"{frame.f_code.co_filename.removeprefix(_PACKAGE + os.sep)}:{frame.f_lineno}"
         frame = frame.f_back
     return "a test"
+
+
+@contextmanager
+def found_by_accelerate() -> Iterator[None]:
+    """accelerate finds the device inside, and trains on it."""
+    PartialState(cpu=True)
+    states = [state._shared_state for state in (PartialState, AcceleratorState) if state._shared_state]
+    before = [state["device"] for state in states]
+    for state in states:
+        state["device"] = DEVICE
+    try:
+        yield
+    finally:
+        for state, device in zip(states, before, strict=True):
+            state["device"] = device
