@@ -176,7 +176,7 @@ def _scorer(
     if not (is_extractor(text) or text == JUDGE):
         return _reward(text, base, requests)
     name, _, source = text.rpartition("=")
-    extractor = load_extractor(source, base.model.device)
+    extractor: Any = load_extractor(source, base.model.device)
     if name and not extractor.identity.canonical:
         extractor = replace(extractor, identity=Identity(name, extractor.identity.sha256))
     if text == JUDGE and not asked.scorer and processes.rank == 0:

@@ -60,5 +60,7 @@ def filmstrip(pipeline: "Pipeline", shown: Shown, num_frames: int = 8) -> bytes:
 
 def _watch(pipeline: "Pipeline", shown: Shown, on_step: "Callable[[Record], None]") -> None:
     asked, seeds = (part[:1] for part in shown)
+    labels: Any
+    prompts: Any
     labels, prompts = (asked, None) if pipeline.model.spec.draws == "class" else (None, asked)
     pipeline.generate(labels, prompts=prompts, seeds=seeds, output_type="pt", on_step=on_step)

@@ -60,4 +60,4 @@ def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
     sides = (size, size) if isinstance(size, Integral) else tuple(size) if isinstance(size, Sequence) else ()
     if len(sides) != 2 or isinstance(size, str | bytes):
         raise ValueError(f"size must be one number of pixels, or height and width, got {size!r}")
-    return sides
+    return sides  # type: ignore[return-value]  # of what kind the sides are is checked with their range

@@ -4,6 +4,7 @@ reconstruction (training/reconstruction.py).
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ class CodecTrainer(nn.Module):
     @property
     def last_layer(self) -> nn.Parameter:
         """Of the decoder."""
-        decoder = self.codec.vq.decoder if isinstance(self.codec, VQCodec) else self.codec.decoder
+        decoder: Any = self.codec.vq.decoder if isinstance(self.codec, VQCodec) else self.codec.decoder
         return decoder.conv_out.weight
 
     def _coded(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -65,6 +66,8 @@ class VQTrainer(CodecTrainer):
 
     diffusers' own quantiser, which learns the codebook by gradients, is not called.
     """
+
+    codec: VQCodec
 
     def __init__(self, codec: VQCodec, losses: ReconstructionConfig) -> None:
         super().__init__(losses)
@@ -98,6 +101,8 @@ class KLTrainer(CodecTrainer):
         divergence_weight: of the divergence in nats, a mean over latents and channels as the errors are means
             over pixels.
     """
+
+    codec: KLCodec
 
     def __init__(self, codec: KLCodec, losses: ReconstructionConfig, divergence_weight: float) -> None:
         super().__init__(losses)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from swiftmask.core.ranges import check_fields
 from swiftmask.data.images.decode import Decoding
@@ -55,7 +56,7 @@ def open_source(data: str, config: DataConfig) -> Source:
         kinds = {"scenes:classes": None, "scenes:captions": config.world}
         if data not in kinds:
             raise ValueError(f"unknown data {data!r}: expected scenes:classes or scenes:captions")
-        return SceneSource(config.num_images, kinds[data])
+        return _typed(SceneSource(config.num_images, kinds[data]))
     path = Path(data).expanduser()
     is_dataset = path.suffix in (".parquet", ".tar", ".arrow") or (
         path.is_dir() and any(any(path.glob(f"*{kind}")) for kind in (".parquet", ".tar", ".arrow"))
@@ -63,5 +64,10 @@ def open_source(data: str, config: DataConfig) -> Source:
     if data.startswith("hub:") or is_dataset:
         from swiftmask.data.sources.hub import open_dataset
 
-        return open_dataset(data.removeprefix("hub:"), config.split, config.decoding, config.classes)
-    return FolderSource(path, config.decoding, config.classes)
+        return _typed(open_dataset(data.removeprefix("hub:"), config.split, config.decoding, config.classes))
+    return _typed(FolderSource(path, config.decoding, config.classes))
+
+
+def _typed(source: Any) -> Source:
+    """The source itself: type checkers take no cached property for a property."""
+    return source
