@@ -295,7 +295,7 @@ def test_copy_buttons(chromium: Any, page_file: Path) -> None:
     page.keyboard.press("Enter")
     expect = importlib.import_module("playwright.sync_api").expect
     expect(page.locator("#status")).to_have_text("Copied.")
-    assert page.evaluate("navigator.clipboard.readText()").endswith("# reuse-16:4")
+    assert page.evaluate("navigator.clipboard.readText()").endswith("--only reuse-16:4")
     page.get_by_role("button", name="Copy as Markdown").click()
     for _ in range(50):  # the page's own policy forbids playwright's polling inside of it
         if page.evaluate("navigator.clipboard.readText()").startswith("## Quality"):

@@ -101,9 +101,9 @@ def write_folder(
 ) -> None:
     """Write the weights (as `dtype`), `provenance.json` and `config.json`, each file whole or not at all.
 
-    `config.json` is removed first and comes last: a folder that has one is complete. Weights are
-    `model.safetensors`; if they are more than `shard_bytes`, several files with an index, one of which at a
-    time is in memory as `dtype`.
+    `config.json` is removed before the first old file is replaced, and comes last: a folder that has one is
+    complete, and a disk that is full leaves the old model. Weights are `model.safetensors`; if they are more
+    than `shard_bytes`, several files with an index, one of which at a time is in memory as `dtype`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,9 +111,10 @@ def write_folder(
     names = [_SINGLE]
     if len(shards) > 1:
         names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    (folder / "config.json").unlink(missing_ok=True)  # some old files beside some new ones are no model
     for name, keys in zip(names, shards, strict=True):
-        _write_tensors(folder / name, {key: state[key].to(dtype).contiguous() for key in keys})
+        with written_whole(folder / name) as partial:
+            save_file({key: state[key].to(dtype).contiguous() for key in keys}, partial)
+            (folder / "config.json").unlink(missing_ok=True)  # some old files beside new ones are no model
     if len(shards) > 1:
         homes = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
         write_json(folder / _INDEX, {"weight_map": homes})
@@ -223,11 +224,6 @@ def _shards(state: State, dtype: torch.dtype, shard_bytes: int) -> list[list[str
         groups[-1].append(key)
         left -= size
     return groups
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    with written_whole(path) as partial:
-        save_file(tensors, partial)
 
 
 def _remove_old_weights(folder: Path, written: set[str]) -> None:
