@@ -117,19 +117,23 @@ def test_a_smaller_or_larger_model_replaces_every_file_of_the_other(tmp_path: Pa
         assert names(tmp_path) == sorted([*others, *expected])
 
 
-@pytest.mark.parametrize("shard_bytes", [1, 100])
-def test_a_folder_whose_weights_are_being_replaced_is_incomplete(
-    shard_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("shard_bytes", "written"), [(100, 0), (1, 0), (1, 1)])
+def test_a_folder_some_of_whose_weights_are_replaced_is_incomplete(
+    shard_bytes: int, written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, Two().state_dict(), shard_bytes)
+    save, calls = files.save_file, []
 
-    def full_disk(state: object, path: Path) -> None:
-        raise OSError("no space left")
+    def full_disk(state: dict[str, Tensor], path: Path) -> None:
+        calls.append(path)
+        if len(calls) > written:
+            raise OSError("no space left")
+        save(state, path)
 
     monkeypatch.setattr(files, "save_file", full_disk)
     with pytest.raises(OSError, match="no space"):
         write(tmp_path, Two().state_dict(), shard_bytes)
-    assert "config.json" not in names(tmp_path)
+    assert ("config.json" in names(tmp_path)) == (written == 0)
     assert not any(name.endswith(".partial") for name in names(tmp_path))
 
 
