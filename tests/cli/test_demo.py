@@ -37,6 +37,7 @@ def test_demo(tiny_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "http://" not in page
     assert "https://" not in page
     assert report["command"] in page
+    assert f"{report['command']} --only" not in page, "a demo makes no row alone"
     assert "N = 12" in page
     for name in ("grid.png", "timeline.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -116,10 +116,11 @@ class Report:
         return self.best(affordable) or min(fast, key=lambda row: row.gflop, default=None)
 
     def command_of(self, row: RowSummary) -> str:
-        """What measures one row again."""
-        return (
-            f"{self.command} --only '{row.name}'" if " " in row.name else f"{self.command} --only {row.name}"
-        )
+        """What measures one row again: `bench` can do it alone, a demo is made as a whole."""
+        if not self.command.startswith("swiftmask bench"):
+            return self.command
+        name = f"'{row.name}'" if " " in row.name else row.name
+        return f"{self.command} --only {name}"
 
 
 def costs_half(row: RowSummary, full: RowSummary) -> bool:

@@ -62,7 +62,11 @@ def html_report(
         further="\n".join(_further(report, group) for group in groups(report)),
         pictures="\n".join(_figure(picture) for picture in pictures),
         command=escape(report.command),
-        commands="\n".join(_command(row.name, report.command_of(row)) for row in report.rows),
+        commands="\n".join(
+            _command(row.name, command)
+            for row in report.rows
+            if (command := report.command_of(row)) != report.command
+        ),
     )
 
 
