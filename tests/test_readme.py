@@ -42,7 +42,11 @@ def _shown_commands() -> list[str]:
 
 
 @pytest.mark.parametrize("shown", _shown_commands())
-def test_every_command_shown_can_be_given(shown: str) -> None:
+def test_every_command_shown_can_be_given(
+    shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "shortcut" / "model").mkdir(parents=True)  # what the commands before it leave
+    monkeypatch.chdir(tmp_path)
     words = shlex.split(shown, comments=True)
     name = next(name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS)
     command = COMMANDS[name]
