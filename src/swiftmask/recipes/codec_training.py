@@ -2,6 +2,7 @@
 reconstruction (training/reconstruction.py).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +30,7 @@ class Images:
     judged: bool
 
 
-class CodecTrainer(nn.Module):
+class CodecTrainer(nn.Module, ABC):
     """A codec with its loss as `forward`; `_coded` is what VQ and KL have of their own."""
 
     codec: Codec
@@ -56,9 +57,9 @@ class CodecTrainer(nn.Module):
         decoder: Any = self.codec.vq.decoder if isinstance(self.codec, VQCodec) else self.codec.decoder
         return decoder.conv_out.weight
 
+    @abstractmethod
     def _coded(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Reconstruction in [0, 1] (not clamped), cost of the codes or latents, and metrics."""
-        raise NotImplementedError
 
 
 class VQTrainer(CodecTrainer):

@@ -25,7 +25,7 @@ WEIGHTS_FILES = (
         what="a transformer of valeoai's newer family (Halton-MaskGIT)",
         role="other",
         keys=(),
-        use="it is not implemented: expected the v1.0 files, MaskGIT_ImageNet_256.pth or _512.pth",
+        use="it has other layers: give the v1.0 files, MaskGIT_ImageNet_256.pth or _512.pth",
         fits=is_newer_family,
     ),
 )
