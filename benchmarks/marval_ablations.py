@@ -58,7 +58,7 @@ def train(name: str, chosen: argparse.Namespace) -> Path:
 def judge(students: Mapping[str, Path], chosen: argparse.Namespace, command: str) -> Report:
     """The teacher with its own sampler, and every student, on the same seeds."""
     base = load(chosen.teacher)
-    sample = Sample(num_images=chosen.pictures, num_seeds=chosen.seeds, batch_size=chosen.batch)
+    sample = Sample(num_images=chosen.images, num_seeds=chosen.seeds, batch_size=chosen.batch)
     ways = [Settings(steps=chosen.steps)]
     ways += [Settings(steps=chosen.steps, marval=str(folder)) for folder in students.values()]
     rows_of = Rows(base)
@@ -106,7 +106,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--updates", type=int, default=400, help="of each variant, both networks together")
     parser.add_argument("--set", nargs="*", default=[], help="settings of all, as in training.batch_size=32")
     parser.add_argument("--steps", type=int, default=16, help="decode steps")
-    parser.add_argument("--pictures", type=int, default=240)
+    parser.add_argument("--images", type=int, default=240)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("runs/marval-ablations"))

@@ -35,7 +35,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--marval", nargs="*", default=[], help="students, by name or folder")
     parser.add_argument("--ddim-steps", type=int, nargs="*", default=[])
     parser.add_argument("--steps", type=int, default=16, help="decode steps")
-    parser.add_argument("--pictures", type=int, default=10, help="in a line")
+    parser.add_argument("--images", type=int, default=10, help="in a line")
     parser.add_argument("--scale", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
@@ -52,7 +52,7 @@ def main() -> None:
     students = [measure.marval_of(chosen.model, student) for student in chosen.marval]
     ways += [Settings(steps=chosen.steps, marval=student) for student in students]
     rows_of = Rows(base)
-    lines = [draw(rows_of.pipeline(way), chosen.steps, chosen.pictures) for way in ways]
+    lines = [draw(rows_of.pipeline(way), chosen.steps, chosen.images) for way in ways]
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_bytes(side_by_side(lines, scale=chosen.scale))
     for number, way in enumerate(ways, start=1):

@@ -276,11 +276,11 @@ def estimate(
     chosen: argparse.Namespace, forward_ms: float, update_ms: float, optimizer_ms: float
 ) -> Estimate:
     """Hours of `chosen.rounds` rounds."""
-    picture_steps = chosen.rounds * chosen.pictures * chosen.mean_steps
+    picture_steps = chosen.rounds * chosen.images * chosen.mean_steps
     hours = 1 / 3_600_000
     return Estimate(
         rounds=chosen.rounds,
-        pictures=chosen.pictures,
+        pictures=chosen.images,
         mean_steps=chosen.mean_steps,
         rollout_hours=hours * picture_steps * forward_ms / chosen.batch,
         update_hours=hours
@@ -301,7 +301,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=BACKBONE_SIDE, help="rows that the blocks see")
     parser.add_argument("--matmul-sizes", type=int, nargs="+", default=[2048, 4096])
     parser.add_argument("--rounds", type=int, default=300, help="of the estimate")
-    parser.add_argument("--pictures", type=int, default=64, help="of a round of the estimate")
+    parser.add_argument("--images", type=int, default=64, help="of a round of the estimate")
     parser.add_argument("--mean-steps", type=float, default=15.0, help="of its pictures: those of 8,12,16,24")
     parser.add_argument("--out", type=Path, help="also write the JSON there")
     return parser.parse_args()

@@ -1,6 +1,6 @@
 """Where to put the full steps: uniform, front-loaded and optimised placements, at equal cost and seeds.
 
-    python benchmarks/placement.py maskgit-scenes --budgets 16:4 16:6 24:6 --pictures 192 --seeds 3
+    python benchmarks/placement.py maskgit-scenes --budgets 16:4 16:6 24:6 --images 192 --seeds 3
 
 The optimised placements are the exact minima of a drift measured on one run of the full model: of features,
 or of the tokens drawn from them (swiftmask/evaluate/tuning). Rows of one budget run the backbone equally
@@ -68,7 +68,7 @@ def placements(search: Search, chosen: argparse.Namespace) -> Iterator[tuple[Row
 def compare(chosen: argparse.Namespace, command: str) -> tuple[Report, list[dict[str, object]]]:
     """The study of all rows, and what is known of each placement."""
     base = load(chosen.model, dtype=chosen.dtype, device=chosen.device)
-    sample = Sample(num_images=chosen.pictures, num_seeds=chosen.seeds, batch_size=chosen.batch)
+    sample = Sample(num_images=chosen.images, num_seeds=chosen.seeds, batch_size=chosen.batch)
     folder = chosen.out / f"{measure.file_name(base)}-placement.partial"
     study = study_of(base, Asked(), sample, folder, compared=True)
     all_steps = sorted({steps for steps, _ in map(parse_budget, chosen.budgets)})
@@ -78,7 +78,7 @@ def compare(chosen: argparse.Namespace, command: str) -> tuple[Report, list[dict
         space=Space(steps=tuple(all_steps), reference_steps=base.steps),
         searched=sample,
         confirming=sample,
-        drift_images=chosen.drift_pictures,
+        drift_images=chosen.drift_images,
     )
     full = [search.candidate(Settings(steps=steps)).row for steps in all_steps]
     placed = list(placements(search, chosen))
@@ -94,9 +94,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--budgets", nargs="+", default=["16:4", "16:6"], help="as STEPS:FULL")
     parser.add_argument("--shortcut", default="auto", help="name, folder, or none")
     parser.add_argument("--reuse", action="store_true", help="compare feature reuse, too")
-    parser.add_argument("--pictures", type=int, default=192, help="per row and seed")
+    parser.add_argument("--images", type=int, default=192, help="per row and seed")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--drift-pictures", type=int, default=48)
+    parser.add_argument("--drift-images", type=int, default=48)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--device", default="cpu")

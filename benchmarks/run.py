@@ -29,32 +29,32 @@ _SAMPLER = "{python} benchmarks/mar_straightforward.py mar-b"
 COMMANDS = {
     "maskgit-scenes/report": (
         "{swiftmask} bench maskgit-scenes --shortcut auto --steps 4 6 8 12 16 24 32 "
-        "--budgets 16:4 16:6 --rivals reuse extrapolation-1 extrapolation-2 --pictures 672 "
+        "--budgets 16:4 16:6 --baselines reuse extrapolation-1 extrapolation-2 --images 672 "
         "--batch-size 96 --seeds 3 --dtype bfloat16 --device cpu --out "
         "{results}/maskgit-scenes"
     ),
     "guidance/maskgit-scenes/report": (
         "{swiftmask} bench maskgit-scenes --shortcut auto --steps 4 8 16 --budgets 16:6 "
-        "--rivals --unguided 4 6 8 12 16 24 16:4 16:6 --pictures 672 --seeds 3 --batch-size 48 "
+        "--baselines --unguided 4 6 8 12 16 24 16:4 16:6 --images 672 --seeds 3 --batch-size 48 "
         "--dtype float32 --device cpu --out {results}/guidance/maskgit-scenes"
     ),
     "facts/meissonic-scenes/report": (
-        "{swiftmask} bench meissonic-scenes --shortcut none --steps 4 8 24 --rivals "
-        "--speed-rl meissonic-scenes-speed-rl --speed-rl-steps 4 8 --pictures 336 --seeds 2 --batch-size 48 "
+        "{swiftmask} bench meissonic-scenes --shortcut none --steps 4 8 24 --baselines "
+        "--speed-rl meissonic-scenes-speed-rl --speed-rl-steps 4 8 --images 336 --seeds 2 --batch-size 48 "
         "--dtype float32 --device cpu --out {results}/facts/meissonic-scenes"
     ),
     "sampling/meissonic-scenes/report": (
-        "{swiftmask} bench meissonic-scenes --shortcut none --steps 8 24 --rivals --temperatures 0.6 "
-        "--schedule-powers 2 --speed-rl meissonic-scenes-speed-rl --speed-rl-steps 8 12 --pictures 672 "
+        "{swiftmask} bench meissonic-scenes --shortcut none --steps 8 24 --baselines --temperatures 0.6 "
+        "--schedule-powers 2 --speed-rl meissonic-scenes-speed-rl --speed-rl-steps 8 12 --images 672 "
         "--seeds 3 --batch-size 48 --dtype float32 --device cpu --out {results}/sampling/meissonic-scenes"
     ),
     "sampling/dimoo-scenes/report": (
-        "{swiftmask} bench dimoo-scenes --shortcut none --steps 16 --rivals --schedule-powers 2 "
-        "--pictures 672 --seeds 3 --batch-size 48 --dtype float32 --device cpu "
+        "{swiftmask} bench dimoo-scenes --shortcut none --steps 16 --baselines --schedule-powers 2 "
+        "--images 672 --seeds 3 --batch-size 48 --dtype float32 --device cpu "
         "--out {results}/sampling/dimoo-scenes"
     ),
     "maskgit-scenes-placement": (
-        "{python} benchmarks/placement.py maskgit-scenes --budgets 16:4 16:6 --pictures 288 --seeds 3 "
+        "{python} benchmarks/placement.py maskgit-scenes --budgets 16:4 16:6 --images 288 --seeds 3 "
         "--out {results}"
     ),
     "maskgit-scenes-speedup-2-tuning": (
@@ -64,17 +64,17 @@ COMMANDS = {
         "{swiftmask} bench mar-scenes --shortcut none --steps 16 --denoising-steps 50 25 10 5 2 "
         "--ddim-steps 50 25 10 5 2 1 4x5 8x5 8x10 --disa 50:5 "
         "--marval mar-scenes-marval mar-scenes-marval-rl --marval-steps 4 8 16 32 "
-        "--pictures 672 --seeds 3 --batch-size 96 --dtype bfloat16 --device cpu --out {results}/mar-scenes"
+        "--images 672 --seeds 3 --batch-size 96 --dtype bfloat16 --device cpu --out {results}/mar-scenes"
     ),
     "meissonic-scenes/report": (
-        "{swiftmask} bench meissonic-scenes --shortcut none --steps 2 3 4 5 6 8 12 16 24 --rivals "
-        "--speed-rl meissonic-scenes-speed-rl --pictures 672 --seeds 3 --batch-size 96 --dtype bfloat16 "
+        "{swiftmask} bench meissonic-scenes --shortcut none --steps 2 3 4 5 6 8 12 16 24 --baselines "
+        "--speed-rl meissonic-scenes-speed-rl --images 672 --seeds 3 --batch-size 96 --dtype bfloat16 "
         "--device cpu --out {results}/meissonic-scenes"
     ),
     "dimoo-scenes/report": (
         "{swiftmask} bench dimoo-scenes --shortcut auto --steps 4 6 8 12 16 24 32 64 "
-        "--budgets 16:4 16:6 --rivals reuse extrapolation-1 ml-cache ml-cache-refreshed "
-        "--pictures 672 --seeds 3 --batch-size 48 --dtype float32 --device cpu --out {results}/dimoo-scenes"
+        "--budgets 16:4 16:6 --baselines reuse extrapolation-1 ml-cache ml-cache-refreshed "
+        "--images 672 --seeds 3 --batch-size 48 --dtype float32 --device cpu --out {results}/dimoo-scenes"
     ),
     "mar-scenes-sampler": (
         "{python} benchmarks/mar_straightforward.py mar-scenes --ar-steps 16 --steps 2 6 10 14 --batch 1 16 "
@@ -82,7 +82,7 @@ COMMANDS = {
     ),
     "marval-ablations": (
         "{python} benchmarks/marval_ablations.py --teacher src/swiftmask/weights/mar-scenes --updates 300 "
-        "--set training.batch_size=32 --pictures 240 --seeds 2 --json {file}"
+        "--set training.batch_size=32 --images 240 --seeds 2 --json {file}"
     ),
     "speed-rl-ablations": (
         "{python} benchmarks/speed_rl_ablations.py --rounds 24 --set training.learning_rate=4e-4 "
@@ -110,20 +110,20 @@ COMMANDS = {
     ),
     "reports/maskgit-scenes": (
         "{swiftmask} bench maskgit-scenes --steps 4 8 16 --budgets 16:6 --unguided 4 6 8 12 16 24 "
-        "16:4 16:6 --pictures 672 --seeds 3 --batch-size 48 --dtype float32 --device cpu --out {report}"
+        "16:4 16:6 --images 672 --seeds 3 --batch-size 48 --dtype float32 --device cpu --out {report}"
     ),
     "reports/mar-scenes": (
         "{swiftmask} bench mar-scenes --steps 4 8 16 --budgets 16:4 16:6 --denoising-steps 25 "
-        "--ddim-steps 10 8x5 --marval mar-scenes-marval mar-scenes-marval-rl --pictures 192 --seeds 2 "
+        "--ddim-steps 10 8x5 --marval mar-scenes-marval mar-scenes-marval-rl --images 192 --seeds 2 "
         "--batch-size 48 --dtype float32 --device cpu --out {report}"
     ),
     "reports/meissonic-scenes": (
-        "{swiftmask} bench meissonic-scenes --steps 4 6 8 12 16 24 --budgets 16:4 16:6 --pictures 192 "
+        "{swiftmask} bench meissonic-scenes --steps 4 6 8 12 16 24 --budgets 16:4 16:6 --images 192 "
         "--seeds 2 --batch-size 48 --dtype float32 --device cpu --out {report}"
     ),
     "reports/dimoo-scenes": (
         "{swiftmask} bench dimoo-scenes --steps 4 6 8 12 16 24 32 64 --budgets 16:4 16:6 "
-        "--pictures 672 --seeds 3 --batch-size 48 --dtype float32 --device cpu --out {report}"
+        "--images 672 --seeds 3 --batch-size 48 --dtype float32 --device cpu --out {report}"
     ),
 }
 """What writes `results/NAME.json`, or the page of `docs/reports/NAME`."""

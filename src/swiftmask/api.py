@@ -32,6 +32,7 @@ from swiftmask.registry import (
     method_names,
     read_config,
     suggestion,
+    weights_name,
 )
 from swiftmask.sources import RELEASED_SUFFIXES, identify, read_model
 
@@ -130,7 +131,7 @@ def find_model(source: str | Path, revision: str | None, *, local_files_only: bo
     if path.is_file():
         return path, path.stem
     if text and path.is_dir():
-        return path, path.resolve().name
+        return path, weights_name(path)
     if _looks_like_path(text):
         raise FileNotFoundError(f"no such model file or folder: {text}")
     if _REPO_ID.fullmatch(text):
@@ -155,8 +156,8 @@ def accelerate(
 
     Args:
         shortcut: replaces most backbone calls: a network, a bundled name, a folder or a released file.
-        caching: instead of a shortcut, a training-free rival: "reuse", "extrapolation-1", "extrapolation-2",
-            and for Lumina-DiMOO "ml-cache" or "ml-cache-refreshed".
+        caching: instead of a shortcut, a training-free baseline: "reuse", "extrapolation-1",
+            "extrapolation-2", and for Lumina-DiMOO "ml-cache" or "ml-cache-refreshed".
         marval: replaces MAR's diffusion head by one call: a student, a bundled name or a folder.
         speed_rl: weights that Speed-RL tuned for few steps: a bundled name, or the folder of a run, of its
             adapters (LoRA) or of the whole model. The pipeline's steps become those it was tuned for, and so

@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -44,6 +43,7 @@ from swiftmask.core.rng import SeededNoise, ShapesOfNoise
 from swiftmask.core.schedule import uniform_full_steps, with_full_steps
 from swiftmask.core.types import Canvas, Record, Schedule, Step, Trajectory
 from swiftmask.data.images.inpainting import start_picture
+from swiftmask.data.images.pixels import to_pil
 from swiftmask.data.prompts import require_text
 from swiftmask.models.meissonic import Meissonic, Prompt, with_negative
 
@@ -408,12 +408,6 @@ class Pipeline:
                 unmask=self.model.unmask_rule(canvas, noise),
                 on_step=on_step,
             )
-
-
-def to_pil(images_B3HW: Tensor) -> list[Image.Image]:
-    """Tensor pictures in [0, 1] to 8-bit PIL pictures."""
-    pixels_BHW3 = (images_B3HW.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(np.ascontiguousarray(pixels)) for pixels in pixels_BHW3]
 
 
 def _require_prompts(given: Sequence[object]) -> None:

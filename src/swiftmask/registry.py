@@ -165,6 +165,12 @@ def describe(folder: Path, name: str | None = None) -> Weights:
     )
 
 
+def weights_name(path: Path) -> str:
+    """What the weights of a folder are called: as the folder, or as the run that left `RUN/model`."""
+    path = path.resolve()
+    return path.parent.name if path.name in ("model", "policy") else path.name
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a weights folder. Errors: FileNotFoundError; ValueError if it is no JSON object."""
     return read_json(

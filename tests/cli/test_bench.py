@@ -41,9 +41,9 @@ def _bench(model: Path | str, out: Path) -> Bench:
         model=str(model),
         steps=(2,),
         budgets=("4:2",),
-        rivals=("reuse",),
+        baselines=("reuse",),
         unguided=("2",),
-        pictures=12,
+        images=12,
         seeds=1,
         batch_size=12,
         shown=2,
@@ -178,7 +178,7 @@ def test_prompts_of_a_file_or_of_the_reference(prompt_model: Path, reference: Pa
 def test_two_processes_find_the_same(tiny_folder: Path, reference: Path, tmp_path: Path) -> None:
     """Parts of 256 images are shared."""
     asked = Asked(reference=str(reference), scorer=(str(tmp_path / "thirds.pt"),))
-    command = replace(_bench(tiny_folder, tmp_path / "out"), asked=asked, pictures=300)
+    command = replace(_bench(tiny_folder, tmp_path / "out"), asked=asked, images=300)
     words = shlex.split(measure.command_of("bench", command))[1:]
     found = []
     for count in (1, 2):
@@ -310,7 +310,7 @@ def test_mistakes_are_one_clear_line(
     with pytest.raises(ValueError, match="no row is called that, there are vanilla-2"):
         replace(_bench(tiny_scenes, tmp_path), only=("vanilla-3",)).run()
     with pytest.raises(ValueError, match="at least 2 images"):
-        replace(command, pictures=1).run()
+        replace(command, images=1).run()
     alone = write_tiny_scenes(tmp_path / "alone")
     with pytest.raises(ValueError, match="has no marval of its own: name one, or its folder"):
         measure.own(str(alone), "auto", "marval")
@@ -358,8 +358,8 @@ def test_options_by_earlier_names_and_several_scorers(capsys: pytest.CaptureFixt
 
 def test_rivals_are_those_that_the_model_can_do(tiny_scenes: Path, golden_dimoo: LuminaDiMOO) -> None:
     anywhere = ("reuse", "extrapolation-1", "extrapolation-2")
-    assert measure.rivals_of(load(tiny_scenes)) == anywhere
-    assert measure.rivals_of(Pipeline(golden_dimoo)) == (*anywhere, "ml-cache", "ml-cache-refreshed")
+    assert measure.baselines_of(load(tiny_scenes)) == anywhere
+    assert measure.baselines_of(Pipeline(golden_dimoo)) == (*anywhere, "ml-cache", "ml-cache-refreshed")
 
 
 @pytest.fixture(scope="module")
@@ -380,13 +380,13 @@ def test_captions_of_scenes_and_tuned_weights(
 ) -> None:
     command = replace(
         _bench(prompt_model, tmp_path),
-        rivals=(),
+        baselines=(),
         budgets=(),
         unguided=(),
         steps=(3,),
         speed_rl_steps=(1, 2),
         temperatures=(0.5,),
-        pictures=6,
+        images=6,
     )
     assert command.run() == 0
     report = json.loads(capsys.readouterr().out)

@@ -220,7 +220,7 @@ def untouched(here: Path) -> None:
         (untouched, "--extractor scene", "no such extractor: scene (expected 'scenes'"),
         (untouched, "--extractor ours/000.png", "ours/000.png is damaged or no TorchScript"),
         (untouched, "--device toaster", "unknown device 'toaster'"),
-        (untouched, "--pictures nowhere", "no such image folder: nowhere"),
+        (untouched, "--images nowhere", "no such image folder: nowhere"),
         (untouched, "--reference nowhere", "no such reference: nowhere (expected a folder of real images"),
         (untouched, "--reference means.pt", "means.pt is truncated or no safetensors file"),
         (untouched, "--reference large", "are 6x6, the real ones 17x13: metrics need one size; --crop"),
@@ -243,10 +243,10 @@ def test_mistakes_are_one_line(
 ) -> None:
     spoil(here)
     capsys.readouterr()
-    options = {"--pictures": "ours", "--reference": "real", "--extractor": "means.pt"}
+    options = {"--images": "ours", "--reference": "real", "--extractor": "means.pt"}
     words = shlex.split(arguments)
     options |= dict(zip(words[::2], words[1::2], strict=True))
-    pictures = options.pop("--pictures")
+    pictures = options.pop("--images")
     with pytest.raises(SystemExit) as stop:
         main(["compare", pictures, *(word for option in options.items() for word in option)])
     said = capsys.readouterr()

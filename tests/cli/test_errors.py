@@ -69,7 +69,7 @@ def failed_last(capsys: pytest.CaptureFixture[str], *arguments: object, code: in
         (["generate", TINY, "--json", "false"], "--json takes no value, got 'false'"),
         (["generate", TINY, "--json=0"], "--json takes no value, got '0'"),
         (["generate"], "MODEL is missing; see swiftmask generate --help"),
-        (["compare"], "PICTURES, --reference, --extractor are missing"),
+        (["compare"], "IMAGES, --reference, --extractor are missing"),
         (["compare", ".", "--extractor", "scenes"], "compare: --reference is missing"),
         (["train", ""], "unknown recipe ''"),
         (["generate", TINY], "nothing to generate"),
@@ -169,7 +169,7 @@ def test_shortcut_of_another_base(
 TINY_MAR = "TINY-MAR"
 """Stands for the tiny MAR's folder."""
 
-_ONE_SEED = ("--pictures", "4", "--seeds", "1")
+_ONE_SEED = ("--images", "4", "--seeds", "1")
 
 
 @pytest.mark.parametrize(

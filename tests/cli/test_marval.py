@@ -15,6 +15,7 @@ from swiftmask.cli import main, measure
 from swiftmask.cli.bench import Bench, parse_annealing
 from swiftmask.cli.rows import Rows
 from swiftmask.evaluate.presets import Settings
+from swiftmask.registry import weights_name
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -65,11 +66,11 @@ def results(tiny_mar_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         disa=("4:2",),
         marval=("auto",),
         marval_steps=(1, 2),
-        pictures=4,
+        images=4,
         seeds=1,
         batch_size=4,
         budgets=(),
-        rivals=(),
+        baselines=(),
         unguided=(),
         shown=1,
         out=out,
@@ -112,8 +113,8 @@ def test_a_student_under_a_rival_is_one_series(tiny_mar_scenes: Path) -> None:
 
 
 def test_a_student_in_a_run_is_called_like_the_run(tmp_path: Path) -> None:
-    assert measure.student_name(str(tmp_path / "head-only" / "model")) == "head-only"
-    assert measure.student_name("mar-scenes-marval") == "mar-scenes-marval"
+    assert weights_name(tmp_path / "head-only" / "model") == "head-only"
+    assert weights_name(Path("mar-scenes-marval")) == "mar-scenes-marval"
 
 
 @pytest.mark.parametrize("text", ["50", "50:", ":5", "a:b", "-1:5"])
@@ -127,7 +128,7 @@ def test_ablations_write_one_table(
 ) -> None:
     small = ["training.batch_size=4", "training.log_every=1", "source.num_images=24"]
     arguments = ["--teacher", tiny_mar_scenes, "--variants", "start", "head-only", "--updates", 2]
-    arguments += ["--steps", 1, "--pictures", 4, "--seeds", 1, "--out", tmp_path, "--set", *small]
+    arguments += ["--steps", 1, "--images", 4, "--seeds", 1, "--out", tmp_path, "--set", *small]
     monkeypatch.setattr(sys, "argv", ["marval_ablations.py", *map(str, arguments)])
     script("marval_ablations").main()
     content = json.loads((tmp_path / "ablations.json").read_text())
@@ -166,7 +167,7 @@ def test_every_ablation_names_settings_of_the_recipe() -> None:
 def test_sheet_has_a_line_for_each_way(
     tiny_mar_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [tiny_mar_scenes, "--marval", "auto", "--ddim-steps", 2, "--steps", 1, "--pictures", 3]
+    arguments = [tiny_mar_scenes, "--marval", "auto", "--ddim-steps", 2, "--steps", 1, "--images", 3]
     arguments += ["--scale", 1, "--out", tmp_path / "new" / "sheet.png"]
     monkeypatch.setattr(sys, "argv", ["marval_sheet.py", *map(str, arguments)])
     script("marval_sheet").main()

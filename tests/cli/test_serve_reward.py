@@ -114,7 +114,7 @@ def test_rewards_by_name(
             ["own_reward:score", "--port", "70000"],
             "--port must be a whole number between 0 and 65_535, got 70000",
         ),
-        (["own_reward:score", "--max-pictures", "0"], "--max-pictures must be a whole number between 1 and"),
+        (["own_reward:score", "--max-images", "0"], "--max-images must be a whole number between 1 and"),
     ],
 )
 def test_mistakes_are_one_line(

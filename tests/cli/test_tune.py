@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import swiftmask
-from swiftmask.cli import main, measure
+from swiftmask.cli import main
 from swiftmask.cli.asked import Asked
 from swiftmask.cli.rows import Rows, StepCosts
 from swiftmask.cli.scoring import study_of
@@ -22,6 +22,7 @@ from swiftmask.evaluate.quantities import Quantity, Spread
 from swiftmask.evaluate.study import Sample
 from swiftmask.evaluate.tuning.halving import Candidate, Goal, Tried
 from swiftmask.presets import apply_settings
+from swiftmask.registry import weights_name
 
 
 def tune_command(model: Path, out: Path) -> Tune:
@@ -31,14 +32,14 @@ def tune_command(model: Path, out: Path) -> Tune:
         objective="fd_scenes",  # untrained, it scores 0 on few pictures
         reference_steps=4,
         steps=(2, 4),
-        rivals=("reuse",),
+        baselines=("reuse",),
         guidance=(3.0,),
         temperature=(0.9, 1.0),
         choice_temperature=(),
-        search_pictures=4,
-        pictures=6,
+        search_images=4,
+        images=6,
         seeds=2,
-        drift_pictures=2,
+        drift_images=2,
         batch_size=6,
         dtype="float32",
         out=out,
@@ -73,7 +74,7 @@ def searching(folder: Path, model: Path, space: Space) -> Search:
 
 @pytest.fixture(scope="module")
 def search(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Search:
-    space = Space(steps=(2, 6), reference_steps=6, rivals=("reuse",))
+    space = Space(steps=(2, 6), reference_steps=6, baselines=("reuse",))
     return searching(tmp_path_factory.mktemp("drift"), tiny_scenes, space)
 
 
@@ -167,8 +168,8 @@ def test_any_model_against_real_images(
         tune_command(tiny_folder, tmp_path / "out"),
         asked=Asked(reference=str(tmp_path / "real"), scorer=("scenes",)),
         objective=None,
-        search_pictures=10,
-        pictures=10,
+        search_images=10,
+        images=10,
         temperature=(),
         **bound,  # type: ignore[arg-type]
     )
@@ -311,4 +312,4 @@ def test_what_is_changed_is_in_the_name(search: Search) -> None:
     warmer = replace(reuse, sampling=SamplingOptions(temperature=0.9))
     moved = search.placed(warmer, 3, "front-loaded")
     assert search.candidate(moved, "front-loaded").row.name == "temperature-0.9+reuse-6:3 front-loaded"
-    assert measure.student_name("runs/mine/model") == "mine"
+    assert weights_name(Path("runs/mine/model")) == "mine"

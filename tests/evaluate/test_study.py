@@ -34,8 +34,8 @@ from swiftmask.evaluate.summary import (
     Origin,
     Report,
     at_cost,
+    baseline_of,
     read_report,
-    rival_of,
     summarise,
     write_report,
 )
@@ -261,12 +261,12 @@ def test_summary(report: Report, tmp_path: Path) -> None:
 def test_what_a_row_must_beat_is_generated_the_same_way() -> None:
     series = ["vanilla", "unguided", "shortcut", "unguided+shortcut", "tuned+reuse"]
     curves = {name: [name] for name in series}
-    assert rival_of("vanilla", curves) == []
-    assert rival_of("shortcut", curves) == rival_of("unguided", curves) == ["vanilla"]
-    assert rival_of("unguided+shortcut", curves) == ["unguided"]
-    assert rival_of("unguided+tuned+shortcut", curves) == ["unguided"]
-    assert rival_of("tuned+reuse", curves) == ["vanilla"]
-    assert rival_of("shortcut", {"shortcut": ["shortcut"]}) == []
+    assert baseline_of("vanilla", curves) == []
+    assert baseline_of("shortcut", curves) == baseline_of("unguided", curves) == ["vanilla"]
+    assert baseline_of("unguided+shortcut", curves) == ["unguided"]
+    assert baseline_of("unguided+tuned+shortcut", curves) == ["unguided"]
+    assert baseline_of("tuned+reuse", curves) == ["vanilla"]
+    assert baseline_of("shortcut", {"shortcut": ["shortcut"]}) == []
 
 
 def test_an_unguided_accelerator_is_held_against_unguided_steps(judge: SceneScorer) -> None:

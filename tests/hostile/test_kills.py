@@ -136,11 +136,11 @@ def test_compare(pictures: dict[str, Path], killed: Callable[..., None]) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["bench", "tune", "demo"])
 def test_measurements(command: str, tiny_scenes: Path, killed: Callable[..., None]) -> None:
-    few = ["--pictures", "12", "--seeds", "2", "--batch-size", "6"]
+    few = ["--images", "12", "--seeds", "2", "--batch-size", "6"]
     options = {
         "bench": [tiny_scenes, "--steps", "2", "--budgets", "4:2", "--shown", "2", *few],
         "tune": [tiny_scenes, "--speedup", "2", "--objective", "fd_scenes", "--reference-steps", "4",
-                 "--steps", "2", "4", "--search-pictures", "4", "--drift-pictures", "2", *few],
+                 "--steps", "2", "4", "--search-images", "4", "--drift-images", "2", *few],
         "demo": ["--model", tiny_scenes, "--steps", "4", "--full-steps", "1", "--shown", "2", *few[:2]],
     }  # fmt: skip
     killed(*command.split(), *options[command])

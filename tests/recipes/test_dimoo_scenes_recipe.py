@@ -106,8 +106,8 @@ def test_the_command_line_draws_with_the_bundled_pair(
 
 @pytest.mark.parametrize("caching", sorted(CACHINGS))
 def test_every_rival_runs_on_it(caching: str, trained: Path) -> None:
-    rival = swiftmask.accelerate(swiftmask.load(trained / "base" / "model"), caching=caching, full_steps=2)
-    result = rival.generate(prompts=captions(), steps=3, output_type="pt")
+    baseline = swiftmask.accelerate(swiftmask.load(trained / "base" / "model"), caching=caching, full_steps=2)
+    result = baseline.generate(prompts=captions(), steps=3, output_type="pt")
     assert result.cost.calls["backbone"] == 2
     assert (result.trajectory.tokens_BL < 8).all()
 

@@ -34,8 +34,8 @@ _BUDGETS = ((1, 1 / 4), (1, 3 / 8))
 class Bench:
     """Quality against cost: OUT/report.html, report.md (for a model card), report.json and frontier.png.
 
-    Compares the full model, the same with fewer steps, its accelerators, training-free rivals, and the model
-    without guidance; same seeds in every row. Any number of scorers measure the images. A killed run
+    Compares the full model, the same with fewer steps, its accelerators, training-free baselines, and the
+    model without guidance; same seeds in every row. Any number of scorers measure the images. A killed run
     continues where it was; processes that torchrun started share the work.
 
     Attributes:
@@ -44,7 +44,7 @@ class Bench:
         budgets: accelerated rows, as STEPS:FULL pairs; the full model is measured at their STEPS, too
             (default: a quarter and three eighths of the model's own steps full).
         shortcut: a shortcut's name or folder; auto is the model's own, if it has one; none leaves it out.
-        rivals: training-free accelerators of the backbone, at the same budgets (default: all there are).
+        baselines: training-free accelerators of the backbone, at the same budgets (default: all there are).
         marval: MARVAL students of a diffusion head, by name or folder; auto is the model's own, if it has
             one.
         marval_steps: their decode steps (default: --steps).
@@ -61,7 +61,7 @@ class Bench:
         ddim_steps: the same, deterministic.
         disa: the same, annealed over the decode, as FIRST:LAST pairs.
         only: names of rows to measure alone (default: all).
-        pictures: images per row for each evaluation seed.
+        images: images per row for each evaluation seed.
         seeds: evaluation seeds.
         batch_size: images at a time.
         shown: images side by side.
@@ -77,7 +77,7 @@ class Bench:
     steps: tuple[int, ...] | None = None
     budgets: tuple[str, ...] | None = None
     shortcut: str = "auto"
-    rivals: tuple[measure.Caching, ...] | None = None
+    baselines: tuple[measure.Caching, ...] | None = None
     marval: tuple[str, ...] = ("auto",)
     marval_steps: tuple[int, ...] = ()
     speed_rl: tuple[str, ...] = ("auto",)
@@ -89,7 +89,7 @@ class Bench:
     ddim_steps: tuple[str, ...] = ()
     disa: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
-    pictures: int = 700
+    images: int = 700
     seeds: int = 3
     batch_size: int = 100
     shown: int = 6
@@ -109,7 +109,7 @@ class Bench:
         from swiftmask.evaluate.summary import summarise
 
         self._check_options()
-        sample = Sample(num_images=self.pictures, num_seeds=self.seeds, batch_size=self.batch_size)
+        sample = Sample(num_images=self.images, num_seeds=self.seeds, batch_size=self.batch_size)
         processes = Processes.here()
         base = load(self.model, dtype=self.dtype, device=own_device(processes, self.device))
         command = measure.command_of("bench", self)
@@ -174,7 +174,7 @@ class Bench:
             steps=tuple(sorted({*steps, *(parse_budget(text)[0] for text in budgets)})),
             budgets=budgets,
             unguided=unguided if self.unguided is None else self.unguided,
-            rivals=measure.rivals_of(base) if self.rivals is None else self.rivals,
+            baselines=measure.baselines_of(base) if self.baselines is None else self.baselines,
             shortcut=measure.own_or_none(self.model, self.shortcut, "shortcut") or "none",
             marval=own["marval"] if measure.has_diffusion_head(base) or self.marval != ("auto",) else (),
             speed_rl=own["speed-rl"],
@@ -187,7 +187,7 @@ class Bench:
         plain = [Settings(steps=steps) for steps in self.steps or ()]
         asked: list[tuple[Settings, str | None]] = [(alone, None) for alone in plain]
         given = [] if self.shortcut == "none" else [Settings(shortcut=self.shortcut)]
-        given += [Settings(caching=rival) for rival in self.rivals or ()]
+        given += [Settings(caching=baseline) for baseline in self.baselines or ()]
         for accelerator in given:
             for steps, full_steps in map(parse_budget, self.budgets or ()):
                 alone = replace(accelerator, steps=steps, full_steps=full_steps)
@@ -263,7 +263,7 @@ class Bench:
         from swiftmask.evaluate.report import findings, html_report, model_card
         from swiftmask.evaluate.summary import write_report
 
-        shown = study.requests.shown(self.shown, self.pictures)
+        shown = study.requests.shown(self.shown, self.images)
         with counting("generating what is shown", len(ways), unit="rows") as advance:
             generated = generate_shown([row for _, row in ways], shown, lambda name: advance(1, name))
             timelines = self._timelines(report, rows_of, ways, shown)

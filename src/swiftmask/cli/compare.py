@@ -40,7 +40,7 @@ class Compare:
     A killed run continues where it was. torchrun --nproc-per-node N -m swiftmask compare ... shares the work.
     """
 
-    pictures: Positional[Path]
+    images: Positional[Path]
     """Folder of generated images, all of one size."""
     reference: Path
     """Folder of real images, or a file of their statistics: .safetensors (--save-statistics), or .npz with
@@ -77,7 +77,7 @@ class Compare:
         from swiftmask.evaluate.processes import Processes
 
         processes = Processes.here()
-        generated = folder_pictures(self.pictures, self._decoding())
+        generated = folder_pictures(self.images, self._decoding())
         reference = self._reference(generated)
         if processes.rank == 0:
             for line in (*generated.said, *_said_of(reference)):
@@ -104,7 +104,7 @@ class Compare:
     def _say_changes(self, ours: "FeatureStore", real: "FeatureStore | Moments") -> None:
         from swiftmask.data.images.decode import said
 
-        for folder, store in ((self.pictures, ours), (self.reference, real)):
+        for folder, store in ((self.images, ours), (self.reference, real)):
             for line in said(_changes_of(store), store.count or 0, self._decoding()):
                 note(f"{folder}: {line}")
 
@@ -148,7 +148,7 @@ class Compare:
         from swiftmask.evaluate.folder_metrics import MetricSettings, fewest_pictures
 
         fewest = fewest_pictures(MetricSettings(nearest=self.nearest, splits=self.splits))
-        for folder, found in ((self.pictures, generated.count), (self.reference, real.count)):
+        for folder, found in ((self.images, generated.count), (self.reference, real.count)):
             if found < fewest:
                 raise ValueError(
                     f"--nearest {self.nearest} and --splits {self.splits} need at least {fewest} images on "
@@ -181,7 +181,7 @@ class Compare:
         if isinstance(reference, Moments):
             require_same_features(reference, extractor, generated.images([0]), source=self.reference)
         with progress_bar(shown=processes.rank == 0) as bar:
-            ours = store(generated, self.pictures, "pictures", bar)
+            ours = store(generated, self.images, "pictures", bar)
             if isinstance(reference, Moments):
                 return ours, reference
             return ours, store(reference, self.reference, "reference", bar)
@@ -230,7 +230,7 @@ class Compare:
             "machine": machine(),
         }
         if self.json:
-            compared = {"folder": str(self.pictures), "reference": str(self.reference)}
+            compared = {"folder": str(self.images), "reference": str(self.reference)}
             read = {"decoding": self._decoding().identity, "converted": {"folder": ours, "reference": real}}
             measure.print_json(compared | asdict(result) | read | origin | {"versions": _versions()})
         else:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from swiftmask.evaluate.summary import Report, RowSummary
     from swiftmask.pipeline import Pipeline
 
-_RIVAL_DENOISING = 10
+_BASELINE_DENOISING = 10
 """DDIM steps of a diffusion head that spares as many as it can without being trained."""
 
 _RESULTS = Path("benchmarks/results")
@@ -42,7 +42,7 @@ class Demo:
         steps: decode steps (default: the model's own).
         full_steps: how many of them still run the backbone with a shortcut; how many there are with Speed-RL
             (default: three eighths of the steps).
-        pictures: images per row, for scoring. The default takes a minute or two on two cores; it shows large
+        images: images per row, for scoring. The default takes a minute or two on two cores; it shows large
             differences only.
         shown: images side by side.
         device: where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu).
@@ -59,7 +59,7 @@ class Demo:
     speed_rl: str | None = None
     steps: int | None = None
     full_steps: int | None = None
-    pictures: int = 60
+    images: int = 60
     shown: int = 6
     device: str = "auto"
     results: Path | None = None
@@ -71,8 +71,8 @@ class Demo:
         from swiftmask.api import load
         from swiftmask.registry import bundled_names
 
-        if not 1 <= self.shown <= self.pictures:
-            raise ValueError(f"--shown must be between 1 and --pictures ({self.pictures}), got {self.shown}")
+        if not 1 <= self.shown <= self.images:
+            raise ValueError(f"--shown must be between 1 and --images ({self.images}), got {self.shown}")
         if self.model == Demo().model and self.model not in bundled_names("model"):
             raise ValueError(
                 f"the bundled weights of {self.model} are missing: reinstall the package, train them "
@@ -104,7 +104,7 @@ class Demo:
 
         rows_of = Rows(base)
         method, ways = self._ways(base, rows_of)
-        sample = Sample(num_images=self.pictures, num_seeds=1, batch_size=min(96, self.pictures))
+        sample = Sample(num_images=self.images, num_seeds=1, batch_size=min(96, self.images))
         scorer = Asked(scorer=("scenes",))
         study = study_of(
             base, scorer, sample, self.out / "parts", diverse=False, compared=method == "shortcut"
@@ -116,7 +116,7 @@ class Demo:
             found = measured(study, rows, sample, "generating and scoring")
         origin = measure.origin(base.name, measure.command_of("demo", self))
         report = summarise(rows, found, sample, origin, study.scorers)
-        shown = study.requests.shown(self.shown, self.pictures)
+        shown = study.requests.shown(self.shown, self.images)
         generated = generate_shown(rows, shown)
         pipelines = [rows_of.pipeline(way) for way in ways]
         page = html_report(
@@ -152,17 +152,17 @@ class Demo:
         full_steps = max(1, 3 * steps // 8) if self.full_steps is None else self.full_steps
         measure.check_budget(steps, full_steps)
         method, source = self._accelerator()
-        full = rival = Settings(steps=steps)
+        full = baseline = Settings(steps=steps)
         match method:
             case "shortcut":
                 fast = replace(full, shortcut=source, full_steps=full_steps)
             case "marval":
                 fast = replace(full, marval=source)
-                few = SamplingOptions(sampler="ddim", denoising_steps=_RIVAL_DENOISING)
-                rival = replace(full, sampling=few)
+                few = SamplingOptions(sampler="ddim", denoising_steps=_BASELINE_DENOISING)
+                baseline = replace(full, sampling=few)
             case _:
                 fast = Settings(speed_rl=source, steps=full_steps)
-        equal = _at_cost_of(rows_of.flops(fast), rival, rows_of)
+        equal = _at_cost_of(rows_of.flops(fast), baseline, rows_of)
         ways = [full, fast] if equal == full else [full, fast, equal]
         if measure.is_guided(base):
             ways.append(replace(full, sampling=SamplingOptions(guidance=1.0)))
@@ -265,13 +265,13 @@ def _difference(one: "RowSummary", other: "RowSummary", num_images: int) -> str:
     return f"{more}, beyond the noise of N = {num_images} (± {100 * noise:.1f})"
 
 
-def _at_cost_of(wanted: int, rival: "Settings", rows_of: "Rows") -> "Settings":
-    """The rival with as many steps, at most its own, as come nearest to so many operations."""
-    assert rival.steps is not None
+def _at_cost_of(wanted: int, baseline: "Settings", rows_of: "Rows") -> "Settings":
+    """The baseline with as many steps, at most its own, as come nearest to so many operations."""
+    assert baseline.steps is not None
 
     def flops(steps: int) -> int:
-        return rows_of.flops(replace(rival, steps=steps))
+        return rows_of.flops(replace(baseline, steps=steps))
 
-    enough = 1 + bisect_left(range(1, rival.steps), wanted, key=flops)
+    enough = 1 + bisect_left(range(1, baseline.steps), wanted, key=flops)
     nearest = min({max(1, enough - 1), enough}, key=lambda steps: abs(flops(steps) - wanted))
-    return replace(rival, steps=nearest)
+    return replace(baseline, steps=nearest)

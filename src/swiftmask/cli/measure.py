@@ -18,7 +18,7 @@ Caching = Literal["reuse", "extrapolation-1", "extrapolation-2", "ml-cache", "ml
 """Training-free accelerators."""
 
 
-def rivals_of(pipeline: "Pipeline") -> tuple[Caching, ...]:
+def baselines_of(pipeline: "Pipeline") -> tuple[Caching, ...]:
     """Those that a model can be accelerated with: ML-Cache needs one that recomputes single columns."""
     anywhere: tuple[Caching, ...] = ("reuse", "extrapolation-1", "extrapolation-2")
     if not hasattr(pipeline.model, "features_and_cache"):
@@ -74,12 +74,6 @@ def _beside(model: str, method: str) -> str | None:
 
     beside = Path(f"{model.rstrip('/')}-{method}")
     return str(beside) if beside.is_dir() or beside.name in bundled_names() else None
-
-
-def student_name(source: str) -> str:
-    """What rows of other weights are called: their folder, or the run that left `RUN/model`."""
-    path = Path(source).resolve()
-    return path.parent.name if path.name in ("model", "policy") else path.name
 
 
 def denoising_steps(given: Sequence[int]) -> int | tuple[int, int] | None:

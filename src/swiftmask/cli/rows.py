@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftmask.cli import measure
@@ -11,6 +12,7 @@ from swiftmask.evaluate.scorers import Generated
 from swiftmask.evaluate.study import Row
 from swiftmask.evaluate.summary import VANILLA
 from swiftmask.presets import apply_settings
+from swiftmask.registry import weights_name
 
 if TYPE_CHECKING:
     from swiftmask.core.types import Schedule, Step
@@ -105,7 +107,7 @@ def series_of(settings: Settings) -> str:
         "unguided" if sampling.guidance == 1.0 else "",
         *(f"{name}-{value:g}" for name, value in changed if value is not None),
         annealed or fixed,
-        *(measure.student_name(source) for source in (settings.speed_rl, settings.marval) if source),
+        *(weights_name(Path(source)) for source in (settings.speed_rl, settings.marval) if source),
         settings.caching or ("" if settings.shortcut is None else "shortcut"),
     )
     return "+".join(part for part in parts if part) or VANILLA

@@ -297,7 +297,7 @@ def _check_numbers(real: Pictures, sample: Sample) -> None:
     fewest = fewest_pictures(MetricSettings())
     if min(real.count, sample.num_images) < fewest:
         raise ValueError(
-            f"these metrics need at least {fewest} images on either side, got --pictures {sample.num_images} "
+            f"these metrics need at least {fewest} images on either side, got --images {sample.num_images} "
             f"and {real.count} real ones: give more"
         )
 

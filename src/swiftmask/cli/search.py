@@ -39,8 +39,8 @@ from swiftmask.evaluate.tuning.placement import front_loaded_full_steps, optimis
 from swiftmask.pipeline import Pipeline
 
 _SHORTCUT_SHARES = (1 / 4, 3 / 8, 1 / 2, 3 / 4)
-_RIVAL_SHARES = (1 / 2, 3 / 4)
-"""Shares of full steps that are tried where no bound on the cost says how many; rivals need more of them."""
+_BASELINE_SHARES = (1 / 2, 3 / 4)
+"""Shares of full steps to try where no bound on the cost says how many; baselines need more of them."""
 
 _KEPT = {"budgets": 3, "placements": 2, "sampling": 3}
 """How many each stage leaves to the next; the last leaves the finalists."""
@@ -57,7 +57,7 @@ class Space:
         steps: step counts.
         reference_steps: of the full model that speed-ups are relative to.
         shortcut, marval, speed_rl: accelerators that need weights, where there are any.
-        rivals: cachings.
+        baselines: cachings.
         denoising_steps: of a diffusion head.
         guidance, temperature, choice_temperature, schedule_power: values to try on the best of what the rest
             gives.
@@ -68,7 +68,7 @@ class Space:
     shortcut: str | None = None
     marval: str | None = None
     speed_rl: str | None = None
-    rivals: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
     denoising_steps: tuple[int, ...] = ()
     guidance: tuple[float, ...] = ()
     temperature: tuple[float, ...] = ()
@@ -215,10 +215,10 @@ class Search:
 
     def _accelerated(self, goal: Goal) -> Iterator[Settings]:
         accelerators = [Settings(shortcut=source) for source in (self.space.shortcut,) if source]
-        accelerators += [Settings(caching=rival) for rival in self.space.rivals]
+        accelerators += [Settings(caching=baseline) for baseline in self.space.baselines]
         for steps, accelerator in product((n for n in self.space.steps if n > 1), accelerators):
             settings = replace(accelerator, steps=steps)
-            shares = _SHORTCUT_SHARES if settings.caching is None else _RIVAL_SHARES
+            shares = _SHORTCUT_SHARES if settings.caching is None else _BASELINE_SHARES
             several = goal.max_loss is not None or goal.in_ms
             counts = {max(1, round(share * steps)) for share in shares if several}
             if not goal.in_ms:

@@ -37,7 +37,7 @@ class ServeReward:
     """Where to score: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu)."""
     dtype: str = "float32"
     """Of the CLIP weights."""
-    max_pictures: int = 256
+    max_images: int = 256
     """Images a request may have."""
     max_megabytes: int = 64
     """Megabytes a request may have."""
@@ -52,8 +52,8 @@ class ServeReward:
 
     def server(self) -> ThreadingHTTPServer:
         """Listens already. Errors: ValueError or FileNotFoundError naming the wrong name, file or number."""
-        if self.max_pictures < 1 or self.max_megabytes < 1:
-            raise ValueError("--max-pictures and --max-megabytes must be at least 1")
+        if self.max_images < 1 or self.max_megabytes < 1:
+            raise ValueError("--max-images and --max-megabytes must be at least 1")
         for option, given in (("--weights", self.weights), ("--clip", self.clip)):
             if given == "":
                 raise ValueError(f"{option} is empty: name a file or a folder, or leave it out")
@@ -64,7 +64,7 @@ class ServeReward:
 
         device = device_named(self.device)
         dtype_named(self.dtype)  # complains, whatever the reward does with it
-        limits = Limits(num_images=self.max_pictures, num_bytes=self.max_megabytes * 10**6)
+        limits = Limits(num_images=self.max_images, num_bytes=self.max_megabytes * 10**6)
         service = RewardService(reward=self._load(device), name=self.reward, device=device, limits=limits)
         server = make_server(service, host=self.host, port=self.port)
         note(f"{self.reward} on {device_text(device)}")

@@ -46,7 +46,7 @@ class Tune:
         reference_steps: decode steps of the full model that is the reference (default: the model's own).
         steps: step counts to try (default: from half of the model's own to one and a half times as many).
         shortcut: the shortcut to try ("auto" is the model's own, if it has one; "none" leaves it out).
-        rivals: training-free accelerators to try (default: reuse and extrapolation-1 for models of codes).
+        baselines: training-free accelerators to try (default: reuse and extrapolation-1 for models of codes).
         marval: the MARVAL student to try ("auto" and "none" as above).
         speed_rl: the Speed-RL weights to try ("auto" and "none" as above).
         denoising_steps: of a diffusion head, to try.
@@ -55,10 +55,10 @@ class Tune:
         temperature: the same (default: 0.9 times and as much).
         choice_temperature: the same (default: half and as much).
         schedule_power: the same (default: 1 and 2; 1 is the model's own schedule).
-        search_pictures: images that every candidate generates at first.
-        pictures: images for each of --seeds evaluation seeds that the finalists are measured on.
+        search_images: images that every candidate generates at first.
+        images: images for each of --seeds evaluation seeds that the finalists are measured on.
         seeds: evaluation seeds of the finalists.
-        drift_pictures: images that drift is measured on, for the optimised placements.
+        drift_images: images that drift is measured on, for the optimised placements.
         batch_size: images at a time.
         device: where to run: cpu, cuda, mps, or auto (cuda where there is a GPU, else cpu).
         dtype: of the weights.
@@ -76,7 +76,7 @@ class Tune:
     reference_steps: int | None = None
     steps: tuple[int, ...] = ()
     shortcut: str = "auto"
-    rivals: tuple[measure.Caching, ...] | None = None
+    baselines: tuple[measure.Caching, ...] | None = None
     marval: str = "auto"
     speed_rl: str = "auto"
     denoising_steps: tuple[int, ...] = ()
@@ -84,10 +84,10 @@ class Tune:
     temperature: tuple[float, ...] | None = None
     choice_temperature: tuple[float, ...] | None = None
     schedule_power: tuple[float, ...] = (1.0, 2.0)
-    search_pictures: int = 48
-    pictures: int = 192
+    search_images: int = 48
+    images: int = 192
     seeds: int = 3
-    drift_pictures: int = 48
+    drift_images: int = 48
     batch_size: int = 96
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -105,7 +105,7 @@ class Tune:
         self._check()
         base = load(self.model, dtype=self.dtype, device=self.device)
         rows_of = Rows(base)
-        searched = Sample(num_images=self.search_pictures, num_seeds=1, batch_size=self.batch_size)
+        searched = Sample(num_images=self.search_images, num_seeds=1, batch_size=self.batch_size)
         folder = self.out / f"{measure.file_name(base)}-tune.partial"
         study = study_of(base, self.asked, searched, folder, diverse=False, brief=True)
         search = Search(
@@ -114,12 +114,12 @@ class Tune:
             space=self._space(base),
             searched=searched,
             confirming=Sample(
-                num_images=self.pictures,
+                num_images=self.images,
                 num_seeds=self.seeds,
                 batch_size=self.batch_size,
                 first_seed=_FRESH_SEED,
             ),
-            drift_images=self.drift_pictures,
+            drift_images=self.drift_images,
         )
         objective = _objective(study, self.objective)
         with resumable():
@@ -163,14 +163,14 @@ class Tune:
         choice = (
             () if own.choice_temperature is None else (0.5 * own.choice_temperature, own.choice_temperature)
         )
-        rivals: tuple[str, ...] = () if diffusion else ("reuse", "extrapolation-1")
+        baselines: tuple[str, ...] = () if diffusion else ("reuse", "extrapolation-1")
         return Space(
             steps=self.steps or shares_of(base.steps, *_STEPS),
             reference_steps=self.reference_steps or base.steps,
             shortcut=measure.own_or_none(self.model, self.shortcut, "shortcut"),
             marval=measure.own_or_none(self.model, self.marval, "marval") if diffusion else None,
             speed_rl=measure.own_or_none(self.model, self.speed_rl, "speed-rl"),
-            rivals=rivals if self.rivals is None else self.rivals,
+            baselines=baselines if self.baselines is None else self.baselines,
             denoising_steps=self.denoising_steps,
             guidance=guidance if self.guidance is None else self.guidance,
             temperature=temperature if self.temperature is None else self.temperature,
@@ -246,7 +246,7 @@ class Tune:
             speedup=found.reference.cost / winner.cost,
             objective=goal.objective.key,
             loss=winner.loss,
-            pictures=self.pictures,
+            pictures=self.images,
             seeds=self.seeds,
             dtype=self.dtype,
             commit=origin.commit,

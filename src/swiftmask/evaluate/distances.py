@@ -55,8 +55,11 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     """`|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`, never below 0.
 
     `S1 S2` is not symmetric, and a general matrix root of it goes astray where a covariance is singular
-    (fewer pictures than features, constant features). The trace of that root is the sum of the singular
-    values of `S1^(1/2) S2^(1/2)`, and symmetric roots always exist.
+    (fewer images than features, constant features). The trace of that root is the sum of the roots of the
+    eigenvalues of `S2^(1/2) S1 S2^(1/2)`, which is symmetric.
+
+    Args:
+        second: whose root is computed once: the reference, where many are compared with it.
 
     Errors: ValueError if the features differ in width or were made by different weights.
     """
@@ -66,10 +69,11 @@ def frechet_distance(first: Moments, second: Moments) -> float:
             f"the two sets were described by different weights (sha256 {first.extractor} and "
             f"{second.extractor}): describe both with one extractor"
         )
-    roots_DD = _symmetric_root(first.covariance_DD) @ _symmetric_root(second.covariance_DD)
+    product_DD = second.covariance_root @ first.covariance_DD @ second.covariance_root
+    overlap_D = torch.linalg.eigvalsh((product_DD + product_DD.mT) / 2).clamp(min=0).sqrt()
     shift = (first.mean_D - second.mean_D).square().sum()
     spread = first.covariance_DD.trace() + second.covariance_DD.trace()
-    return max(0.0, (shift + spread - 2 * torch.linalg.svdvals(roots_DD).sum()).item())
+    return max(0.0, (shift + spread - 2 * overlap_D.sum()).item())
 
 
 def kernel_distance(
@@ -197,11 +201,6 @@ def _distances_to_all(block_BD: Tensor, rows_YD: Tensor, origin_D: Tensor) -> Te
     for part_BY, part_YD in zip(distance_BY.split(_TOGETHER, 1), rows_YD.split(_TOGETHER), strict=True):
         part_BY.copy_(squared_distances(block_BD, part_YD.double() - origin_D))
     return distance_BY
-
-
-def _symmetric_root(covariance_DD: Tensor) -> Tensor:
-    values_D, vectors_DD = torch.linalg.eigh(covariance_DD)
-    return (vectors_DD * values_D.clamp(min=0).sqrt()) @ vectors_DD.mT
 
 
 def _cubic_kernel(first_XD: Tensor, second_YD: Tensor) -> Tensor:

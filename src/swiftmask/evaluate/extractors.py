@@ -24,6 +24,7 @@ from swiftmask.core.files import require_finite
 from swiftmask.core.optional import library
 from swiftmask.core.reading import DAMAGES, read_tensors, some
 from swiftmask.core.settings import check_foreign_sizes, first_line, read_json, refuse_pointer
+from swiftmask.data.images.pixels import to_bytes
 from swiftmask.evaluate.efficientnet import EfficientNetLite0
 from swiftmask.rewards.clip_files import read_model as read_clip
 from swiftmask.rewards.clip_preprocessing import Preprocessing
@@ -171,7 +172,7 @@ class DetectorExtractor:
 
     @torch.inference_mode()
     def __call__(self, images_B3HW: Tensor) -> Description:
-        bytes_B3HW = (images_B3HW * 255).round().clamp(0, 255).to(self.device, torch.uint8)
+        bytes_B3HW = to_bytes(images_B3HW).to(self.device)
         try:
             features_BD: Tensor = self.module(bytes_B3HW, return_features=True)
             probabilities_BV: Tensor = self.module(bytes_B3HW, no_output_bias=True)

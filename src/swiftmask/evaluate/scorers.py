@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from swiftmask.data.images.pixels import to_bytes
 from swiftmask.evaluate.extractors import Extractor, Identity
 from swiftmask.evaluate.feature_store import FeatureStore, Readings
 from swiftmask.evaluate.folder_metrics import (
@@ -259,7 +260,7 @@ class PixelScorer:
     note: str = "Pixel difference: root mean square, of pixels from 0 to 1, to the full model's images."
 
     def read(self, generated: Generated, asked: Sequence[Any]) -> Readings:
-        return {"pixels": (generated.images_B3HW.float().clamp(0, 1) * 255).round().byte().cpu()}
+        return {"pixels": to_bytes(generated.images_B3HW).cpu()}
 
     def values(self, images: Images) -> dict[str, float]:
         if images.reference is None:

@@ -3,35 +3,34 @@
 from collections.abc import Sequence
 from io import BytesIO
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from swiftmask.core.protocol import MaskedGenerator
 from swiftmask.core.types import Canvas
+from swiftmask.data.images.pixels import to_bytes
 
 _GAP = 4
 _HIDDEN = 0.55
-"""White pixels between pictures, and the grey of what is not decided yet."""
+"""White pixels between images, and the grey of what is not decided yet."""
 
 
 def side_by_side(rows_B3HW: Sequence[Tensor], *, scale: int = 2) -> bytes:
-    """One line of pictures [B, 3, H, W] per row of the comparison, enlarged `scale` times without smoothing.
+    """One line of images [B, 3, H, W] per row of the comparison, enlarged `scale` times without smoothing.
 
-    Errors: ValueError if the rows differ in the number or size of their pictures.
+    Errors: ValueError if the rows differ in the number or size of their images.
     """
     if len({tuple(row.shape) for row in rows_B3HW}) != 1:
         raise ValueError(f"rows need equal images, got {[tuple(row.shape) for row in rows_B3HW]}")
-    count, _, height, width = rows_B3HW[0].shape
-    tall, wide = height * scale + _GAP, width * scale + _GAP
-    sheet = np.full((len(rows_B3HW) * tall + _GAP, count * wide + _GAP, 3), 255, np.uint8)
-    for index, images_B3HW in enumerate(rows_B3HW):
-        for column, image_HW3 in enumerate(_pixels(images_B3HW)):
-            enlarged = image_HW3.repeat(scale, axis=0).repeat(scale, axis=1)
-            top, left = _GAP + index * tall, _GAP + column * wide
-            sheet[top : top + tall - _GAP, left : left + wide - _GAP] = enlarged
-    return _png(sheet)
+    pixels_RB3HW = to_bytes(torch.stack([row.cpu() for row in rows_B3HW]))
+    enlarged_RB3HW = pixels_RB3HW.repeat_interleave(scale, dim=3).repeat_interleave(scale, dim=4)
+    spaced_RHBW3 = F.pad(enlarged_RB3HW, (_GAP, 0, _GAP, 0), value=255).permute(0, 3, 1, 4, 2)
+    sheet_HW3 = F.pad(spaced_RHBW3.flatten(2, 3).flatten(0, 1), (0, 0, 0, _GAP, 0, _GAP), value=255)
+    buffer = BytesIO()
+    Image.fromarray(sheet_HW3.numpy()).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def canvas_picture(model: MaskedGenerator, canvas: Canvas) -> Tensor:
@@ -45,13 +44,3 @@ def canvas_picture(model: MaskedGenerator, canvas: Canvas) -> Tensor:
         for pixels, tokens in zip(image_3HW.shape[1:], model.spec.grid, strict=True)
     )
     return image_3HW.masked_fill(masked_hw[rows_H][:, columns_W], _HIDDEN)
-
-
-def _pixels(images_B3HW: Tensor) -> np.ndarray:
-    return (images_B3HW.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _png(pixels_HW3: np.ndarray) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(pixels_HW3).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()

@@ -7,6 +7,7 @@ covariance only.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -26,7 +27,7 @@ _ROUNDING = 1e-5
 """Relative error that a covariance may have: a file in float64 may have been computed in float32."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Moments:
     """What a Frechet distance needs to know about a set of pictures.
 
@@ -40,6 +41,12 @@ class Moments:
     covariance_DD: Tensor
     count: int | None = None
     extractor: str | None = None
+
+    @cached_property
+    def covariance_root(self) -> Tensor:
+        """The symmetric root of the covariance; computed once, for all that is compared with this."""
+        values_D, vectors_DD = torch.linalg.eigh(self.covariance_DD)
+        return (vectors_DD * values_D.clamp(min=0).sqrt()) @ vectors_DD.mT
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -32,9 +32,9 @@ class RowSummary:
 
     Attributes:
         values: by the key of a quantity.
-        equal_cost: by the key of a compared quantity: what the full model (or `rival_of` the series) with as
-            many steps as this row's GFLOP would pay for gives, interpolated along the logarithm of the cost;
-            empty for vanilla rows and outside its range.
+        equal_cost: by the key of a compared quantity: what the full model (or `baseline_of` the series)
+            with as many steps as this row's GFLOP would pay for gives, interpolated along the logarithm of
+            the cost; empty for vanilla rows and outside its range.
     """
 
     name: str
@@ -163,7 +163,7 @@ def summarise(
                 ms=median(m.ms for m in by_row[row.name]),
                 peak_memory_bytes=max(m.peak_memory_bytes for m in by_row[row.name]),
                 values=spreads[row.name],
-                equal_cost=_at_equal_cost(row, rival_of(row.series, curves), compared),
+                equal_cost=_at_equal_cost(row, baseline_of(row.series, curves), compared),
             )
             for row in rows
         ],
@@ -185,7 +185,7 @@ def _at_equal_cost(
     return {key: value for key, value in found.items() if value is not None}
 
 
-def rival_of(series: str, curves: Mapping[str, Sequence[Point]]) -> Sequence[Point]:
+def baseline_of(series: str, curves: Mapping[str, Sequence[Point]]) -> Sequence[Point]:
     """The curve that rows of a series must beat at their cost: that of the same without what was added last
     ("unguided" for "unguided+shortcut") if there is one, or "vanilla"; empty for "vanilla" itself.
     """

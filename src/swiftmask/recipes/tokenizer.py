@@ -13,6 +13,7 @@ from swiftmask.core.ranges import check_fields
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec
 from swiftmask.core.writing import write_bytes
 from swiftmask.data.encoded import EncodedImages, Share, encoded_images
+from swiftmask.data.images.pixels import to_bytes
 from swiftmask.data.sources import DataConfig, Source, held_out, open_source
 from swiftmask.evaluate.sheets import side_by_side
 from swiftmask.models.mar.codec import KLCodec, KLConfig
@@ -137,7 +138,7 @@ class TokenizerRecipe:
         return encoded_images(
             source,
             self.resolution,
-            lambda images_B3HW: (images_B3HW * 255).round().byte(),
+            to_bytes,
             folder,
             encoder="pixels",
             share=process_share(),

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.settings import first_line
+from swiftmask.data.images.pixels import to_pil
 from swiftmask.rewards.clip import check_pictures
 
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
@@ -114,8 +115,7 @@ class _PassingError(Exception):
 
 def to_pngs(images_B3HW: Tensor) -> list[bytes]:
     """Pictures in [0, 1] as 8-bit PNG files, lightly compressed."""
-    bytes_BHW3 = (images_B3HW.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()
-    return [_to_png(Image.fromarray(image_HW3.contiguous().numpy())) for image_HW3 in bytes_BHW3]
+    return [_to_png(image) for image in to_pil(images_B3HW)]
 
 
 def _is_address(url: str) -> bool:

@@ -17,7 +17,7 @@ from swiftmask.methods.caching.features import lagrange_weights
 from swiftmask.models.maskgit import MaskGIT
 
 NUM_STEPS = 8
-RIVALS = [
+BASELINES = [
     ReuseFeatures,
     lambda model: ExtrapolatedFeatures(model, 1),
     lambda model: ExtrapolatedFeatures(model, 2),
@@ -105,7 +105,7 @@ def test_other_orders_are_refused(order: int) -> None:
 
 def test_names() -> None:
     model = _Course(1.0)
-    assert [make(model).name for make in RIVALS] == ["reuse", "extrapolation-1", "extrapolation-2"]  # type: ignore[arg-type]
+    assert [make(model).name for make in BASELINES] == ["reuse", "extrapolation-1", "extrapolation-2"]  # type: ignore[arg-type]
 
 
 def _decode(model: MaskGIT, features_fn: FeatureFn, full: range | list[int], guidance: float) -> Trajectory:
@@ -122,7 +122,7 @@ def _decode(model: MaskGIT, features_fn: FeatureFn, full: range | list[int], gui
     )
 
 
-@pytest.mark.parametrize("make", RIVALS)
+@pytest.mark.parametrize("make", BASELINES)
 def test_all_steps_full_is_vanilla(make: type, golden_maskgit: MaskGIT) -> None:
     vanilla = _decode(golden_maskgit, FullFeatures(golden_maskgit), range(NUM_STEPS), 3.8)
     ours = _decode(golden_maskgit, make(golden_maskgit), range(NUM_STEPS), 3.8)
@@ -131,7 +131,7 @@ def test_all_steps_full_is_vanilla(make: type, golden_maskgit: MaskGIT) -> None:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.8])
-@pytest.mark.parametrize("make", RIVALS)
+@pytest.mark.parametrize("make", BASELINES)
 def test_runs_on_the_meta_device(make: type, guidance: float, golden_maskgit: MaskGIT) -> None:
     model: MaskedGenerator = copy.deepcopy(golden_maskgit).to("meta")
     assert isinstance(model, MaskGIT)

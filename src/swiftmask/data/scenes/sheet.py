@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from swiftmask.data.images.pixels import to_bytes
 from swiftmask.data.scenes.render import render
 from swiftmask.data.scenes.world import NUM_CLASSES, class_scenes, concat_scenes, sample_scenes
 
@@ -23,5 +24,4 @@ def save_sheet(path: str | Path, *, rows: int = 3, size: int = 96) -> None:
     images_B3HW = torch.nn.functional.pad(render(scenes, size), (_BORDER,) * 4, value=1.0)
     side = size + 2 * _BORDER
     sheet = images_B3HW.view(-1, _COLUMNS, 3, side, side).permute(0, 3, 1, 4, 2)
-    sheet = (sheet.reshape(-1, _COLUMNS * side, 3) * 255).round().byte()
-    Image.fromarray(sheet.numpy()).save(path)
+    Image.fromarray(to_bytes(sheet.reshape(-1, _COLUMNS * side, 3)).numpy()).save(path)

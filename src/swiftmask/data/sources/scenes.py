@@ -7,6 +7,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from swiftmask.data.images.pixels import to_bytes
 from swiftmask.data.scenes import (
     CLASS_NAMES,
     NUM_CLASSES,
@@ -75,7 +76,7 @@ class SceneSource:
         with self._lock:  # readers are threads, and images are cheap in blocks
             if (block, size) not in self._rendered:
                 indices = range(block * _TOGETHER, min(self.number, (block + 1) * _TOGETHER))
-                pixels_B3HW = (render(self._scenes(indices), size) * 255).round().byte()
+                pixels_B3HW = to_bytes(render(self._scenes(indices), size))
                 while len(self._rendered) >= _BLOCKS:
                     del self._rendered[next(iter(self._rendered))]
                 self._rendered[block, size] = pixels_B3HW

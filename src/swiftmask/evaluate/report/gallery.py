@@ -4,9 +4,10 @@ import base64
 from dataclasses import dataclass
 from io import BytesIO
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
+
+from swiftmask.data.images.pixels import to_pil
 
 _LOSSLESS_UP_TO = 128
 """Pixels of a side; above, PNG would make pages of tens of megabytes."""
@@ -41,8 +42,7 @@ def picture_uri(image_3HW: Tensor, *, at_most: int | None = None) -> str:
     Args:
         at_most: shrink the picture until no side is longer.
     """
-    pixels_HW3 = (image_3HW.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    image = Image.fromarray(np.ascontiguousarray(pixels_HW3))
+    (image,) = to_pil(image_3HW[None])
     if at_most is not None:
         image.thumbnail((at_most, at_most), Image.Resampling.BOX)
     buffer = BytesIO()

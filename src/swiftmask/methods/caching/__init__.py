@@ -1,4 +1,4 @@
-"""Training-free rivals of the learned shortcut: reuse the last features, extrapolate, or recompute few."""
+"""Training-free baselines of the learned shortcut: reuse the last features, extrapolate, or recompute few."""
 
 from swiftmask.methods.caching.features import ExtrapolatedFeatures, ReuseFeatures
 from swiftmask.methods.caching.ml_cache import (
