@@ -26,6 +26,7 @@ from swiftmask.core.writing import write_text
 from swiftmask.methods.speed_rl import Prompts, Rounds, SpeedRLTrainer
 from swiftmask.methods.speed_rl.policy import trained_parameters
 from swiftmask.methods.speed_rl.training import Lesson
+from swiftmask.recipes.conditions import Start
 from swiftmask.recipes.speed_rl import SpeedRLRecipe
 from swiftmask.registry import recipe_module
 
@@ -50,7 +51,7 @@ class Agreement:
 
 def gradients(recipe: SpeedRLRecipe, num_rounds: int) -> tuple[Tensor, list[int]]:
     """Of every round and step, [R, S, P], and how many tokens each step decides."""
-    start = recipe.start()
+    start = Start.of(recipe)
     base: Any = start.read().model
     steps, config = recipe.planned(base)
     trainer = SpeedRLTrainer(base, config)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from swiftmask.data.scenes import CLASS_NAMES
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
@@ -13,6 +14,7 @@ from swiftmask.models.mar.codec import KLCodec
 from swiftmask.models.mar.network import Network
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.meissonic import Meissonic
+from swiftmask.recipes.held_out import LOG_NAME, best_of
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +59,11 @@ def asked_of(family: str, toys: dict[str, Path]) -> dict[str, str]:
     """The settings that name a toy model, and its prompts if it needs some."""
     prompts = {"prompts": str(toys["prompts"])} if family in ("meissonic", "lumina_dimoo") else {}
     return {"model": str(toys[family])} | prompts
+
+
+def assert_same_best(one: Path, other: Path) -> None:
+    """Two runs measured the same at their checkpoints and kept the same weights of the best."""
+    assert (one / LOG_NAME).read_text() == (other / LOG_NAME).read_text()
+    found, expected = (load_file(run / "best" / "model.safetensors") for run in (one, other))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert best_of(one) is not None

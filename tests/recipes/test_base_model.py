@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from swiftmask.recipes.tokenizer_files import read_tokenizer
 from swiftmask.registry import model_names, trainable
 from swiftmask.training.loop import Progress
 from swiftmask.training.setup import TrainingConfig, memory_needed
+from tests.recipes.conftest import assert_same_best
 from tests.released_layouts import write, write_meissonic
 
 SIDE = 16
@@ -64,6 +65,14 @@ def tokenizers(products: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return {kind: trained(kind) for kind in ("vq", "kl")}
 
 
+JUDGE = f"{__name__}:brightness"
+
+
+def brightness(images: torch.Tensor, what: Sequence[object]) -> torch.Tensor:
+    assert all(str(text).endswith(("picture of mug", "picture of vase", "on white")) for text in what)
+    return images.mean((1, 2, 3))
+
+
 Few = Callable[[str], BaseModelRecipe]
 
 
@@ -78,6 +87,8 @@ def few(products: Path, tokenizers: dict[str, Path]) -> Few:
             tokenizer=str(tokenizers[own.trainable.tokenizers[0]]),
             source=replace(own.source, held_out=0.25, mirror=True),
             samples=SampleConfig(number=2, steps=2),
+            judges=(JUDGE,),
+            judged=3,
             sampling=replace(own.sampling, denoising_steps=2) if family == "mar" else own.sampling,
         )
 
@@ -99,6 +110,7 @@ def test_a_few_images_become_a_model_that_generates(family: str, few: Few, tmp_p
 
     lines = [json.loads(line) for line in (tmp_path / "held_out.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
+    assert all(0 < line[JUDGE] < 1 for line in lines)
     assert swiftmask.load(tmp_path / "best").model.spec == trained.model.spec
     with Image.open(tmp_path / "samples.png") as sheet:
         assert sheet.width > 2 * SIDE
@@ -106,7 +118,7 @@ def test_a_few_images_become_a_model_that_generates(family: str, few: Few, tmp_p
     assert "16 images, 4 held out" in provenance["data"]
 
     again = few(family)
-    killed = replace(again, samples=SampleConfig(number=0))
+    killed = replace(again, samples=SampleConfig(number=0, steps=2))
 
     def kill(progress: Progress) -> None:
         if progress.num_steps == FEW.num_steps and progress.step == 3 and "images" not in progress.metrics:
@@ -117,6 +129,7 @@ def test_a_few_images_become_a_model_that_generates(family: str, few: Few, tmp_p
     resumed = killed.run(tmp_path / "killed")
     expected, found = (load_file(f / "model.safetensors") for f in (tmp_path / "model", resumed))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert_same_best(tmp_path, tmp_path / "killed")
 
     if family == "mar":
         return
@@ -138,12 +151,15 @@ def test_what_does_not_fit_is_refused_before_any_work(
         (replace(meissonic, tokenizer=""), "tokenizer is not set: .* kind=vq"),
         (replace(meissonic, initial="maskgit-scenes"), "initial is a maskgit .*, expected a meissonic"),
         (replace(mar, data=""), "data is not set"),
+        (replace(mar, judges=("hps",)), "hps needs its weights, as in hps=PATH"),
     ):
         with pytest.raises(ValueError, match=message):
             recipe.run(tmp_path / "none")
     assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match="unknown size 'huge': choose one of tiny, small"):
         replace(mar, size="huge")
+    with pytest.raises(ValueError, match="unknown reward 'klip'"):
+        replace(mar, judges=("klip",))
 
 
 def test_sources_without_classes_or_captions_are_refused(few: Few, tmp_path: Path) -> None:

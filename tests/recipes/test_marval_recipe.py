@@ -26,10 +26,12 @@ from swiftmask.recipes import (
     marval,
     marval_rl,
 )
+from swiftmask.recipes.held_out import LOG_NAME
 from swiftmask.recipes.marval import MarvalRecipe, RealTokens, teachers_labels, training_bytes
-from swiftmask.recipes.marval_rl import JUDGED, MarvalRLRecipe, unclamped_pixels
+from swiftmask.recipes.marval_rl import MarvalRLRecipe, unclamped_pixels
 from swiftmask.training.loop import Progress
 from swiftmask.training.setup import TrainingConfig
+from tests.recipes.conftest import assert_same_best
 
 FEW = TrainingConfig(
     num_steps=4,
@@ -92,12 +94,13 @@ def test_any_images_of_the_teachers_classes(
 def test_a_killed_run_continues_to_the_same_student(
     toy_models: dict[str, Path], images: Path, tmp_path: Path
 ) -> None:
-    recipe = tiny(toy_models["mar"], images, latents=tmp_path / "latents")
+    recipe = tiny(toy_models["mar"], images, latents=tmp_path / "latents", source=DataConfig(held_out=0.4))
     with pytest.raises(KeyboardInterrupt):
         recipe.run(tmp_path / "killed", kill_at(3))
     whole, resumed = (load_file(recipe.run(tmp_path / n) / "model.safetensors") for n in ("whole", "killed"))
     assert any("encoder_blocks" in name for name in whole)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    assert_same_best(tmp_path / "whole", tmp_path / "killed")
     with pytest.raises(ValueError, match="other settings"):
         replace(recipe, marval=replace(recipe.marval, guidance=2.0)).run(tmp_path / "whole")
 
@@ -188,13 +191,14 @@ def test_tuning_ends_in_another_student_and_resumes(
     before, after = (load_file(path / "model.safetensors") for path in (student, folder))
     assert set(before) == set(after)
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    judged = [json.loads(line) for line in (tmp_path / "whole" / JUDGED).read_text().splitlines()]
-    assert [line["step"] for line in judged] == [2, 4]
+    judged = [json.loads(line) for line in (tmp_path / "whole" / LOG_NAME).read_text().splitlines()]
+    assert [list(line) for line in judged] == [["step", "scenes-judge", "scenes-reward"]] * 2
     assert all(0 <= line["scenes-judge"] <= 1 for line in judged)
     with pytest.raises(KeyboardInterrupt):
         recipe.run(tmp_path / "killed", kill_at(3))
     resumed = load_file(recipe.run(tmp_path / "killed") / "model.safetensors")
     assert all(torch.equal(resumed[name], after[name]) for name in after)
+    assert_same_best(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_without_divergence_there_is_no_auxiliary_network_and_no_data(

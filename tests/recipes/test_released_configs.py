@@ -35,7 +35,7 @@ SMALL: dict[str, list[str]] = {
         "speed_rl.tuning.lora_r=2",
         "sheets.every=0",
     ],
-    "marval": ["data=scenes:classes", "source.num_images=8", "source.held_out=0"],
+    "marval": ["data=scenes:classes", "source.num_images=8", "source.held_out=0.5"],
 }
 
 
@@ -57,7 +57,11 @@ def test_a_config_is_of_its_recipe(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_trains_a_toy_model(
-    path: Path, toy_models: dict[str, Path], teacher_folder: Path, tmp_path: Path
+    path: Path,
+    toy_models: dict[str, Path],
+    teacher_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe, _ = read_config_file(path)
     assert recipe is not None
@@ -73,3 +77,4 @@ def test_a_config_trains_a_toy_model(
         main(["train", "--config", str(path), *settings, "--out", str(tmp_path)])
     assert ended.value.code in (0, None)
     assert (tmp_path / "model" / "config.json").is_file()
+    assert f"best checkpoint: {tmp_path / 'best'} (step " in capsys.readouterr().out

@@ -22,7 +22,7 @@ from swiftmask.registry import WEIGHTS
 from swiftmask.training.average import Average
 from swiftmask.training.loop import Progress
 from swiftmask.training.setup import Batches
-from tests.recipes.conftest import asked_of
+from tests.recipes.conftest import asked_of, assert_same_best
 
 FAMILIES = ["maskgit", "mar", "meissonic", "lumina_dimoo"]
 
@@ -62,6 +62,7 @@ def test_a_killed_run_continues_to_the_same_shortcut(toy_models: dict[str, Path]
         recipe.run(tmp_path / "killed", kill)
     whole, resumed = (load_file(recipe.run(tmp_path / n) / "model.safetensors") for n in ("whole", "killed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert_same_best(tmp_path / "whole", tmp_path / "killed")
     with pytest.raises(ValueError, match="other settings"):
         replace(recipe, rounds=replace(recipe.rounds, token_weight=0.1)).run(tmp_path / "whole")
 

@@ -17,10 +17,12 @@ from swiftmask.recipes import (
     meissonic_scenes_speed_rl,
     speed_rl,
 )
+from swiftmask.recipes.conditions import Start
+from swiftmask.recipes.held_out import LOG_NAME
 from swiftmask.recipes.speed_rl import SpeedRLRecipe
 from swiftmask.recipes.speed_rl_sheets import SheetConfig
 from swiftmask.training.loop import Progress
-from tests.recipes.conftest import asked_of
+from tests.recipes.conftest import asked_of, assert_same_best
 
 OWN = """
 def bright(images, prompts):
@@ -102,6 +104,16 @@ def test_a_killed_run_continues_to_the_same_model(toy_models: dict[str, Path], t
         often.run(tmp_path / "killed", kill)
     states = [load_file(often.run(tmp_path / n) / "model.safetensors") for n in ("whole", "killed")]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert_same_best(tmp_path / "whole", tmp_path / "killed")
+    lines = [json.loads(line) for line in (tmp_path / "whole" / LOG_NAME).read_text().splitlines()]
+    assert [list(line) for line in lines] == [["step", "own_scores:red", "own_scores:bright"]] * 2
+    best = max(lines, key=lambda line: line["own_scores:red"])
+    folder = tmp_path / "whole" / "best"
+    assert json.loads((folder / "provenance.json").read_text())["checkpoint"] == best
+    fast = swiftmask.accelerate(swiftmask.load(recipe.model), speed_rl=folder)
+    merged, alone = (each.model.state_dict() for each in (fast, swiftmask.load(folder)))  # type: ignore[attr-defined]
+    for key in alone:
+        torch.testing.assert_close(merged[key], alone[key], atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +160,7 @@ def test_a_reader_of_scenes_needs_their_captions(toy_models: dict[str, Path], tm
 )
 def test_presets_tune_bundled_models_for_five_steps(module: Any) -> None:
     recipe: SpeedRLRecipe = module.recipe()
-    start = recipe.start()
+    start = Start.of(recipe)
     base: Any = start.read().model
     steps, config = recipe.planned(base)
     assert steps == 5

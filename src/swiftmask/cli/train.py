@@ -69,11 +69,22 @@ class Train:
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the same command continues from the last checkpoint") from None
         processes().destroy_process_group()
-        result = str(finished) if isinstance(finished, Path) else str(folder)
         if speaks:
-            told = json_module.dumps({"recipe": recipe, "result": result})
-            print(told if self.json else f"finished: {result}")
+            self._finish(recipe, folder, finished if isinstance(finished, Path) else folder)
         return 0
+
+    def _finish(self, recipe: str, folder: Path, result: Path) -> None:
+        """Say where the model is, and the best checkpoint."""
+        from swiftmask.recipes.held_out import best_of
+
+        best = best_of(folder)
+        if self.json:
+            told = {"recipe": recipe, "result": str(result)}
+            print(json_module.dumps(told | ({} if best is None else {"best": str(best[0])})))
+            return
+        print(f"finished: {result}")
+        if best is not None:
+            print(f"best checkpoint: {best[0]} ({best[1]})")
 
     def _list_recipes(self) -> int:
         """Print name and purpose of every recipe."""

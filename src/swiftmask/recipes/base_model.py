@@ -3,10 +3,9 @@
 Stages, each resumable: the tokenizer (if the recipe brings one), the cache of tokens, the network.
 """
 
-import json
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,20 @@ from torch import Tensor, nn
 from swiftmask.api import load
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import check_fields
-from swiftmask.core.settings import parse_json
 from swiftmask.core.trainable import Subject, Task, Trainable
 from swiftmask.core.writing import write_bytes
 from swiftmask.data.encoded import EncodedImages, encoded_images
 from swiftmask.data.sources import DataConfig, Source, held_out, labels_of, open_source, require_captions
 from swiftmask.evaluate.sheets import side_by_side
+from swiftmask.methods.speed_rl.scorers import Judge, Prompts
 from swiftmask.pipeline import Pipeline
+from swiftmask.recipes.held_out import LOSS, keep_best, mean_scores
 from swiftmask.recipes.provenance import provenance
 from swiftmask.recipes.runs import OnLog, fingerprint, run_name, training_device
 from swiftmask.recipes.tokenizer import TokenizerRecipe, process_share, reported
 from swiftmask.recipes.tokenizer_files import Tokenizer, read_tokenizer, tokenizer_of
 from swiftmask.registry import trainable
+from swiftmask.rewards.named import Entry, entries, load_for
 from swiftmask.training.loop import train
 from swiftmask.training.processes import processes, to_device
 from swiftmask.training.setup import TrainingConfig, memory_needed, step_seed
@@ -38,6 +39,9 @@ _log = logging.getLogger(__name__)
 _HELD_OUT_BATCHES = 4
 _NOT_A_STEP = 1 << 40
 """Seeds of held-out batches are those of a step that no run reaches."""
+
+_JUDGED_TOGETHER = 8
+"""Images that are generated for the judges at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +76,8 @@ class BaseModelRecipe:
         sampling, steps: defaults written into the model's config.
         max_unreadable: images that may be left out because they cannot be read.
         codec: recipe of a tokenizer that is trained first where `tokenizer` and `initial` are empty.
+        judges: what scores `judged` generated images at every checkpoint, by name (rewards/named.py), as in
+            "clip". They are logged; the loss on held-out images decides which checkpoint is the best.
     """
 
     family: str
@@ -88,10 +94,14 @@ class BaseModelRecipe:
     samples: SampleConfig = SampleConfig()
     source: DataConfig = DataConfig()
     codec: TokenizerRecipe | None = None
+    judges: tuple[str, ...] = ()
+    judged: int = 32
     name: str = ""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for text in self.judges:
+            Entry.parsed(text)
         self.trainable.chosen(self.size, self.network)
 
     @property
@@ -107,9 +117,12 @@ class BaseModelRecipe:
         """
         source = open_source(self.data, self.source)
         self.check_source(source)
+        judges = entries(self.judges)
         initial = self.read_initial()
         tokenizer = self.read_tokenizer(initial, folder, on_log)
-        run = _Run(self, source, tokenizer, self.encoded(source, tokenizer, folder, on_log), initial)
+        encoded = self.encoded(source, tokenizer, folder, on_log)
+        run = _Run(self, source, tokenizer, encoded, initial)
+        run.load(judges)
         if processes().is_main_process:
             _log.warning("%s: %s", self.name, memory_needed(run.task.trainer, self.training))
         started_from = run_name(self.name, run.task.trainer, fingerprint(tokenizer.codec), *run.told())
@@ -225,6 +238,7 @@ class _Run:
         )
         torch.manual_seed(recipe.training.seed)
         family = recipe.trainable
+        self._judges: list[Judge] = []
         self.task: Task = (
             family.fresh(family.chosen(recipe.size, recipe.network), subject, recipe.objective)
             if initial is None
@@ -259,15 +273,22 @@ class _Run:
         chosen_B = torch.rand(len(several), generator=generator)
         return [texts[int(len(texts) * place)] for texts, place in zip(several, chosen_B, strict=True)]
 
+    def load(self, judges: Sequence[Entry]) -> None:
+        """The judges of a process that looks. Errors: ValueError or FileNotFoundError, as `load_for`."""
+        self._shown = self._picked(self._recipe.judged)
+        names = None if self._labels_X is None else self._source.classes.names  # type: ignore[union-attr]
+        if processes().is_main_process:
+            what, device = self._shown[1], training_device()
+            self._judges = [Judge(e.name, load_for(e, what, names, device=device)) for e in judges]
+
     @torch.no_grad()
     def look(self, step: int, average: nn.Module, folder: Path) -> None:
-        """Sheet, held-out loss, and the best model so far."""
+        """Sheet, held-out loss and scores, and the best model so far."""
         was_training = average.training
         average.eval()
-        if len(self.tested_X):
-            loss = self._held_out_loss(average)
-            if loss < _best_before(step, loss, folder / "held_out.jsonl"):
-                self.save(average, folder / "best")
+        loss = {LOSS: self._held_out_loss(average)} if len(self.tested_X) else {}
+        scores = mean_scores(self._judges, self._drawn(average)) if self._judges else {}
+        keep_best(folder, step, loss | scores, lambda path, facts: self.save(average, path, **facts))
         if self._recipe.samples.number:
             write_bytes(folder / "samples.png", self._sheet(average))
         average.train(was_training)
@@ -283,28 +304,36 @@ class _Run:
             losses.append(loss)
         return float(torch.stack(losses).mean())
 
+    def _picked(self, count: int) -> tuple[Tensor, Sequence[Any]]:
+        """Items spread over those held out, or over all if none are, and their labels or captions."""
+        pool_X = self.tested_X if len(self.tested_X) else self.trained_X
+        picked_B = pool_X[torch.linspace(0, len(pool_X) - 1, count).long()]
+        what = self._what(picked_B, torch.Generator().manual_seed(0))
+        return picked_B, what.tolist() if isinstance(what, Tensor) else what
+
+    def _generated(self, model: Any, what: Sequence[Any], first_seed: int) -> Tensor:
+        """Images [B, 3, H, W] at the steps of the sheet."""
+        asked: dict[str, Any] = {"prompts": what} if self._labels_X is None else {"labels": what}
+        seeds = list(range(first_seed, first_seed + len(what)))
+        steps = min(self._recipe.samples.steps, model.spec.num_tokens)
+        images = Pipeline(model).generate(**asked, seeds=seeds, steps=steps, output_type="pt").images
+        assert isinstance(images, Tensor)
+        return images.float()
+
+    def _drawn(self, average: nn.Module) -> Iterator[tuple[Tensor, Prompts]]:
+        """What the judges score, a few images at a time, with what they show."""
+        model, what = self.model(average), self._shown[1]
+        for first in range(0, len(what), _JUDGED_TOGETHER):
+            shown = what[first : first + _JUDGED_TOGETHER]
+            yield self._generated(model, shown, first), Prompts(shown)
+
     def _sheet(self, average: nn.Module) -> bytes:
         """Generated images above those of the same class or caption."""
-        samples = self._recipe.samples
-        pool_X = self.tested_X if len(self.tested_X) else self.trained_X
-        picked_B = pool_X[torch.linspace(0, len(pool_X) - 1, samples.number).long()]
-        model = self.model(average)
-        what = self._what(picked_B, torch.Generator().manual_seed(0))
-        asked: dict[str, Any] = {"prompts": what} if self._labels_X is None else {"labels": what.tolist()}  # type: ignore[union-attr]
-        images = (
-            Pipeline(model)
-            .generate(
-                **asked,
-                seeds=list(range(samples.number)),
-                steps=min(samples.steps, model.spec.num_tokens),
-                output_type="pt",
-            )
-            .images
-        )
-        assert isinstance(images, Tensor)
+        picked_B, what = self._picked(self._recipe.samples.number)
+        images = self._generated(self.model(average), what, 0).cpu()
         size = images.shape[-1]
         real = torch.stack([self._source.read(int(i), size) for i in self._encoded.items[picked_B]]) / 255
-        return side_by_side([images.float().cpu(), real])
+        return side_by_side([images, real])
 
     def model(self, trainer: nn.Module) -> Any:
         """The model on the device of the trainer."""
@@ -312,28 +341,16 @@ class _Run:
         model: Any = self.task.model(trainer, recipe.sampling, recipe.steps)
         return model.to(next(trainer.parameters()).device).eval()
 
-    def save(self, trainer: nn.Module, folder: Path) -> None:
+    def save(self, trainer: nn.Module, folder: Path, **more: object) -> None:
         """A model folder in half precision, with where it comes from."""
         recipe, source = self._recipe, self._source
         data = f"{source.name}: {len(self.trained_X)} images, {len(self.tested_X)} held out"
         settings = asdict(recipe)
         kept = ("family", "data", "tokenizer", "size", "network", "objective", "initial", "source")
         facts = {"data": data, "licence": source.licence, "settings": {key: settings[key] for key in kept}}
-        facts |= source.facts
+        facts |= source.facts | more
         made_by = provenance(recipe.name, recipe.training, **facts)
         self.model(trainer).save_pretrained(folder, provenance=made_by, dtype=torch.float16)
-
-
-def _best_before(step: int, loss: float, path: Path) -> float:
-    """The lowest loss of earlier steps; the file gets a line for this one. Later lines are of a run that was
-    cut off, and are made again.
-    """
-    text = path.read_text() if path.is_file() else ""
-    lines = [parse_json(line, source=str(path)) for line in text.splitlines() if line.strip()]
-    before = [line for line in lines if line["step"] < step]
-    now = [*before, {"step": step, "loss": loss}]
-    write_bytes(path, "".join(json.dumps(line) + "\n" for line in now).encode())
-    return min((float(line["loss"]) for line in before), default=float("inf"))
 
 
 def base_recipe(family: str, training: TrainingConfig, **settings: Any) -> BaseModelRecipe:

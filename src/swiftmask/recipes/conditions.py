@@ -5,10 +5,10 @@ captions of a data source; one that was trained on Scenes has captions of its ow
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -112,6 +112,11 @@ class Start:
                 "data=products/ for the captions of a folder"
             )
         object.__setattr__(self, "_listed", self._read() if given else None)
+
+    @classmethod
+    def of(cls, recipe: object) -> Self:
+        """As the settings of the same names of a recipe say."""
+        return cls(**{each.name: getattr(recipe, each.name) for each in fields(cls) if each.init})
 
     @cached_property
     def path(self) -> Path:

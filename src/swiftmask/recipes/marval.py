@@ -4,8 +4,9 @@ Two stages, each resumable: the latents of a data source, the student.
 """
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from swiftmask.api import load
 from swiftmask.core.ranges import check_fields
 from swiftmask.data.encoded import EncodedImages, encoded_images
 from swiftmask.data.sources import Classes, DataConfig, Source, held_out, labels_of, open_source
-from swiftmask.methods.marval import head_parameters, network_parameters, write_student
+from swiftmask.methods.marval import Student, head_parameters, network_parameters, write_student
+from swiftmask.methods.marval.held_out import HeldOutScore
+from swiftmask.methods.marval.masking import mask_tokens
 from swiftmask.methods.marval.objective import diffusion_rate, flat, noise_level
 from swiftmask.methods.marval.training import (
     CleanTokens,
@@ -26,6 +29,7 @@ from swiftmask.methods.marval.training import (
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar.training import sampled_tokens
 from swiftmask.pipeline import Pipeline
+from swiftmask.recipes.held_out import LOSS, keep_best, spread
 from swiftmask.recipes.provenance import provenance
 from swiftmask.recipes.runs import OnLog, fingerprint, run_name, training_device
 from swiftmask.recipes.tokenizer import process_share, reported
@@ -35,6 +39,8 @@ from swiftmask.training.setup import TrainingConfig, step_seed
 
 _PARTS = {"network": network_parameters, "head": head_parameters}
 _WEIGHTS = {"flat": flat, "noise-level": noise_level, "diffusion-rate": diffusion_rate}
+
+_HELD_OUT_IMAGES = 16
 
 _DATA_STREAM = 0x64617461
 """Keeps the draws of data apart from those of masks, and from those the training loop makes with the same
@@ -71,7 +77,8 @@ class MarvalRecipe:
 
     def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
         """Encode and train, or continue, in `folder`; returns `folder/model`, ready for
-        `accelerate(marval=...)`.
+        `accelerate(marval=...)`. `folder/best` is the student whose tokens for held-out images are nearest to
+        the teacher's (methods/marval/held_out.py).
 
         Errors: ValueError or FileNotFoundError for a model, data or settings that do not go together.
         """
@@ -92,6 +99,21 @@ class MarvalRecipe:
         name = run_name(self.name, mar, *told)
         mar.to(training_device())
         torch.manual_seed(self.training.seed)
+        facts = {"marval": asdict(self.marval), "part": self.part, "weight": self.weight}
+        data = f"{source.name}: {len(real)} images of {mar.network.config.num_classes} classes"
+
+        def save(student: Student, path: Path, more: dict[str, object]) -> None:
+            told = facts | more | {"data": data, "licence": source.licence}
+            made_by = provenance(self.name, self.training, **told)
+            write_student(path, student, base_name=teacher.name, provenance=made_by, dtype=torch.float16)
+
+        score = held_out_score(mar, real, self.marval)
+
+        def look(step: int, average: Any) -> None:
+            if score is not None:
+                loss = {LOSS: score(average.student)}
+                keep_best(folder, step, loss, partial(save, average.student))
+
         trained = train(
             make_trainer(mar, own, self.marval, weight=_WEIGHTS[self.weight]),
             MarvalBatches(real.clean(self.training), self.marval),
@@ -100,16 +122,9 @@ class MarvalRecipe:
             folder,
             name=name,
             on_log=on_log,
+            on_save=look,
         )
-        facts = {"marval": asdict(self.marval), "part": self.part, "weight": self.weight}
-        data = f"{source.name}: {len(real)} images of {mar.network.config.num_classes} classes"
-        write_student(
-            folder / "model",
-            trained.student,
-            base_name=teacher.name,
-            provenance=provenance(self.name, self.training, **facts, data=data, licence=source.licence),
-            dtype=torch.float16,
-        )
+        save(trained.student, folder / "model", {})
         return folder / "model"
 
 
@@ -119,8 +134,8 @@ class RealTokens:
     def __init__(
         self, teacher: MAR, encoded: EncodedImages, labels_X: Tensor, picked_X: Tensor, mirror: bool
     ) -> None:
-        self._codec, self._patch_size = teacher.codec.config, teacher.network.config.patch_size
-        self._encoded, self._labels_X, self._picked_X, self._mirror = encoded, labels_X, picked_X, mirror
+        self._teacher, self._encoded, self._labels_X = teacher, encoded, labels_X
+        self._picked_X, self._mirror = picked_X, mirror
 
     @classmethod
     def encoded(
@@ -152,10 +167,10 @@ class RealTokens:
             share=process_share(),
             on_progress=reported(on_log, "images"),
         )
-        picked_X = (~held_out(source, config.held_out)[encoded.items]).nonzero()[:, 0]
-        if not len(picked_X):
+        out_X = held_out(source, config.held_out)[encoded.items]
+        if out_X.all():
             raise ValueError(f"all images of {source.name} are held out: lower source.held_out")
-        return cls(teacher, encoded, labels_X[encoded.items], picked_X, config.mirror)
+        return cls(teacher, encoded, labels_X[encoded.items], (~out_X).nonzero()[:, 0], config.mirror)
 
     def __len__(self) -> int:
         return len(self._picked_X)
@@ -164,9 +179,22 @@ class RealTokens:
         """Tokens [B, L, C] and labels [B] of images picked at random."""
         picked_B = self._picked_X[torch.randint(len(self), (count,), generator=generator)]
         mirrored_B = torch.rand(count, generator=generator) < 0.5 if self._mirror else None
+        return self._tokens(picked_B, mirrored_B, generator), self._labels_X[picked_B]
+
+    def held_out(self, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
+        """Tokens and labels of at most that many images that `draw` never picks; None if there are none."""
+        is_out_X = torch.ones(len(self._labels_X), dtype=torch.bool)
+        is_out_X[self._picked_X] = False
+        out_X = is_out_X.nonzero()[:, 0]
+        if not len(out_X):
+            return None
+        picked_B = out_X[spread(most, len(out_X))]
+        return self._tokens(picked_B, None, generator), self._labels_X[picked_B]
+
+    def _tokens(self, picked_B: Tensor, mirrored_B: Tensor | None, generator: torch.Generator) -> Tensor:
         rows = self._encoded.rows(picked_B, mirrored_B=mirrored_B)
-        tokens_BLC = sampled_tokens(rows, self._codec.scale, self._patch_size, generator)
-        return tokens_BLC, self._labels_X[picked_B]
+        scale, patch_size = self._teacher.codec.config.scale, self._teacher.network.config.patch_size
+        return sampled_tokens(rows, scale, patch_size, generator)
 
     def clean(self, training: TrainingConfig) -> CleanTokens:
         """Tokens of a step, a function of it alone, on the device of the training."""
@@ -178,6 +206,17 @@ class RealTokens:
             return tokens_BLC.to(device), labels_B.tolist()
 
         return clean
+
+
+def held_out_score(teacher: MAR, real: RealTokens, config: MarvalConfig) -> HeldOutScore | None:
+    """On at most 16 held-out images, masked as those of the training; None if there are none."""
+    generator = torch.Generator().manual_seed(0)
+    found = real.held_out(_HELD_OUT_IMAGES, generator)
+    if found is None:
+        return None
+    tokens_BLC, labels_B = found
+    canvas = mask_tokens(tokens_BLC.to(training_device()), config.mask, generator)
+    return HeldOutScore(teacher, canvas, labels_B.tolist(), config.guidance)
 
 
 def open_classes(data: str, config: DataConfig) -> Source:

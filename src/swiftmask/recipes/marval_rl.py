@@ -3,14 +3,14 @@
 A share of the distillation's own loss holds the student to its teacher.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from swiftmask.api import find_method
 from swiftmask.core.ranges import check_fields
@@ -31,17 +31,16 @@ from swiftmask.methods.marval.reward_tuning import (
 )
 from swiftmask.methods.marval.student import copy_of
 from swiftmask.methods.marval.training import Auxiliary, MarvalBatches, MarvalConfig, MarvalTrainer
+from swiftmask.methods.speed_rl.scorers import Judge, Prompts
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar.generator import to_latents
+from swiftmask.recipes.held_out import keep_best, mean_scores
 from swiftmask.recipes.marval import RealTokens, open_classes, read_teacher
 from swiftmask.recipes.provenance import provenance
 from swiftmask.recipes.runs import OnLog, fingerprint, run_name, training_device
-from swiftmask.rewards.named import Entry, Reward, load_differentiable, load_for_classes, require_weights
+from swiftmask.rewards.named import Entry, Reward, entries, load_differentiable, load_for_classes
 from swiftmask.training.loop import train
 from swiftmask.training.setup import Batches, TrainingConfig
-
-JUDGED = "judges.jsonl"
-"""Mean scores of rewards and judges at every checkpoint, of the averaged student."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +53,8 @@ class MarvalRLRecipe:
         model, codec: the teacher, a MAR, as in `swiftmask.load`.
         student: bundled name or folder; it was made from the teacher.
         reward: what is trained on, by name and with weights (rewards/named.py); each has a gradient.
-        held_out: what is only logged beside them, on `judged` images; at least one.
+        held_out: what is only logged beside them, on `judged` images; at least one. The first decides which
+            checkpoint is the best.
         data, source: images with the teacher's classes (data/sources/opening.py).
         latents: folder of caches, which several runs may share; None is the run's own.
     """
@@ -81,6 +81,7 @@ class MarvalRLRecipe:
 
     def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
         """Train, or continue, in `folder`; returns `folder/model`, ready for `accelerate(marval=...)`.
+        `folder/best` is the student of the checkpoint with the best held-out score.
 
         Errors: ValueError or FileNotFoundError for models, rewards, data or settings that do not go together.
         """
@@ -94,7 +95,7 @@ class MarvalRLRecipe:
         started_from = f"{Path(self.student).name} {fingerprint(student)}"
         names = mar.class_names
         scores = [(e.weight, load_differentiable(e, names, device=device)) for e in rewards]
-        watched = {e.name: load_for_classes(e, names, device=device) for e in (*rewards, *judges)}
+        watched = [Judge(e.name, load_for_classes(e, names, device=device)) for e in (*judges, *rewards)]
         loss = RewardLoss(reward=_summed(scores), config=self.tuning, to_pixels=unclamped_pixels(mar))
         told = (fingerprint(student), self.tuning, self.marval, self.reward)
         rewarded = RewardBatches(range(mar.network.config.num_classes), self.tuning)
@@ -115,6 +116,17 @@ class MarvalRLRecipe:
         name = run_name(self.name, mar, *told)
         mar.to(device)
         torch.manual_seed(self.training.seed)
+        facts = {"tuning": asdict(self.tuning), "marval": asdict(self.marval), "student": started_from}
+        facts |= {"reward": self.reward, "held_out": self.held_out}
+
+        def save(student: Student, path: Path, more: dict[str, object]) -> None:
+            made_by = provenance(self.name, self.training, **facts, **more)
+            write_student(path, student, base_name=teacher.name, provenance=made_by, dtype=torch.float16)
+
+        def look(step: int, average: Any) -> None:
+            measured = mean_scores(watched, [self._judged(average.student)])
+            keep_best(folder, step, measured, partial(save, average.student))
+
         trained = train(
             trainer,
             batches,
@@ -123,17 +135,9 @@ class MarvalRLRecipe:
             folder,
             name=name,
             on_log=on_log,
-            on_save=lambda step, average: self._judge(step, average, watched, folder),
+            on_save=look,
         )
-        facts = {"tuning": asdict(self.tuning), "marval": asdict(self.marval), "student": started_from}
-        facts |= {"reward": self.reward, "held_out": self.held_out}
-        write_student(
-            folder / "model",
-            trained.student,
-            base_name=teacher.name,
-            provenance=provenance(self.name, self.training, **facts),
-            dtype=torch.float16,
-        )
+        save(trained.student, folder / "model", {})
         return folder / "model"
 
     def _entries(self) -> tuple[list[Entry], list[Entry]]:
@@ -141,10 +145,7 @@ class MarvalRLRecipe:
         for key, example in (("student", "mar-scenes-marval"), ("reward", "pickscore"), ("held_out", "clip")):
             if not getattr(self, key):
                 raise ValueError(f"{key} is not set: add it to the command, as in {key}={example}")
-        rewards, judges = ([Entry.parsed(text) for text in some] for some in (self.reward, self.held_out))
-        for entry in (*rewards, *judges):
-            require_weights(entry)
-        return rewards, judges
+        return entries(self.reward), entries(self.held_out)
 
     def _held(
         self, teacher: MAR, student: Student, loss: RewardLoss, rewarded: RewardBatches, real: MarvalBatches
@@ -157,19 +158,12 @@ class MarvalRLRecipe:
         return RegularizedTrainer(distillation, loss), RegularizedBatches(rewarded, real)
 
     @torch.no_grad()
-    def _judge(self, step: int, average: nn.Module, watched: dict[str, Reward], folder: Path) -> None:
-        """Score the same images at every checkpoint."""
-        student: Any = average.student
-        num_classes = student.spec.num_classes
+    def _judged(self, student: Student) -> tuple[Tensor, Prompts]:
+        """The same images at every checkpoint, and their labels."""
+        num_classes = student.spec.num_classes or 1
         labels = [i * num_classes // self.judged % num_classes for i in range(self.judged)]
         batch = RewardBatch(labels, range(self.judged))
-        images_B3HW = student.to_pixels(roll_out(student, batch, self.tuning)).float()
-        means = {
-            name: float(torch.as_tensor(score(images_B3HW, labels)).float().mean())
-            for name, score in watched.items()
-        }
-        with (folder / JUDGED).open("a") as file:
-            file.write(json.dumps({"step": step} | means) + "\n")
+        return student.to_pixels(roll_out(student, batch, self.tuning)).float(), Prompts(labels)
 
 
 def _summed(scores: list[tuple[float, Reward]]) -> Callable[..., Tensor]:

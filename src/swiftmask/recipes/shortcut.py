@@ -2,17 +2,18 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from swiftmask.core.ranges import check_fields
 from swiftmask.data.sources import DataConfig
 from swiftmask.methods.shortcut import write_shortcut
-from swiftmask.methods.shortcut.rounds import RoundsConfig, TeacherRounds
+from swiftmask.methods.shortcut.rounds import RoundsConfig, TeacherRounds, held_out_loss
 from swiftmask.methods.shortcut.sizes import Sizes, fresh_shortcut
 from swiftmask.methods.shortcut.training import ShortcutTrainer, train_step
 from swiftmask.recipes.conditions import Start
+from swiftmask.recipes.held_out import LOSS, keep_best
 from swiftmask.recipes.provenance import provenance
 from swiftmask.recipes.runs import OnLog, run_name, training_device
 from swiftmask.training.loop import train
@@ -56,44 +57,48 @@ class ShortcutRecipe:
 
     def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
         """Train, or continue, in `folder`; returns `folder/model`, ready for `accelerate(shortcut=...)`.
+        `folder/best` is the shortcut with the lowest loss on held-out images so far.
 
         Errors: ValueError or FileNotFoundError for a model, prompts or settings that do not go together,
             before the model is read where that is possible.
         """
-        start = Start(
-            model=self.model,
-            codec=self.codec,
-            text_encoder=self.text_encoder,
-            prompts=self.prompts,
-            data=self.data,
-            source=self.source,
-        )
+        start = Start.of(self)
         base = start.read(torch.float32 if self.training.precision == "no" else torch.bfloat16)
         teacher = base.model.to(training_device())  # type: ignore[attr-defined]
         conditions, rounds = start.conditions(teacher), self.rounds.of(teacher)
         torch.manual_seed(self.training.seed)
         shortcut = fresh_shortcut(teacher, self.size, self.network)
+        trainer = ShortcutTrainer(shortcut, teacher, rounds)
+        batches = TeacherRounds(teacher, rounds, conditions.at, shortcut, accumulate=self.training.accumulate)
+        most = min(self.full_steps or max(1, base.steps * 3 // 8), max(rounds.step_counts))
+
+        def save(trained: ShortcutTrainer, path: Path, more: dict[str, object]) -> None:
+            facts = {"data": conditions.name, "rounds": asdict(rounds), "base": base.name}
+            write_shortcut(
+                path,
+                trained.shortcut.eval(),
+                base=teacher.spec,
+                base_name=base.name,
+                full_steps=most,
+                provenance=provenance(self.name, self.training, **facts, **more),
+                dtype=torch.float16,
+            )
+
+        def look(step: int, average: Any) -> None:
+            loss = {LOSS: held_out_loss(average, teacher, rounds, conditions.at)}
+            keep_best(folder, step, loss, lambda path, facts: save(average, path, facts))
+
         trained = train(
-            ShortcutTrainer(shortcut, teacher, rounds),
-            TeacherRounds(
-                teacher, rounds, conditions.at, shortcut, accumulate=self.training.accumulate
-            ).batch,
+            trainer,
+            batches.batch,
             train_step,
             self.training,
             folder,
             name=run_name(self.name, teacher, shortcut.config, rounds, conditions),
             on_log=on_log,
+            on_save=look,
         )
-        facts = {"data": conditions.name, "rounds": asdict(rounds), "base": base.name}
-        write_shortcut(
-            folder / "model",
-            trained.shortcut.eval(),
-            base=teacher.spec,
-            base_name=base.name,
-            full_steps=min(self.full_steps or max(1, base.steps * 3 // 8), max(rounds.step_counts)),
-            provenance=provenance(self.name, self.training, **facts),
-            dtype=torch.float16,
-        )
+        save(trained, folder / "model", {})
         return folder / "model"
 
 

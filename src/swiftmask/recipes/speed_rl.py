@@ -3,14 +3,17 @@
 A run leaves `policy`, what was trained and nothing else, to go with its base; and a whole model beside it.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from swiftmask.core.protocol import MaskedGenerator
 from swiftmask.core.ranges import check_fields
-from swiftmask.data.scenes import parse_captions
 from swiftmask.data.sources import DataConfig
 from swiftmask.methods.speed_rl import (
     Judge,
@@ -26,12 +29,14 @@ from swiftmask.methods.speed_rl import (
     write_policy,
 )
 from swiftmask.methods.speed_rl.policy import require_log_prob
+from swiftmask.methods.speed_rl.rollouts import as_planned
 from swiftmask.pipeline import Pipeline
 from swiftmask.recipes.conditions import Start
+from swiftmask.recipes.held_out import keep_best, mean_scores, spread
 from swiftmask.recipes.provenance import provenance
 from swiftmask.recipes.runs import OnLog, run_name, training_device
 from swiftmask.recipes.speed_rl_sheets import SheetConfig, Sheets, tracked
-from swiftmask.rewards.named import READERS, Entry, load, load_for_classes, require_weights
+from swiftmask.rewards.named import Entry, entries, load_for
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.processes import processes
 from swiftmask.training.setup import TrainingConfig
@@ -46,7 +51,9 @@ class SpeedRLRecipe:
             (recipes/conditions.py).
         reward: what is trained on, by name and with weights (rewards/named.py), as in
             "pickscore,hps=HPS_v2.1_compressed.pt:0.5".
-        held_out: what is only logged beside them; at least one.
+        held_out: what is only logged beside them; at least one. The first decides which checkpoint is the
+            best.
+        judged: images that are scored at every checkpoint, at `steps` decode steps.
         steps: decode steps that are wanted; None is a third of the base's own. The images of a group take one
             step fewer, as many, and one more, unless `speed_rl.step_counts` says otherwise: a speed reward
             needs images that differ in their steps.
@@ -64,6 +71,7 @@ class SpeedRLRecipe:
     source: DataConfig = DataConfig()
     reward: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
+    judged: int = 32
     steps: int | None = None
     num_captions: int = 4096
     sheets: SheetConfig = SheetConfig()
@@ -76,34 +84,25 @@ class SpeedRLRecipe:
             Entry.parsed(text)
 
     def run(self, folder: Path, on_log: OnLog | None = None) -> Path:
-        """Train, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`. Beside it lies
-        `folder/policy`, for `swiftmask.accelerate(base, speed_rl=folder)`.
+        """Train, or continue, in `folder`; returns `folder/model`, ready for `swiftmask.load`. Beside it is
+        `folder/policy`, for `swiftmask.accelerate(base, speed_rl=folder)`. `folder/best` holds both of the
+        checkpoint with the best held-out score.
 
         Errors: ValueError or FileNotFoundError for a model, prompts, rewards or settings that do not go
             together, before the model is read where that is possible.
         """
-        start = self.start()
-        entries = self.entries()
+        start, named = Start.of(self), self.entries()
         base = start.read()
         require_log_prob(base.model.spec)
         base.model.to(training_device())  # type: ignore[attr-defined]
         prompts = Prompts(start.conditions(base.model).listed(self.num_captions))
-        scorers = self.scorers(base.model, prompts, *entries)
+        scorers = self.scorers(base.model, prompts, *named)
         steps, config = self.planned(base.model)
-        policy = self._tune(base.model, config, prompts, scorers, folder, on_log)
-        self._write(folder, policy, base, config, steps, start)
+        written = _Written(self, start, base, config, steps)
+        policy = self._tune(written, prompts, scorers, folder, on_log)
+        written.policy(policy, folder / "policy")
+        written.model(policy, folder / "model")
         return folder / "model"
-
-    def start(self) -> Start:
-        """The base model, unread."""
-        return Start(
-            model=self.model,
-            codec=self.codec,
-            text_encoder=self.text_encoder,
-            prompts=self.prompts,
-            data=self.data,
-            source=self.source,
-        )
 
     def planned(self, model: Any) -> tuple[int, SpeedRLConfig]:
         """The wanted number of decode steps, and the config with the step counts of a group."""
@@ -122,10 +121,7 @@ class SpeedRLRecipe:
                 "held_out is not set: add a judge that is not trained on, as in held_out=clip (a reward that "
                 "rises while nothing else is watched says little)"
             )
-        rewards, judges = ([Entry.parsed(text) for text in some] for some in (self.reward, self.held_out))
-        for entry in (*rewards, *judges):
-            require_weights(entry)
-        return rewards, judges
+        return entries(self.reward), entries(self.held_out)
 
     def scorers(self, model: Any, prompts: Prompts, rewards: list[Entry], judges: list[Entry]) -> Scorers:
         """Loaded, on the device of the training.
@@ -133,13 +129,10 @@ class SpeedRLRecipe:
         Errors: ValueError for a prompt that a reader of Scenes does not understand.
         """
         device = training_device()
+        names = model.class_names if model.spec.draws == "class" else None
 
         def loaded(entry: Entry) -> Any:
-            if model.spec.draws == "class":
-                return load_for_classes(entry, model.class_names, device=device)
-            if entry.name in READERS:
-                parse_captions([str(text) for text in prompts.what])
-            return load(entry, device=device)
+            return load_for(entry, prompts.what, names, device=device)
 
         return Scorers(
             [Reward(entry.name, loaded(entry), entry.weight) for entry in rewards],
@@ -147,19 +140,16 @@ class SpeedRLRecipe:
         )
 
     def _tune(
-        self,
-        base: Any,
-        config: SpeedRLConfig,
-        prompts: Prompts,
-        scorers: Scorers,
-        folder: Path,
-        on_log: OnLog | None,
+        self, written: "_Written", prompts: Prompts, scorers: Scorers, folder: Path, on_log: OnLog | None
     ) -> Any:
         """The averaged policy. Sample sheets go to `folder/samples`."""
+        base: Any = written.base.model
+        config = written.config
         trainer = SpeedRLTrainer(base, config)
         rounds = Rounds(trainer, prompts, scorers, self.training)
         name = run_name(self.name, base, config, self.reward, self.held_out, *prompts.what)
         torch.manual_seed(self.training.seed)
+        judged = prompts.at(spread(self.judged, len(prompts.what)))
         with tracked(self.training, folder, name) as trackers:
             samples = Sheets(self.sheets, prompts, config.sampling, folder / "samples", trackers)
             if processes().is_main_process:
@@ -170,40 +160,78 @@ class SpeedRLRecipe:
                 if on_log is not None:
                     on_log(progress)
 
+            def look(step: int, average: Any) -> None:
+                samples(step, average)
+                drawn = _drawn(average.policy, judged, written.steps, config)
+                measured = mean_scores((*scorers.judges, *scorers.rewards), drawn)
+                keep_best(folder, step, measured, partial(written.best, average.policy))
+
             untracked = replace(self.training, report_to=())
             trained = train(
-                trainer, rounds.batch, train_step, untracked, folder, name=name, on_log=log, on_save=samples
+                trainer, rounds.batch, train_step, untracked, folder, name=name, on_log=log, on_save=look
             )
         return trained.policy
 
-    def _write(
-        self, folder: Path, policy: Any, base: Pipeline, config: SpeedRLConfig, steps: int, start: Start
-    ) -> None:
-        """`folder/policy` and `folder/model`."""
-        facts: dict[str, object] = {
-            "data": start.conditions(base.model).name,
-            "reward": self.reward,
-            "held_out": self.held_out,
-            "speed_rl": asdict(config),
-            "base": base.name,
-            "steps": steps,
-        }
-        if start.world is not None:
-            facts["world"] = asdict(start.world)  # what the tuned model is asked, whatever it learned from
-        made_by = provenance(self.name, self.training, **facts)
+
+@torch.no_grad()
+def _drawn(
+    policy: MaskedGenerator, judged: Prompts, steps: int, config: SpeedRLConfig
+) -> Iterator[tuple[Tensor, Prompts]]:
+    """Images of some prompts, with seeds from 0, a forward's at a time."""
+    plan = policy.schedule(steps, num_masked=policy.spec.num_tokens, options=config.sampling)
+    for rows in torch.arange(len(judged.what)).split(config.images_per_forward):
+        shown = judged.at(rows.tolist())
+        tokens_BL = as_planned(policy, shown.what, rows.tolist(), plan).tokens_BL
+        yield policy.to_pixels(tokens_BL).float(), shown
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What the folders of a run say beside their weights."""
+
+    recipe: SpeedRLRecipe
+    start: Start
+    base: Pipeline
+    config: SpeedRLConfig
+    steps: int
+
+    def best(self, policy: Any, folder: Path, facts: dict[str, object]) -> None:
+        """A model, and the policy in a folder inside."""
+        self.policy(policy, folder / "policy", **facts)
+        self.model(policy, folder, **facts)
+
+    def policy(self, policy: Any, folder: Path, **facts: object) -> None:
+        """What was trained, to go with the base."""
         write_policy(
-            folder / "policy",
+            folder,
             policy,
-            tuning=config.tuning,
-            provenance=made_by,
-            base_name=base.name,
-            steps=steps,
-            sampling=config.sampling,
+            tuning=self.config.tuning,
+            provenance=self._provenance(facts),
+            base_name=self.base.name,
+            steps=self.steps,
+            sampling=self.config.sampling,
             dtype=torch.float16,
         )
+
+    def model(self, policy: Any, folder: Path, **facts: object) -> None:
+        """A whole model."""
         tuned: Any = merged(policy)
-        tuned.sampling, tuned.steps = config.sampling.over(tuned.sampling), steps
-        tuned.save_pretrained(folder / "model", provenance=made_by, dtype=torch.float16)
+        tuned.sampling, tuned.steps = self.config.sampling.over(tuned.sampling), self.steps
+        tuned.save_pretrained(folder, provenance=self._provenance(facts), dtype=torch.float16)
+
+    def _provenance(self, more: dict[str, object]) -> dict[str, object]:
+        recipe, world = self.recipe, self.start.world
+        facts: dict[str, object] = {
+            "data": self.start.conditions(self.base.model).name,
+            "reward": recipe.reward,
+            "held_out": recipe.held_out,
+            "speed_rl": asdict(self.config),
+            "base": self.base.name,
+            "steps": self.steps,
+        }
+        if world is not None:
+            facts["world"] = asdict(world)  # what the tuned model is asked, whatever it learned from
+        return provenance(recipe.name, recipe.training, **facts, **more)
 
 
 def first_guesses(config: SpeedRLConfig) -> TrainingConfig:

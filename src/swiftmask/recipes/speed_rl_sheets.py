@@ -24,6 +24,7 @@ from swiftmask.core.writing import write_bytes
 from swiftmask.evaluate.sheets import side_by_side
 from swiftmask.methods.speed_rl import Prompts, SpeedRLTrainer
 from swiftmask.methods.speed_rl.rollouts import as_planned
+from swiftmask.recipes.held_out import spread
 from swiftmask.training.loop import Progress
 from swiftmask.training.processes import on_cpu
 from swiftmask.training.setup import TrainingConfig
@@ -117,10 +118,8 @@ class Sheets:
         folder: Path,
         trackers: Trackers,
     ) -> None:
-        count = min(config.num_prompts, len(prompts.what))
-        places = [index * len(prompts.what) // count for index in range(count)]
         self._config = config
-        self._what = prompts.at(places).what
+        self._what = prompts.at(spread(config.num_prompts, len(prompts.what))).what
         self._sampling = sampling
         self._folder = folder
         self._trackers = trackers

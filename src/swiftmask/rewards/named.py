@@ -79,6 +79,14 @@ def require_weights(entry: Entry) -> None:
         raise FileNotFoundError(f"no weights of {entry.name} at {entry.path}")
 
 
+def entries(texts: Sequence[str]) -> list[Entry]:
+    """What a setting names, with its weights looked for. Errors: as `Entry.parsed` and `require_weights`."""
+    found = [Entry.parsed(text) for text in texts]
+    for entry in found:
+        require_weights(entry)
+    return found
+
+
 def load(
     entry: Entry,
     *,
@@ -114,6 +122,31 @@ def load(
         server.health()  # now rather than after the first images
         return server
     return _imported(entry.name)
+
+
+def load_for(
+    entry: Entry,
+    what: Sequence[Any],
+    class_names: Sequence[str] | None,
+    *,
+    device: torch.device | str = "cpu",
+) -> Reward:
+    """The same for whatever a model generates for.
+
+    Args:
+        what: prompts that will be scored; a reader of Scenes has to understand them.
+        class_names: of a model of classes; None for a model of prompts.
+
+    Errors: as `load` and `load_for_classes`; ValueError for a prompt that a reader of Scenes does not
+        understand.
+    """
+    if class_names is not None:
+        return load_for_classes(entry, class_names, device=device)
+    if entry.name in READERS:
+        from swiftmask.data.scenes import parse_captions
+
+        parse_captions([str(text) for text in what])
+    return load(entry, device=device)
 
 
 def load_for_classes(

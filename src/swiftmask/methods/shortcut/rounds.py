@@ -9,7 +9,7 @@ weights it begins with) and an update of its step, so a resumed run sees the sam
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -128,6 +128,12 @@ class _Round:
     records: list[Record]
 
 
+_HELD_OUT_ROUND = 1 << 32
+"""A round that no run reaches."""
+
+_HELD_OUT_BATCHES, _HELD_OUT_IMAGES = 8, 16
+
+
 class _Supervised:
     """Feature function of on-policy rounds: the shortcut's features; the teacher's beside them are kept."""
 
@@ -145,11 +151,15 @@ class _Supervised:
         return teachers if step.full else self._fast(canvas, condition, step, previous)
 
 
+Labels = Callable[[int, int], Sequence[int] | Sequence[str]]
+"""`labels(round, count)`: classes or prompts."""
+
+
 class TeacherRounds:
     """The bounded buffer: batches drawn from the round that the update belongs to.
 
     Args:
-        labels: `labels(round, count)` says what is drawn (classes or prompts).
+        labels: say what is drawn.
         shortcut: that is trained: it says what it reads of a decision, and draws on-policy rounds.
         accumulate: of the training; the shares of a process learn from one round.
     """
@@ -158,7 +168,7 @@ class TeacherRounds:
         self,
         model: MaskedGenerator,
         config: RoundsConfig,
-        labels: Callable[[int, int], Sequence[int] | Sequence[str]],
+        labels: Labels,
         shortcut: AnyShortcut,
         *,
         accumulate: int = 1,
@@ -238,3 +248,30 @@ class TeacherRounds:
             guidance=step.guidance,
             temperature=step.temperature,
         )
+
+
+@torch.no_grad()
+def held_out_loss(trainer: Any, teacher: MaskedGenerator, config: RoundsConfig, labels: Labels) -> float:
+    """The mean loss over some roll-outs of a round that no update learns from, the same at every call.
+
+    The teacher decodes the round, whoever decodes those of the training.
+
+    Args:
+        trainer: a ShortcutTrainer; `config` is that of its rounds.
+    """
+    counts = config.of(teacher).step_counts
+    apart = replace(
+        config,
+        images_per_round=min(config.images_per_update, _HELD_OUT_IMAGES),
+        images_per_update=min(config.images_per_update, _HELD_OUT_IMAGES),
+        updates_per_round=_HELD_OUT_BATCHES,
+        step_counts=(counts[len(counts) // 2],),
+        on_policy=False,
+    )
+    rounds = TeacherRounds(teacher, apart, labels, trainer.shortcut)
+    first = _HELD_OUT_ROUND * _HELD_OUT_BATCHES
+    was_training = trainer.training
+    trainer.eval()
+    losses = [trainer(rounds.batch(first + i, 0, 1))[0] for i in range(_HELD_OUT_BATCHES)]
+    trainer.train(was_training)
+    return float(torch.stack(losses).mean())

@@ -78,7 +78,7 @@ class Scorers:
     def __init__(self, rewards: Sequence[Reward], judges: Sequence[Judge]) -> None:
         self.names = tuple(scorer.name for scorer in (*rewards, *judges))
         self.weights_M = torch.tensor([float(reward.weight) for reward in rewards] + [0.0] * len(judges))
-        self._scores = tuple(as_scorer(scorer.score) for scorer in (*rewards, *judges))
+        self.rewards, self.judges = tuple(rewards), tuple(judges)
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"rewards and judges need names of their own, got {', '.join(self.names)}")
         if not rewards or not judges or not self.weights_M[: len(rewards)].all():
@@ -93,15 +93,27 @@ class Scorers:
         Errors: ValueError naming a scorer that gives another number of scores or an infinite one, and for an
         image that no reward scores.
         """
-        scores_MB = torch.stack(
-            [
-                _checked(name, score(images_B3HW, prompts.what, **prompts.columns), images_B3HW)
-                for name, score in zip(self.names, self._scores, strict=True)
-            ]
-        )
+        scores_MB = scores_of((*self.rewards, *self.judges), images_B3HW, prompts)
         if scores_MB[self.weights_M != 0].isnan().all(0).any():
             raise ValueError("an image got no score from any reward")
         return scores_MB
+
+
+def scores_of(scorers: Sequence[Reward | Judge], images_B3HW: Tensor, prompts: Prompts) -> Tensor:
+    """Scores of all, NaN where one does not apply: float32 [M, B].
+
+    Errors: ValueError naming a scorer that gives another number of scores or an infinite one.
+    """
+    return torch.stack(
+        [
+            _checked(
+                scorer.name,
+                as_scorer(scorer.score)(images_B3HW, prompts.what, **prompts.columns),
+                images_B3HW,
+            )
+            for scorer in scorers
+        ]
+    )
 
 
 def as_scorer(function: Score) -> Score:
