@@ -33,7 +33,7 @@ class Weights:
     """A weights folder as its files describe it.
 
     Attributes:
-        kind: a base "model", a "method" that accelerates one, or a "reader" of Scenes pictures.
+        kind: a base "model", a "method" that accelerates one, or a "reader" of pictures.
         family: the model or method folder that reads it.
         num_parameters: elements of every tensor on disk.
         num_bytes: size of the folder on disk.

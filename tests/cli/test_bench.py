@@ -25,6 +25,7 @@ from swiftmask.cli.errors import parse, run_safely
 from swiftmask.cli.rows import Rows
 from swiftmask.cli.scoring import requests_of, scenes_of
 from swiftmask.core.protocol import SamplingOptions
+from swiftmask.data.scenes import CLASS_NAMES
 from swiftmask.evaluate.study import Row
 from swiftmask.methods.speed_rl import TuningConfig, make_policy, write_policy
 from swiftmask.methods.speed_rl.policy import trained_parameters
@@ -32,6 +33,7 @@ from swiftmask.models.lumina_dimoo import LuminaDiMOO
 from swiftmask.models.meissonic import Meissonic
 from swiftmask.pipeline import Pipeline
 from tests.toy_models import caption_folder
+from tests.toy_readers import write_blind_reader
 
 TUNING = TuningConfig(targets=r"transformer\.mlm_layer\..*", method="full")
 
@@ -172,6 +174,43 @@ def test_prompts_of_a_file_or_of_the_reference(prompt_model: Path, reference: Pa
         requests_of(other, Asked())
     with pytest.raises(ValueError, match="leave out --classes"):
         requests_of(other, Asked(classes=3))
+
+
+def test_readers_of_columns_score_prompts_and_classes(
+    prompt_model: Path, tiny_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a reader that sees nothing names is known beforehand; a second one has a column of its own."""
+    colours = {"red": 0.6, "blue": 0.4} | {f"colour {i}": 1e-6 for i in range(10)}
+    first = write_blind_reader(tmp_path / "first", {"colour": colours, "kind": {"a": 0.5, "b": 0.5}}, "first")
+    second = write_blind_reader(tmp_path / "second", {"colour": {"blue": 0.9, "red": 0.1}}, "second")
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": f"a {colour} circle", "colour": colour} for colour in ("red", "blue")]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = Asked(prompts=prompts, scorer=(f"reader={first}", f"reader={second}"))
+    command = replace(_bench(prompt_model, tmp_path / "out"), asked=asked, rivals=(), budgets=(), unguided=())
+    assert command.run() == 0
+    report = json.loads(capsys.readouterr().out)
+    values = {key: spread["mean"] for key, spread in report["rows"][0]["values"].items()}
+    assert values["first"] == pytest.approx(0.5, abs=1e-4)
+    assert values["second"] == pytest.approx(0.5, abs=1e-4)
+    shares = {key: values[key] for key in values if "_top" in key}
+    assert shares == {"colour_top1_first": 0.5, "colour_top5_first": 1.0, "colour_top1_second": 0.5}
+    tops = [quantity for quantity in report["quantities"] if quantity["key"] == "colour_top5_first"]
+    assert (tops[0]["label"], tops[0]["group"]) == ("colour top-5", "Read by first")
+    names = {name: 1.0 / len(CLASS_NAMES) for name in CLASS_NAMES}
+    scenes = write_blind_reader(tmp_path / "scenes", {"class": names}, "scenes-reader")
+    of_classes = replace(
+        _bench(tiny_scenes, tmp_path / "classes"),
+        asked=Asked(scorer=(f"reader={scenes}",), classes=5),
+        rivals=(),
+        budgets=(),
+        unguided=(),
+    )
+    assert of_classes.run() == 0
+    values = json.loads(capsys.readouterr().out)["rows"][0]["values"]
+    assert values["scenes-reader"]["mean"] == pytest.approx(1 / len(CLASS_NAMES), abs=1e-4)
+    with pytest.raises(ValueError, match="reads class, and nothing says these of 'a red circle'"):
+        replace(command, asked=replace(asked, scorer=(f"reader={scenes}",)), out=tmp_path / "no").run()
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ def test_columns(name: str, tmp_path: Path) -> None:
     lines = '{"prompt": "a", "seed": 7, "style": "anime"}\n{"negative_prompt": "b", "prompt": " c "}\n'
     listed = read_prompts(written(tmp_path, lines, name))
     assert listed == [ListedPrompt("a", None, 7), ListedPrompt("c", "b", None)]
+    assert [prompt.columns for prompt in listed] == [{"style": "anime"}, {}]
 
 
 @pytest.mark.parametrize(("name", "delimiter"), [("p.csv", ","), ("p.CSV", ";"), ("p.tsv", "\t")])
@@ -40,6 +41,7 @@ def test_tables(name: str, delimiter: str, tmp_path: Path) -> None:
     text = "\r\n".join(delimiter.join(row) for row in rows) + "\r\n\r\n"
     listed = read_prompts(written(tmp_path, text, name))
     assert listed == [ListedPrompt('a, "b";\t c', None, 7), ListedPrompt("d", "e", None)]
+    assert [prompt.columns for prompt in listed] == [{"note": "x"}, {}]
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85"])

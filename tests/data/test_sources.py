@@ -9,7 +9,14 @@ import torch
 from PIL import Image
 
 from swiftmask.data.scenes import CLASS_NAMES, World, class_scenes, render
-from swiftmask.data.sources import DataConfig, held_out, labels_of, open_source, require_captions
+from swiftmask.data.sources import (
+    DataConfig,
+    asked_of_captions,
+    held_out,
+    labels_of,
+    open_source,
+    require_captions,
+)
 from swiftmask.data.sources.scenes import DATA_SEED
 from swiftmask.data.sources.source import Classes
 
@@ -63,6 +70,29 @@ def test_metadata_tells_captions_classes_splits_and_licence(tmp_path: Path) -> N
     assert source.splits == ("test", "train", "")
     require_captions(source)
     assert any(line.startswith("1 images") and "not in its metadata" in line for line in source.notices())
+
+
+def test_columns_say_what_captions_ask_for(tmp_path: Path) -> None:
+    """A column with gaps is none; a notice lies beside the images."""
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.png")
+    first = {"file_name": "b.png", "text": "a mug", "captions": ["mug"], "kind": "mug", "number": 3}
+    write_rows(
+        tmp_path, first, {"file_name": "a.png", "text": "a vase", "kind": "vase", "number": 4, "odd": "x"}
+    )
+    source = open_source(str(tmp_path), DataConfig())
+    assert list(source.column_names) == ["kind", "number"]
+    assert list(source.column("kind")) == ["vase", "mug"]
+    assert asked_of_captions(source) == {
+        "a vase": {"kind": "vase", "number": "4"},
+        "a mug": {"kind": "mug", "number": "3"},
+        "mug": {"kind": "mug", "number": "3"},
+    }
+    with pytest.raises(ValueError, match=r"1 images of .* have no 'odd' in the metadata \(first b\.png\)"):
+        source.column("odd")
+    assert source.notice == ""
+    (tmp_path / "NOTICE.md").write_text("By somebody.\n")
+    assert source.notice == "By somebody.\n"
 
 
 def test_a_table_or_texts_beside_the_images_hold_captions_too(tmp_path: Path) -> None:
@@ -195,6 +225,8 @@ def test_a_dataset_is_a_source(tmp_path: Path) -> None:
     assert labels_of(source).names == ("blue", "red")
     assert labels_of(source).labels_X.tolist() == [1, 0, 1]
     assert source.captions(1) == ("a blue one",)
+    assert list(source.column_names) == ["label", "odd"]
+    assert list(source.column("odd")) == ["1", "2", "3"]
     assert source.read(1, 8)[:, 4, 4].tolist() == [0, 0, 255]
     with pytest.raises(ValueError, match="no column kind: its columns are image, text, label, odd"):
         open_source(str(tmp_path / "table.parquet"), DataConfig(classes=("kind",)))

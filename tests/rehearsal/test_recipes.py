@@ -28,6 +28,7 @@ SMALLER: dict[str, object] = {
     "number": 2,
     "steps": 2,
     "judged": 4,
+    "num_views": 8,
     "images_per_round": 4,
     "updates_per_round": 1,
     "images_per_update": 2,
@@ -45,6 +46,7 @@ _CLASSES, _CAPTIONS = {"data": "scenes:classes"}, {"data": "scenes:captions"}
 _SCORED = {"reward": ("scenes-reward",), "held_out": ("scenes-judge",)}
 ASKED: dict[str, dict[str, Any]] = {
     "tokenizer": _CLASSES,
+    "reader": _CLASSES,
     "maskgit": {"tokenizer": str(WEIGHTS / "maskgit-scenes"), **_CLASSES},
     "mar": {"tokenizer": str(WEIGHTS / "mar-scenes"), **_CLASSES},
     "meissonic": {"tokenizer": str(WEIGHTS / "meissonic-scenes"), **_CAPTIONS},

@@ -92,4 +92,5 @@ def test_the_clip_beside_the_weights_is_taken(tmp_path: Path, monkeypatch: pytes
     load(Entry("hps", str(tmp_path)))
     load(Entry("hps", str(tmp_path)), clip="given")
     assert asked == ["laion/CLIP-ViT-H-14-laion2B-s32B-b79K", str(tmp_path / "clip"), "given"]
-    assert set(named.NAMES) == {"pickscore", "hps", "clip", "aesthetic", "scenes-reward", "scenes-judge"}
+    scenes = {"scenes-reward", "scenes-judge"}
+    assert set(named.NAMES) == {"pickscore", "hps", "clip", "aesthetic", "reader"} | scenes

@@ -16,11 +16,12 @@ class Asked:
     """What is generated and how it is scored.
 
     Attributes:
-        scorer: what scores the images, any number: an extractor as NAME=PATH (a TorchScript file or a Hugging
-            Face folder; needs --reference); clip, pickscore, hps or aesthetic, each with =PATH of its
-            weights; http://HOST:PORT; MODULE:FUNCTION; pixels; efficientnet-lite0; scenes (default: scenes of
-            a model that generates Scenes, else features of efficientnet-lite0 if that is installed, else of
-            Scenes' judge).
+        scorer: what scores the images, any number: an extractor as NAME=PATH (a TorchScript file, a reader's
+            folder or a Hugging Face folder; needs --reference); clip, pickscore, hps or aesthetic, each with
+            =PATH of its weights; reader=PATH (made by `swiftmask train reader`; prompts then need its
+            columns); http://HOST:PORT; MODULE:FUNCTION; pixels; efficientnet-lite0; scenes (default: scenes
+            of a model that generates Scenes, else features of efficientnet-lite0 if that is installed, else
+            of Scenes' judge).
         reference: real images: a folder, hub:OWNER/NAME, or a file of statistics (.npz, .safetensors).
         prompts: file of prompts, for a text-to-image model: one a line, or .jsonl or .csv with columns
             prompt, negative_prompt and seed (default: captions of the reference).
@@ -47,6 +48,7 @@ class Asked:
     def check(self) -> None:
         """Errors: ValueError or FileNotFoundError for what is wrong before anything is loaded."""
         from swiftmask.evaluate.extractors import PACKAGED
+        from swiftmask.rewards.named import READER, Entry, require_weights
 
         self.decoding()  # complains about a background that is no colour
         path = Path(self.reference or ".").expanduser()
@@ -57,6 +59,8 @@ class Asked:
             )
         for text in self.scorer:
             _, _, source = text.rpartition("=")
+            if text.partition("=")[0] == READER:
+                require_weights(Entry.parsed(text))
             if is_extractor(text):
                 if source != PACKAGED and not Path(source).expanduser().exists():
                     raise FileNotFoundError(

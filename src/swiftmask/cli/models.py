@@ -81,7 +81,7 @@ _TABLES: dict[Kind, tuple[str, dict[str, Callable[[Weights], str]]]] = {
         },
     ),
     "reader": (
-        "readers of Scenes images",
+        "readers of images",
         {"name": lambda weights: weights.name, "network": lambda weights: weights.family, **_SIZES},
     ),
 }

@@ -1,12 +1,13 @@
 """What a model is asked for when it is measured, and by which scorers: the options of `bench` and `tune`.
 
 --scorer dinov2=PATH     features of an extractor, against --reference
+--scorer reader=PATH     a reader of your own categories (swiftmask train reader)
 --scorer pickscore       a reward by name (rewards/named.py), a URL, or MODULE:FUNCTION
 --scorer scenes          Scenes' judge; the default of a model that generates Scenes
 --scorer pixels          difference from the full model's images of the same seeds
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
@@ -14,20 +15,31 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from swiftmask.cli import jobs
 from swiftmask.cli.asked import PIXELS, Asked, is_extractor
 from swiftmask.cli.progress import counting, note
 from swiftmask.core.settings import read_json, settings_of
-from swiftmask.evaluate.extractors import JUDGE, PACKAGED, Identity, load_extractor, require_same_features
+from swiftmask.evaluate.extractors import (
+    JUDGE,
+    PACKAGED,
+    Identity,
+    files_sha256,
+    load_extractor,
+    require_same_features,
+)
 from swiftmask.evaluate.feature_store import FeatureStore, describe
 from swiftmask.evaluate.folder_metrics import MetricSettings, fewest_pictures
 from swiftmask.evaluate.pictures import Pictures, source_pictures
 from swiftmask.evaluate.processes import ALONE, Processes
+from swiftmask.evaluate.reader_scorer import ReaderScorer
 from swiftmask.evaluate.requests import SCENES, Requests
 from swiftmask.evaluate.scenes_scorer import SceneScorer
 from swiftmask.evaluate.scorers import FeatureScorer, PixelScorer, RewardScorer, Scorer, TokenScorer
 from swiftmask.evaluate.statistics import Moments, read_moments
 from swiftmask.evaluate.study import Measurement, Row, Sample, Study
+from swiftmask.rewards.named import READER, Entry, label_of, require_weights
 
 if TYPE_CHECKING:
     from swiftmask.data.sources import Source
@@ -174,6 +186,8 @@ def _scorer(
     if text == JUDGE and asked.reference is None:
         return _judge(base, requests)
     if not (is_extractor(text) or text == JUDGE):
+        if text.partition("=")[0] == READER:
+            return _reader(text, base, requests, asked)
         return _reward(text, base, requests)
     name, _, source = text.rpartition("=")
     extractor: Any = load_extractor(source, base.model.device)
@@ -204,8 +218,48 @@ def _judge(base: "Pipeline", requests: Requests) -> SceneScorer:
     return SceneScorer(judge=load_judge(device), requests=requests, size=size, reward=reward)
 
 
+def _reader(text: str, base: "Pipeline", requests: Requests, asked: Asked) -> ReaderScorer:
+    """Errors: ValueError where nothing says what is asked for, or for a value unknown to the reader."""
+    from swiftmask.rewards.reader import load_column_reader, prompt_rows, reader_folder
+
+    entry = Entry.parsed(text)
+    require_weights(entry)
+    folder, reader = reader_folder(entry.path), load_column_reader(entry.path, base.model.device)
+    identity = Identity(label_of(entry), files_sha256([folder / "model.safetensors"]))
+    if base.model.spec.draws == "class":
+        wanted = reader.wanted_of_classes(requests.names)
+        numbers = {label: place for place, label in enumerate(requests.entries)}
+        return ReaderScorer(
+            identity=identity,
+            reader=reader,
+            wanted=wanted,
+            rows=lambda labels: torch.tensor([numbers[label] for label in labels]),
+        )
+    said = _asked_columns(requests, asked)
+    rows = prompt_rows(said)
+    return ReaderScorer(
+        identity=identity,
+        reader=reader,
+        wanted=reader.wanted(list(said.values()), list(said)),
+        rows=lambda entries: rows([requests.text(one) for one in entries]),
+    )
+
+
+def _asked_columns(requests: Requests, asked: Asked) -> dict[str, Mapping[str, str]]:
+    """What the image of each prompt is to show, from the file of prompts or the reference."""
+    from swiftmask.data.prompts import read_prompts
+    from swiftmask.data.sources import asked_of_captions
+
+    if asked.prompts is not None:
+        found = read_prompts(asked.prompts)
+        return {name: prompt.columns for name, prompt in zip(requests.names, found, strict=True)}
+    source = _source(asked)
+    said = {} if source is None else asked_of_captions(source)
+    return {name: said.get(name, {}) for name in requests.names}
+
+
 def _reward(text: str, base: "Pipeline", requests: Requests) -> RewardScorer:
-    from swiftmask.rewards.named import Entry, load, load_for_classes
+    from swiftmask.rewards.named import load, load_for_classes
 
     entry, device = Entry.parsed(text), base.model.device
     identity = Identity(entry.name.replace("/", "-").replace(":", "-"), sha256(text.encode()).hexdigest())

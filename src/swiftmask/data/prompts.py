@@ -5,8 +5,8 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +31,21 @@ class ListedPrompt:
         negative: what the picture is not to show; None where the list does not say.
         seed: of its first picture; None where the list does not say.
         line: of the file, from 1; None without a file.
+        columns: other columns of a table, such as what the image is to show: text, or numbers as text.
     """
 
     text: str
     negative: str | None = None
     seed: int | None = None
     line: int | None = field(default=None, compare=False)
+    columns: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 def read_prompts(path: str | Path) -> list[ListedPrompt]:
     """The prompts of a file, in its order. How it is read depends on its suffix, in any case.
 
     `.jsonl`, `.ndjson`: one object a line with "prompt", and if wanted "negative_prompt" and "seed"; columns
-    of other names are for other readers. `.csv`, `.tsv`: the same columns, named by the first line. Every
+    of other names are kept as `columns`. `.csv`, `.tsv`: the same columns, named by the first line. Every
     other file has one prompt a line; lines that begin with # are comments, which are counted and said. Lines
     end at \\n or \\r\\n only. Blank lines are passed over.
 
@@ -168,7 +170,8 @@ def _of_json(line: str) -> ListedPrompt:
         raise ValueError(f"expected a JSON object, got {line[:40]!r} ({why})") from error
     if not isinstance(columns, dict) or not isinstance(columns.get("prompt"), str):
         raise ValueError(f'expected an object with a text under "prompt", got {line[:40]!r}')
-    return _of_columns(columns["prompt"], columns.get("negative_prompt"), columns.get("seed"))
+    found = _of_columns(columns["prompt"], columns.get("negative_prompt"), columns.get("seed"))
+    return replace(found, columns=_others(columns))
 
 
 def _columns(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -237,7 +240,17 @@ def _of_row(named: tuple[list[str], list[str]]) -> ListedPrompt:
     negative, seed = columns.get("negative_prompt", "").strip(), columns.get("seed", "").strip()
     if seed and not re.fullmatch(r"[+-]?[0-9]{1,30}", seed):
         raise ValueError(f"seed must be a whole number, got {seed!r}")
-    return _of_columns(columns["prompt"], negative or None, int(seed) if seed else None)
+    found = _of_columns(columns["prompt"], negative or None, int(seed) if seed else None)
+    return replace(found, columns=_others(columns))
+
+
+def _others(columns: Mapping[str, Any]) -> dict[str, str]:
+    """What is text, or a number, in columns that are not read here."""
+    return {
+        name: str(value)
+        for name, value in columns.items()
+        if name not in _COLUMNS and isinstance(value, str | int | float) and str(value).strip()
+    }
 
 
 def _all_or_errors(parsed: Parsed, path: Path) -> list[ListedPrompt]:
@@ -248,7 +261,7 @@ def _all_or_errors(parsed: Parsed, path: Path) -> list[ListedPrompt]:
         except ValueError as error:
             problems.append((f"line {number}", str(error)))
         else:
-            listed.append(ListedPrompt(entry.text, entry.negative, entry.seed, number))
+            listed.append(replace(entry, line=number))
     if len(problems) == 1:
         raise ValueError(f"{path}, {name_all(problems)}")
     if problems:

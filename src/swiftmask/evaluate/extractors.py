@@ -28,6 +28,7 @@ from swiftmask.data.images.pixels import to_bytes
 from swiftmask.evaluate.efficientnet import EfficientNetLite0
 from swiftmask.rewards.clip_files import read_model as read_clip
 from swiftmask.rewards.clip_preprocessing import Preprocessing
+from swiftmask.rewards.reader import ColumnReader, is_reader, load_column_reader, reader_name
 from swiftmask.rewards.scenes import WEIGHTS, NetworkReader, load_judge
 
 if TYPE_CHECKING:
@@ -120,6 +121,18 @@ class JudgeExtractor:
 
 
 @dataclass(frozen=True, slots=True)
+class ReaderExtractor:
+    """A reader of columns (rewards/reader.py), by its description of the whole image."""
+
+    identity: Identity
+    reader: ColumnReader
+
+    @torch.inference_mode()
+    def __call__(self, images_B3HW: Tensor) -> Description:
+        return Description(_rows(self.reader(images_B3HW).features_BD))
+
+
+@dataclass(frozen=True, slots=True)
 class PackagedExtractor:
     """EfficientNet-Lite0 with the weights of its Python package."""
 
@@ -204,8 +217,8 @@ def load_extractor(source: str | Path, device: torch.device | str = "cpu") -> Ex
 
     Args:
         source: "scenes" (the bundled judge), "efficientnet-lite0" (a Python package, extra `features`), a
-            TorchScript file, or a Hugging Face folder. The name of file or folder becomes part of the
-            metrics' names.
+            TorchScript file, the folder of a reader of columns, or a Hugging Face folder. The name of file or
+            folder becomes part of the metrics' names.
 
     Errors: FileNotFoundError or ValueError naming what is missing, damaged, foreign or not installed.
     """
@@ -217,6 +230,9 @@ def load_extractor(source: str | Path, device: torch.device | str = "cpu") -> Ex
     if path.is_file():
         return load_script(path, device)
     if str(source) and path.is_dir():
+        if is_reader(path):
+            identity = Identity(_name(reader_name(path)), files_sha256([path / "model.safetensors"]))
+            return ReaderExtractor(identity, load_column_reader(path, device))
         return load_vision(path, device)
     raise FileNotFoundError(
         f"no such extractor: {source} (expected '{JUDGE}', '{PACKAGED}', a TorchScript file, or a "

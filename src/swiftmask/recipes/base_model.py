@@ -19,17 +19,25 @@ from swiftmask.core.ranges import check_fields
 from swiftmask.core.trainable import Subject, Task, Trainable
 from swiftmask.core.writing import write_bytes
 from swiftmask.data.encoded import EncodedImages, encoded_images
-from swiftmask.data.sources import DataConfig, Source, held_out, labels_of, open_source, require_captions
+from swiftmask.data.sources import (
+    DataConfig,
+    Source,
+    asked_of_captions,
+    held_out,
+    labels_of,
+    open_source,
+    require_captions,
+)
 from swiftmask.evaluate.sheets import side_by_side
 from swiftmask.methods.speed_rl.scorers import Judge, Prompts
 from swiftmask.pipeline import Pipeline
 from swiftmask.recipes.held_out import LOSS, keep_best, mean_scores
-from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.provenance import notice_of, provenance, write_notice
 from swiftmask.recipes.runs import OnLog, fingerprint, run_name, training_device
 from swiftmask.recipes.tokenizer import TokenizerRecipe, process_share, reported
 from swiftmask.recipes.tokenizer_files import Tokenizer, read_tokenizer, tokenizer_of
 from swiftmask.registry import trainable
-from swiftmask.rewards.named import Entry, entries, load_for
+from swiftmask.rewards.named import Entry, entries, label_of, load_for
 from swiftmask.training.loop import train
 from swiftmask.training.processes import processes, to_device
 from swiftmask.training.setup import TrainingConfig, memory_needed, step_seed
@@ -279,7 +287,11 @@ class _Run:
         names = None if self._labels_X is None else self._source.classes.names  # type: ignore[union-attr]
         if processes().is_main_process:
             what, device = self._shown[1], training_device()
-            self._judges = [Judge(e.name, load_for(e, what, names, device=device)) for e in judges]
+            said = asked_of_captions(self._source) if names is None and judges else {}
+            asked = {text: said[text] for text in what if text in said}
+            self._judges = [
+                Judge(label_of(e), load_for(e, what, names, asked=asked, device=device)) for e in judges
+            ]
 
     @torch.no_grad()
     def look(self, step: int, average: nn.Module, folder: Path) -> None:
@@ -351,6 +363,7 @@ class _Run:
         facts |= source.facts | more
         made_by = provenance(recipe.name, recipe.training, **facts)
         self.model(trainer).save_pretrained(folder, provenance=made_by, dtype=torch.float16)
+        write_notice(folder, source.notice, *map(notice_of, (recipe.tokenizer, recipe.initial)))
 
 
 def base_recipe(family: str, training: TrainingConfig, **settings: Any) -> BaseModelRecipe:

@@ -4,7 +4,7 @@ A model of classes generates for all its classes in turn. A model of prompts nee
 captions of a data source; one that was trained on Scenes has captions of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from swiftmask.api import find_model, load
 from swiftmask.core.settings import read_json, settings_of
 from swiftmask.data.prompts import read_prompts
 from swiftmask.data.scenes import World
-from swiftmask.data.sources import DataConfig, Source, open_source, require_captions
+from swiftmask.data.sources import DataConfig, asked_of_captions, notice_in, open_source, require_captions
 from swiftmask.data.sources.scenes import PROMPT_SEED
 from swiftmask.pipeline import Pipeline
 from swiftmask.sources import family_at
@@ -46,10 +46,15 @@ class Conditions(Protocol):
 
 @dataclass(frozen=True)
 class Listed:
-    """A finite list, taken in turn, round after round."""
+    """A finite list, taken in turn, round after round.
+
+    Attributes:
+        asked: what the image of each prompt is to show, by column, where the file or the source says so.
+    """
 
     name: str = field(repr=False)
     what: What
+    asked: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
 
     def at(self, number: int, count: int) -> What:
         what: Any = self.what
@@ -145,6 +150,16 @@ class Start:
         codec, text_encoder = self.codec or None, self.text_encoder or None
         return load(self.model, codec=codec, text_encoder=text_encoder, dtype=dtype, device="cpu")
 
+    @property
+    def asked(self) -> Mapping[str, Mapping[str, str]]:
+        """What the image of each prompt is to show, by column; empty where nothing says it."""
+        return {} if self._listed is None else self._listed.asked
+
+    @property
+    def notice(self) -> str:
+        """Licences and attributions that go with weights trained from the model."""
+        return notice_in(self.path) if self.path.is_dir() else ""
+
     def conditions(self, model: Any) -> Conditions:
         """What `model`, which was read, generates for."""
         if self._listed is not None:
@@ -158,7 +173,8 @@ class Start:
         if self.data:
             source = open_source(self.data, self.source)
             require_captions(source)
-            return Listed(f"captions of {source.name}", _captions(source))
+            asked = asked_of_captions(source)
+            return Listed(f"captions of {source.name}", list(asked), asked)
         entries = read_prompts(self.prompts)
         used = [entry.line for entry in entries if entry.negative or entry.seed is not None]
         if used:
@@ -166,9 +182,5 @@ class Start:
                 f"{self.prompts}, line {used[0]}: negative prompts and seeds are not used here: leave out "
                 "these columns"
             )
-        return Listed(Path(self.prompts).name, list(dict.fromkeys(entry.text for entry in entries)))
-
-
-def _captions(source: Source) -> list[str]:
-    """Every caption once, in the order of the source."""
-    return list(dict.fromkeys(text for i in range(len(source.keys)) for text in source.captions(i)))
+        asked = {entry.text: entry.columns for entry in entries}
+        return Listed(Path(self.prompts).name, list(asked), asked)

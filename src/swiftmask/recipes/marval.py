@@ -30,7 +30,7 @@ from swiftmask.models.mar import MAR
 from swiftmask.models.mar.training import sampled_tokens
 from swiftmask.pipeline import Pipeline
 from swiftmask.recipes.held_out import LOSS, keep_best, spread
-from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.provenance import notice_of, provenance, write_notice
 from swiftmask.recipes.runs import OnLog, fingerprint, run_name, training_device
 from swiftmask.recipes.tokenizer import process_share, reported
 from swiftmask.recipes.tokenizer_files import Tokenizer
@@ -106,6 +106,7 @@ class MarvalRecipe:
             told = facts | more | {"data": data, "licence": source.licence}
             made_by = provenance(self.name, self.training, **told)
             write_student(path, student, base_name=teacher.name, provenance=made_by, dtype=torch.float16)
+            write_notice(path, source.notice, notice_of(self.model))
 
         score = held_out_score(mar, real, self.marval)
 

@@ -36,9 +36,9 @@ from swiftmask.models.mar import MAR
 from swiftmask.models.mar.generator import to_latents
 from swiftmask.recipes.held_out import keep_best, mean_scores
 from swiftmask.recipes.marval import RealTokens, open_classes, read_teacher
-from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.provenance import notice_of, provenance, write_notice
 from swiftmask.recipes.runs import OnLog, fingerprint, run_name, training_device
-from swiftmask.rewards.named import Entry, Reward, entries, load_differentiable, load_for_classes
+from swiftmask.rewards.named import Entry, Reward, entries, label_of, load_differentiable, load_for_classes
 from swiftmask.training.loop import train
 from swiftmask.training.setup import Batches, TrainingConfig
 
@@ -95,7 +95,7 @@ class MarvalRLRecipe:
         started_from = f"{Path(self.student).name} {fingerprint(student)}"
         names = mar.class_names
         scores = [(e.weight, load_differentiable(e, names, device=device)) for e in rewards]
-        watched = [Judge(e.name, load_for_classes(e, names, device=device)) for e in (*judges, *rewards)]
+        watched = [Judge(label_of(e), load_for_classes(e, names, device=device)) for e in (*judges, *rewards)]
         loss = RewardLoss(reward=_summed(scores), config=self.tuning, to_pixels=unclamped_pixels(mar))
         told = (fingerprint(student), self.tuning, self.marval, self.reward)
         rewarded = RewardBatches(range(mar.network.config.num_classes), self.tuning)
@@ -122,6 +122,7 @@ class MarvalRLRecipe:
         def save(student: Student, path: Path, more: dict[str, object]) -> None:
             made_by = provenance(self.name, self.training, **facts, **more)
             write_student(path, student, base_name=teacher.name, provenance=made_by, dtype=torch.float16)
+            write_notice(path, notice_of(self.model), notice_of(self.student))
 
         def look(step: int, average: Any) -> None:
             measured = mean_scores(watched, [self._judged(average.student)])

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 
+from swiftmask.core.writing import write_text
+from swiftmask.data.sources.folder import NOTICES, notice_in
+from swiftmask.registry import WEIGHTS, bundled_names
 from swiftmask.training.setup import TrainingConfig
 
 
@@ -24,6 +27,24 @@ def provenance(name: str, training: TrainingConfig, **facts: object) -> dict[str
         "machine": machine(),
         **facts,
     }
+
+
+def write_notice(folder: Path, *notices: str) -> None:
+    """Write `NOTICE.md` beside weights: the notices of the data and of the models that they come from.
+
+    Args:
+        notices: texts; empty ones and repetitions are left out, and without any there is no file.
+    """
+    texts = dict.fromkeys(text.strip() for text in notices if text.strip())
+    if texts:
+        write_text(folder / NOTICES[0], "\n\n".join(texts) + "\n")
+
+
+def notice_of(model: str) -> str:
+    """The notice in the folder of a model, by path or bundled name; empty without one."""
+    path = Path(model).expanduser() if model else Path()
+    folder = WEIGHTS / model if model in bundled_names() else path
+    return notice_in(folder) if model and folder.is_dir() else ""
 
 
 def commit() -> str:

@@ -34,6 +34,7 @@ from swiftmask.data.scenes import (
     sample_scenes,
 )
 from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.reader_views import broken, degraded
 from swiftmask.recipes.runs import run_name
 from swiftmask.rewards.scenes import NetworkReader
 from swiftmask.rewards.scenes_networks import GRID, INPUT_SIZE, ReaderConfig, ReaderNetwork, Reading
@@ -43,9 +44,7 @@ from swiftmask.training.setup import Metrics, TrainingConfig, step_seed
 HELD_OUT_SEED = 2**40
 NUM_HELD_OUT = 10_000
 _TRAINING_SEED = 2**41
-_BLUR_SIZES = (64, 64, 56, 48, 40)
 _BROKEN_SHARE = 0.1
-_TILE = 8
 _NEAR = 0.3  # cells whose heat target exceeds this also learn what the object is
 
 
@@ -70,8 +69,8 @@ def reader_batch(seed: int, step: int, batch_size: int) -> ReaderBatch:
     scenes = scenes[torch.randperm(batch_size, generator=generator)]
     images_B3HW = render(scenes, INPUT_SIZE)
     broken_B = torch.rand(batch_size, generator=generator) < _BROKEN_SHARE
-    images_B3HW = torch.where(broken_B[:, None, None, None], _broken(images_B3HW, generator), images_B3HW)
-    return ReaderBatch(_degraded(images_B3HW, generator), scenes, broken_B)
+    images_B3HW = torch.where(broken_B[:, None, None, None], broken(images_B3HW, generator), images_B3HW)
+    return ReaderBatch(degraded(images_B3HW, generator), scenes, broken_B)
 
 
 def reader_loss(reading: Reading, scenes: Scenes, broken_B: Tensor) -> tuple[Tensor, Metrics]:
@@ -183,36 +182,6 @@ def _read_in_chunks(reader: NetworkReader, scenes: Scenes, size: int) -> tuple[T
         counts.append(torch.stack(check(caption_facts(part), reader.read(render(part, size)).to("cpu"))))
     num_true_B, num_stated_B = torch.cat(counts, dim=1)
     return num_true_B, num_stated_B
-
-
-def _broken(images_B3HW: Tensor, generator: torch.Generator) -> Tensor:
-    """Every second picture with its tiles shuffled, the others blended with their neighbour."""
-    per_side = INPUT_SIZE // _TILE
-    tiles_BNL = F.unfold(images_B3HW, _TILE, stride=_TILE)
-    order_L = torch.randperm(per_side**2, generator=generator)
-    shuffled_B3HW = F.fold(tiles_BNL[..., order_L], INPUT_SIZE, _TILE, stride=_TILE)
-    blended_B3HW = (images_B3HW + images_B3HW.roll(1, dims=0)) / 2
-    even_B = torch.arange(len(images_B3HW)) % 2 == 0
-    return torch.where(even_B[:, None, None, None], shuffled_B3HW, blended_B3HW)
-
-
-def _degraded(images_B3HW: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur, brightness, contrast, fine and blocky noise. Part of the batch stays sharp."""
-    parts = []
-    for part_B3HW, size in zip(images_B3HW.tensor_split(len(_BLUR_SIZES)), _BLUR_SIZES, strict=True):
-        if size != INPUT_SIZE:
-            part_B3HW = F.interpolate(part_B3HW, (size, size), mode="bilinear", antialias=True)
-            part_B3HW = F.interpolate(part_B3HW, (INPUT_SIZE, INPUT_SIZE), mode="bilinear")
-        parts.append(part_B3HW)
-    images_B3HW = torch.cat(parts)
-    batch = len(images_B3HW)
-    amount_B4 = torch.rand(batch, 4, 1, 1, 1, generator=generator)
-    images_B3HW = (images_B3HW - 0.5) * (0.9 + 0.2 * amount_B4[:, 0]) + 0.5 + 0.1 * (amount_B4[:, 1] - 0.5)
-    fine_B3HW = torch.randn(images_B3HW.shape, generator=generator)
-    blocky_B3HW = torch.randn(batch, 3, INPUT_SIZE // 4, INPUT_SIZE // 4, generator=generator)
-    blocky_B3HW = F.interpolate(blocky_B3HW, scale_factor=4.0)
-    noise_B3HW = 0.04 * amount_B4[:, 2] * fine_B3HW + 0.03 * amount_B4[:, 3] * blocky_B3HW
-    return (images_B3HW + noise_B3HW).clamp(0, 1)
 
 
 def _heat_targets(scenes: Scenes) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from swiftmask.methods.shortcut.sizes import Sizes, fresh_shortcut
 from swiftmask.methods.shortcut.training import ShortcutTrainer, train_step
 from swiftmask.recipes.conditions import Start
 from swiftmask.recipes.held_out import LOSS, keep_best
-from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.provenance import provenance, write_notice
 from swiftmask.recipes.runs import OnLog, run_name, training_device
 from swiftmask.training.loop import train
 from swiftmask.training.setup import TrainingConfig
@@ -83,6 +83,7 @@ class ShortcutRecipe:
                 provenance=provenance(self.name, self.training, **facts, **more),
                 dtype=torch.float16,
             )
+            write_notice(path, start.notice)
 
         def look(step: int, average: Any) -> None:
             loss = {LOSS: held_out_loss(average, teacher, rounds, conditions.at)}

@@ -3,7 +3,7 @@
 A run leaves `policy`, what was trained and nothing else, to go with its base; and a whole model beside it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,10 +33,10 @@ from swiftmask.methods.speed_rl.rollouts import as_planned
 from swiftmask.pipeline import Pipeline
 from swiftmask.recipes.conditions import Start
 from swiftmask.recipes.held_out import keep_best, mean_scores, spread
-from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.provenance import provenance, write_notice
 from swiftmask.recipes.runs import OnLog, run_name, training_device
 from swiftmask.recipes.speed_rl_sheets import SheetConfig, Sheets, tracked
-from swiftmask.rewards.named import Entry, entries, load_for
+from swiftmask.rewards.named import Entry, entries, label_of, load_for
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.processes import processes
 from swiftmask.training.setup import TrainingConfig
@@ -96,7 +96,7 @@ class SpeedRLRecipe:
         require_log_prob(base.model.spec)
         base.model.to(training_device())  # type: ignore[attr-defined]
         prompts = Prompts(start.conditions(base.model).listed(self.num_captions))
-        scorers = self.scorers(base.model, prompts, *named)
+        scorers = self.scorers(base.model, prompts, *named, asked=start.asked)
         steps, config = self.planned(base.model)
         written = _Written(self, start, base, config, steps)
         policy = self._tune(written, prompts, scorers, folder, on_log)
@@ -123,20 +123,31 @@ class SpeedRLRecipe:
             )
         return entries(self.reward), entries(self.held_out)
 
-    def scorers(self, model: Any, prompts: Prompts, rewards: list[Entry], judges: list[Entry]) -> Scorers:
+    def scorers(
+        self,
+        model: Any,
+        prompts: Prompts,
+        rewards: list[Entry],
+        judges: list[Entry],
+        *,
+        asked: Mapping[str, Mapping[str, str]],
+    ) -> Scorers:
         """Loaded, on the device of the training.
 
-        Errors: ValueError for a prompt that a reader of Scenes does not understand.
+        Args:
+            asked: what the image of each prompt is to show, by column.
+
+        Errors: ValueError for a prompt that a reader does not understand.
         """
         device = training_device()
         names = model.class_names if model.spec.draws == "class" else None
 
         def loaded(entry: Entry) -> Any:
-            return load_for(entry, prompts.what, names, device=device)
+            return load_for(entry, prompts.what, names, asked=asked, device=device)
 
         return Scorers(
-            [Reward(entry.name, loaded(entry), entry.weight) for entry in rewards],
-            [Judge(entry.name, loaded(entry)) for entry in judges],
+            [Reward(label_of(entry), loaded(entry), entry.weight) for entry in rewards],
+            [Judge(label_of(entry), loaded(entry)) for entry in judges],
         )
 
     def _tune(
@@ -212,12 +223,14 @@ class _Written:
             sampling=self.config.sampling,
             dtype=torch.float16,
         )
+        write_notice(folder, self.start.notice)
 
     def model(self, policy: Any, folder: Path, **facts: object) -> None:
         """A whole model."""
         tuned: Any = merged(policy)
         tuned.sampling, tuned.steps = self.config.sampling.over(tuned.sampling), self.steps
         tuned.save_pretrained(folder, provenance=self._provenance(facts), dtype=torch.float16)
+        write_notice(folder, self.start.notice)
 
     def _provenance(self, more: dict[str, object]) -> dict[str, object]:
         recipe, world = self.recipe, self.start.world

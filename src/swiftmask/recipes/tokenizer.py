@@ -27,7 +27,7 @@ from swiftmask.recipes.codec_training import (
     pruned,
     train_step,
 )
-from swiftmask.recipes.provenance import provenance
+from swiftmask.recipes.provenance import provenance, write_notice
 from swiftmask.recipes.runs import OnLog, run_name, training_device
 from swiftmask.recipes.tokenizer_files import write_tokenizer
 from swiftmask.training.loop import Progress, train
@@ -125,6 +125,7 @@ class TokenizerRecipe:
             data = f"{source.name}: {len(trained_X)} images, {len(tested_X)} held out"
             made_by = provenance(self.name, self.training, **facts, data=data)
             write_tokenizer(folder / "model", codec, resolution=self.resolution, provenance=made_by)
+            write_notice(folder / "model", source.notice)
         processes().wait_for_everyone()
         return folder / "model"
 
@@ -135,15 +136,7 @@ class TokenizerRecipe:
 
     def pixels(self, source: Source, folder: Path, on_log: OnLog | None) -> EncodedImages:
         """The images at the resolution, decoded once."""
-        return encoded_images(
-            source,
-            self.resolution,
-            to_bytes,
-            folder,
-            encoder="pixels",
-            share=process_share(),
-            on_progress=reported(on_log, "images"),
-        )
+        return cached_pixels(source, self.resolution, folder, on_log)
 
     def untrained(self) -> CodecTrainer:
         """The codec with its losses, at random weights."""
@@ -239,6 +232,19 @@ def mosaics(images_B3HW: Tensor) -> Tensor:
     top = torch.cat([shifted[0][:, :, :half, :half], shifted[1][:, :, :half, half:]], dim=3)
     bottom = torch.cat([shifted[2][:, :, half:, :half], shifted[3][:, :, half:, half:]], dim=3)
     return torch.cat([top, bottom], dim=2)
+
+
+def cached_pixels(source: Source, resolution: int, folder: Path, on_log: OnLog | None) -> EncodedImages:
+    """The images of a source, decoded once: uint8 [3, resolution, resolution] each."""
+    return encoded_images(
+        source,
+        resolution,
+        to_bytes,
+        folder,
+        encoder="pixels",
+        share=process_share(),
+        on_progress=reported(on_log, "images"),
+    )
 
 
 def process_share() -> Share:

@@ -3,6 +3,7 @@
     pickscore                the released weights, from Hugging Face
     pickscore=PATH           from a local folder
     hps=PATH:0.5             a local file or folder, with a weight (1 where none is given)
+    reader=PATH              a reader of your own categories (swiftmask train reader)
     http://host:8765:0.5     a reward server, with a weight
     my_module:score          a function of your own, in the working directory or installed
 
@@ -17,12 +18,15 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from swiftmask.core.ranges import Range, check
+
+if TYPE_CHECKING:
+    from swiftmask.rewards.reader import AskedColumns
 
 Reward = Callable[[Tensor, Sequence[Any]], Any]
 """`reward(images_B3HW, prompts or labels) -> scores_B`."""
@@ -62,6 +66,8 @@ class Entry:
         if found["body"].startswith(("http://", "https://")):
             return cls(found["body"], weight=weight)
         name, equals, path = found["body"].partition("=")
+        if name.startswith(f"{READER}:"):
+            raise ValueError(f"a reader is written {READER}=PATH, got {text!r}")
         if name not in NAMES and ":" not in name:
             near = get_close_matches(name, NAMES, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(NAMES)}"
@@ -71,10 +77,24 @@ class Entry:
         return cls(name, path, weight)
 
 
+def label_of(entry: Entry) -> str:
+    """What logs and tables call it: its name, and of a reader that which it was trained under."""
+    if entry.name != READER:
+        return entry.name
+    from swiftmask.rewards.reader import reader_name
+
+    return reader_name(entry.path)
+
+
 def require_weights(entry: Entry) -> None:
     """Errors: ValueError or FileNotFoundError for weights that are not given or not there. Reads nothing."""
-    if entry.name in ("hps", "aesthetic"):
+    if entry.name in ("hps", "aesthetic", READER):
         _required(entry.path, entry.name)
+    if entry.name == READER:
+        from swiftmask.rewards.reader import reader_folder
+
+        reader_folder(entry.path)
+        return
     if entry.path and not Path(entry.path).expanduser().exists() and not _REPO_ID.fullmatch(entry.path):
         raise FileNotFoundError(f"no weights of {entry.name} at {entry.path}")
 
@@ -93,6 +113,7 @@ def load(
     clip: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    asked: "AskedColumns | None" = None,
 ) -> Reward:
     """What scores images against prompts; frozen.
 
@@ -100,7 +121,8 @@ def load(
         clip: folder or repository of the CLIP that the weights go with; None looks beside them, then takes
             the published one.
         dtype: of CLIP's weights, which follow the images to their device.
-        device: of a network that reads Scenes.
+        device: of a network that reads Scenes or columns.
+        asked: what the image of each prompt is to show, for a reader of columns.
 
     Errors: ValueError or FileNotFoundError naming what is missing, and ConnectionError for a server that does
         not answer.
@@ -113,6 +135,8 @@ def load(
         from swiftmask.rewards.scenes import caption_reward
 
         return caption_reward(_reader(entry, device))
+    if entry.name == READER:
+        return _reader_of_prompts(entry, asked, device)
     if entry.path:
         raise ValueError(f"{entry.name} takes no weights: leave out ={entry.path}")
     if entry.name.startswith(("http://", "https://")):
@@ -129,6 +153,7 @@ def load_for(
     what: Sequence[Any],
     class_names: Sequence[str] | None,
     *,
+    asked: "AskedColumns",
     device: torch.device | str = "cpu",
 ) -> Reward:
     """The same for whatever a model generates for.
@@ -136,6 +161,7 @@ def load_for(
     Args:
         what: prompts that will be scored; a reader of Scenes has to understand them.
         class_names: of a model of classes; None for a model of prompts.
+        asked: what the image of each prompt is to show, for a reader of columns; empty where nothing says it.
 
     Errors: as `load` and `load_for_classes`; ValueError for a prompt that a reader of Scenes does not
         understand.
@@ -146,7 +172,7 @@ def load_for(
         from swiftmask.data.scenes import parse_captions
 
         parse_captions([str(text) for text in what])
-    return load(entry, device=device)
+    return load(entry, device=device, asked=asked)
 
 
 def load_for_classes(
@@ -165,6 +191,8 @@ def load_for_classes(
         _require_scenes(entry, class_names)
         of_labels = class_reward(_reader(entry, device))
         return lambda images_B3HW, labels: of_labels(images_B3HW, torch.tensor(labels))
+    if entry.name == READER:
+        return _reader_of_classes(entry, class_names, device, log=False)
     if not class_names and entry.name in NAMES:
         raise ValueError(f"{entry.name} reads prompts, and the classes of this model have no names")
     reward = load(entry, device=device)
@@ -183,6 +211,8 @@ def load_differentiable(
 
         _require_scenes(entry, class_names)
         return class_log_likelihood(_reader(entry, device))
+    if entry.name == READER:
+        return _reader_of_classes(entry, class_names, device, log=True)
     if entry.name not in _CLIP_REWARDS:
         raise ValueError(f"{entry.name} has no gradient: use one of {', '.join(NAMES)}")
     return load_for_classes(entry, class_names, device=device)
@@ -209,6 +239,27 @@ def _reader(entry: Entry, device: torch.device | str) -> Any:
     from swiftmask.rewards.scenes import WEIGHTS, load_reader
 
     return load_reader(Path(entry.path).expanduser() if entry.path else WEIGHTS / entry.name, device)
+
+
+def _reader_of_prompts(entry: Entry, asked: "AskedColumns | None", device: torch.device | str) -> Reward:
+    from swiftmask.rewards.reader import load_column_reader, prompt_rows, reader_reward
+
+    if not asked:
+        raise ValueError(
+            f"{READER}={entry.path} looks for what prompts ask for in columns: give prompts in a .jsonl or "
+            ".csv file with these columns, or a data source that has them"
+        )
+    reader = load_column_reader(entry.path, device)
+    return reader_reward(reader, reader.wanted(list(asked.values()), list(asked)), prompt_rows(asked))
+
+
+def _reader_of_classes(
+    entry: Entry, class_names: Sequence[str], device: torch.device | str, *, log: bool
+) -> Reward:
+    from swiftmask.rewards.reader import load_column_reader, reader_reward
+
+    reader = load_column_reader(_required(entry.path, READER), device)
+    return reader_reward(reader, reader.wanted_of_classes(class_names), torch.tensor, log=log)
 
 
 def _imported(name: str) -> Reward:
@@ -253,6 +304,8 @@ def _clip_score(path: str, clip: str | None, dtype: torch.dtype) -> Reward:
 
 
 def _required(path: str, name: str) -> str:
+    if not path and name == READER:
+        raise ValueError(f"{name} needs its folder, as in {name}=runs/reader/model (swiftmask train reader)")
     if not path:
         raise ValueError(
             f"{name} needs its weights, as in {name}=PATH; docs/rewards.md says where to download them"
@@ -269,5 +322,8 @@ _CLIP_REWARDS: Mapping[str, Callable[[str, str | None, torch.dtype], Reward]] = 
 READERS = ("scenes-reward", "scenes-judge")
 """Of Scenes."""
 
-NAMES = (*_CLIP_REWARDS, *READERS)
+READER = "reader"
+"""Of columns, made by `swiftmask train reader`."""
+
+NAMES = (*_CLIP_REWARDS, *READERS, READER)
 """Beside URLs and MODULE:FUNCTION."""

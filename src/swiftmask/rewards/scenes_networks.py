@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from swiftmask.core.ranges import check_fields
 from swiftmask.data.scenes import COLOURS, MAX_OBJECTS, PATTERNS, SHAPES, SIZES
+from swiftmask.rewards.blocks import ConvNeXt, Residual
 
 GRID = 16
 INPUT_SIZE = 64
@@ -80,49 +81,22 @@ class ReaderNetwork(nn.Module):
         return Reading(parts[0][..., 0], *parts[1:], *whole), features_BD
 
 
-class _Residual(nn.Module):
-    def __init__(self, width_in: int, width: int, stride: int = 1) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(8, width_in)
-        self.first = nn.Conv2d(width_in, width, 3, stride, 1)
-        self.middle = nn.GroupNorm(8, width)
-        self.second = nn.Conv2d(width, width, 3, 1, 1)
-        self.skip = nn.Conv2d(width_in, width, stride, stride) if stride > 1 else nn.Identity()
-
-    def forward(self, x_BDHW: Tensor) -> Tensor:
-        h_BDHW = self.first(F.relu(self.norm(x_BDHW)))
-        return self.skip(x_BDHW) + self.second(F.relu(self.middle(h_BDHW)))
-
-
 class ResidualTrunk(nn.Module):
     """Convolutions only: 32x32, 16x16, 8x8, and back up to 16x16."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, width // 2, 5, 2, 2)
-        self.fine = nn.Sequential(_Residual(width // 2, width, 2), _Residual(width, width))
-        self.coarse = nn.Sequential(_Residual(width, 2 * width, 2), _Residual(2 * width, 2 * width))
+        self.fine = nn.Sequential(Residual(width // 2, width, 2), Residual(width, width))
+        self.coarse = nn.Sequential(Residual(width, 2 * width, 2), Residual(2 * width, 2 * width))
         self.up = nn.Conv2d(2 * width, width, 1)
-        self.join = _Residual(width, width)
+        self.join = Residual(width, width)
 
     def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         fine_BDHW = self.fine(self.stem(images_B3HW.contiguous(memory_format=torch.channels_last)))
         coarse_BDHW = F.relu(self.coarse(fine_BDHW))
         up_BDHW = F.interpolate(self.up(coarse_BDHW), scale_factor=2.0)
         return F.relu(self.join(fine_BDHW + up_BDHW)), coarse_BDHW
-
-
-class _ConvNeXt(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(width, width, 5, 1, 2, groups=width)
-        self.norm = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, 3 * width)
-        self.project = nn.Linear(3 * width, width)
-
-    def forward(self, x_BDHW: Tensor) -> Tensor:
-        h_BHWD = self.norm(self.depthwise(x_BDHW).permute(0, 2, 3, 1))
-        return x_BDHW + self.project(F.gelu(self.expand(h_BHWD))).permute(0, 3, 1, 2)
 
 
 class HybridTrunk(nn.Module):
@@ -133,7 +107,7 @@ class HybridTrunk(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(3, width // 2, 4, 2, 1), nn.GELU(), nn.Conv2d(width // 2, width, 4, 2, 1)
         )
-        self.fine = nn.Sequential(_ConvNeXt(width), _ConvNeXt(width))
+        self.fine = nn.Sequential(ConvNeXt(width), ConvNeXt(width))
         self.patch = nn.Conv2d(width, 2 * width, 2, 2)
         self.position_LD = nn.Parameter(torch.randn((GRID // 2) ** 2, 2 * width) * 0.02)
         layer = nn.TransformerEncoderLayer(
@@ -143,7 +117,7 @@ class HybridTrunk(nn.Module):
             layer, 2, norm=nn.LayerNorm(2 * width), enable_nested_tensor=False
         )
         self.up = nn.ConvTranspose2d(2 * width, width, 2, 2)
-        self.join = _ConvNeXt(width)
+        self.join = ConvNeXt(width)
 
     def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         fine_BDHW = self.fine(self.stem(images_B3HW))

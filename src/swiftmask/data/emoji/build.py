@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from swiftmask.core.optional import library
 from swiftmask.core.settings import parse_json, record_of
 from swiftmask.core.writing import write_text, written_whole
 from swiftmask.data.emoji.packages import ICONS, WORDS, Concept, fetch_packages, read_concepts
-from swiftmask.data.emoji.records import STYLES, EmojiRecord, free_prompts
+from swiftmask.data.emoji.records import STYLES, EmojiRecord, free_prompts, held_out_prompts
 
 NUM_IMAGES = 6252
 SIZE = 64
@@ -189,11 +189,9 @@ def _write_texts(out: Path, records: list[EmojiRecord], *, size: int, sha256: st
         "pixels_sha256": sha256,
         "packages": {package.name: package.version for package in (*ICONS.values(), WORDS)},
     }
-    held_out = [{"prompt": record.caption} for record in records if record.split == "held-out"]
-    free = [{"prompt": prompt} for prompt in free_prompts(records)]
     texts = {
-        "prompts-held-out.jsonl": _jsonl(held_out),
-        "prompts-free.jsonl": _jsonl(free),
+        "prompts-held-out.jsonl": _jsonl(map(asdict, held_out_prompts(records))),
+        "prompts-free.jsonl": _jsonl(map(asdict, free_prompts(records))),
         _NOTICE: NOTICE,
         _METADATA: _jsonl([record.line() for record in records]),
         _FACTS: json.dumps(facts, indent=2) + "\n",

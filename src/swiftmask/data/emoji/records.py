@@ -72,16 +72,35 @@ def held_out_style(key: str) -> str | None:
     return STYLES[number // HELD_OUT_ONE_IN % len(STYLES)] if number % HELD_OUT_ONE_IN == 0 else None
 
 
-def free_prompts(records: Sequence[EmojiRecord], count: int = 200) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class EmojiPrompt:
+    """One line of a prompt file: what is asked, and what a reader is to find in the image."""
+
+    prompt: str
+    concept: str
+    style: str
+
+
+def held_out_prompts(records: Sequence[EmojiRecord]) -> list[EmojiPrompt]:
+    """The captions of the held-out pairs."""
+    return [
+        EmojiPrompt(prompt=record.caption, concept=record.concept, style=record.style)
+        for record in records
+        if record.split == "held-out"
+    ]
+
+
+def free_prompts(records: Sequence[EmojiRecord], count: int = 200) -> list[EmojiPrompt]:
     """Prompts that no image shows: concepts in a colour that their name does not state.
 
     They are the first `count` of all such prompts in an order fixed by a hash.
     """
     plain = {(r.concept, r.style) for r in records if not any(c in r.concept.split() for c in _COLOURS)}
     prompts = [
-        f"{colour} {concept}, {style} style" for (concept, style), colour in product(sorted(plain), _COLOURS)
+        EmojiPrompt(prompt=f"{colour} {concept}, {style} style", concept=concept, style=style)
+        for (concept, style), colour in product(sorted(plain), _COLOURS)
     ]
-    return sorted(prompts, key=_number)[:count]
+    return sorted(prompts, key=lambda each: _number(each.prompt))[:count]
 
 
 def _captions(name: str, style: str, keywords: Sequence[str]) -> tuple[str, ...]:

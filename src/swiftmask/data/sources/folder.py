@@ -16,15 +16,20 @@ from typing import Any
 
 from torch import Tensor
 
-from swiftmask.core.settings import parse_json
+from swiftmask.core.settings import parse_json, read_text
 from swiftmask.data.images.cropping import read_cropped
 from swiftmask.data.images.decode import Decoding, counted, said
 from swiftmask.data.images.listing import Listing
 from swiftmask.data.sources.source import Classes
 
 METADATA = ("metadata.jsonl", "metadata.csv")
+NOTICES = ("NOTICE.md", "NOTICE.txt", "NOTICE")
+"""Files beside the images that say who made them, the first one that is there."""
+
 _CAPTIONS = ("text", "caption", "prompt")
 """Names of a caption's column, the first one that is there."""
+
+_RESERVED = ("file_name", *_CAPTIONS, "captions", "split", "licence")
 
 Row = Mapping[str, Any]
 
@@ -66,7 +71,7 @@ class FolderSource:
     @cached_property
     def classes(self) -> Classes | None:
         if self.class_columns:
-            return Classes.of_columns([self._columns_of(key) for key in self.keys])
+            return Classes.of_columns(list(zip(*map(self.column, self.class_columns), strict=True)))
         parents = [PurePosixPath(key).parts[:-1] for key in self.keys]
         return Classes.of_columns([parts[:1] for parts in parents]) if all(parents) else None
 
@@ -79,6 +84,19 @@ class FolderSource:
     def licence(self) -> str:
         found = {str(row["licence"]) for row in self._rows.values() if row.get("licence")}
         return ", ".join(sorted(found))
+
+    @property
+    def notice(self) -> str:
+        return notice_in(self.root)
+
+    @cached_property
+    def column_names(self) -> tuple[str, ...]:
+        """Columns that are text or a number in every line; those with a meaning of their own aside."""
+        names = dict.fromkeys(name for row in self._rows.values() for name in row)
+        rows = [self._rows[key] for key in self.keys] if self._rows else []
+        return tuple(
+            name for name in names if name not in _RESERVED and all(_is_plain(row.get(name)) for row in rows)
+        )
 
     @property
     def facts(self) -> dict[str, object]:
@@ -107,6 +125,16 @@ class FolderSource:
             return ()
         text = path.read_text(encoding="utf-8-sig").strip()
         return (" ".join(text.split()),) if text else ()
+
+    def column(self, name: str) -> tuple[str, ...]:
+        lacking = [key for key in self.keys if not _is_plain(self._rows.get(key, {}).get(name))]
+        if lacking:
+            known = sorted({name for row in self._rows.values() for name in row})
+            raise ValueError(
+                f"{len(lacking)} images of {self.root} have no {name!r} in the metadata (first "
+                f"{lacking[0]}); its columns are {', '.join(known) or 'none: there is no metadata'}"
+            )
+        return tuple(str(self._rows[key][name]) for key in self.keys)
 
     def notices(self) -> list[str]:
         lines = list(self._listing.passed_over.said(self.root))
@@ -141,16 +169,18 @@ class FolderSource:
             named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             raise ValueError(f"{len(missing)} files of the metadata in {self.root} are not there: {named}")
         for column in self.class_columns:
-            lacking = [key for key in self.keys if not self._rows.get(key, {}).get(column)]
-            if lacking:
-                known = sorted({name for row in self._rows.values() for name in row})
-                raise ValueError(
-                    f"{len(lacking)} images of {self.root} have no {column!r} in the metadata (first "
-                    f"{lacking[0]}); its columns are {', '.join(known) or 'none: there is no metadata'}"
-                )
+            self.column(column)
 
-    def _columns_of(self, key: str) -> tuple[str, ...]:
-        return tuple(str(self._rows[key][column]) for column in self.class_columns)
+
+def notice_in(folder: Path) -> str:
+    """The text of the notice in a folder of images or of weights; empty without one."""
+    path = next((folder / name for name in NOTICES if (folder / name).is_file()), None)
+    return "" if path is None else read_text(path, expected="expected a notice")
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a cell names something: text that is not empty, or a number."""
+    return isinstance(value, int | float) or (isinstance(value, str) and bool(value.strip()))
 
 
 def _json_rows(text: str, path: Path) -> Sequence[Row]:

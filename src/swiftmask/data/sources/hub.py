@@ -52,7 +52,20 @@ class HubSource:
         names = self.class_columns or ((self.columns["label"],) if "label" in self.columns else ())
         if not names:
             return None
-        return Classes.of_columns(list(zip(*(self._texts(name) for name in names), strict=True)))
+        return Classes.of_columns(list(zip(*map(self.column, names), strict=True)))
+
+    @property
+    def notice(self) -> str:
+        return ""
+
+    @cached_property
+    def column_names(self) -> tuple[str, ...]:
+        """Columns of text, of whole numbers and of labels."""
+        kinds = {name: getattr(feature, "dtype", "") for name, feature in self.table.features.items()}
+        others = [name for name in kinds if name not in (self.columns["image"], self.columns.get("caption"))]
+        return tuple(
+            name for name in others if str(kinds[name]).startswith(("string", "int", "large_string"))
+        )
 
     @property
     def facts(self) -> dict[str, object]:
@@ -80,18 +93,24 @@ class HubSource:
         texts = found if isinstance(found, list | tuple) else [found]
         return tuple(str(text) for text in texts if text)
 
+    def column(self, name: str) -> tuple[str, ...]:
+        """Those of a ClassLabel are in its own words."""
+        if name not in self.table.column_names:
+            raise ValueError(
+                f"{self.name} has no column {name!r}: there is {', '.join(self.table.column_names)}"
+            )
+        feature, values = self.table.features[name], self.table[name]
+        lacking = sum(value is None or value == "" for value in values)
+        if lacking:
+            raise ValueError(f"{lacking} images of {self.name} have no {name!r}")
+        return tuple(feature.int2str(v) if hasattr(feature, "int2str") else str(v) for v in values)
+
     def notices(self) -> list[str]:
         return said(counted([*self._changes.values()]), len(self.keys), self.decoding)
 
     @cached_property
     def _captions(self) -> Any:
         return self.table[self.columns["caption"]]
-
-    def _texts(self, column: str) -> list[str]:
-        """A column as names, those of a ClassLabel in its own words."""
-        feature = self.table.features[column]
-        values = self.table[column]
-        return [feature.int2str(v) if hasattr(feature, "int2str") else str(v) for v in values]
 
 
 def open_dataset(source: str, split: str, decoding: Decoding, class_columns: tuple[str, ...]) -> HubSource:

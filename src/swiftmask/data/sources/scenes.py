@@ -68,6 +68,14 @@ class SceneSource:
         return {} if self.world is None else {"world": asdict(self.world)}
 
     @property
+    def notice(self) -> str:
+        return ""
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def splits(self) -> tuple[str, ...]:
         return ()
 
@@ -87,6 +95,9 @@ class SceneSource:
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self._captions[index]
+
+    def column(self, name: str) -> tuple[str, ...]:
+        raise ValueError(f"{self.name} has no columns, got {name!r}")
 
     def notices(self) -> list[str]:
         return []

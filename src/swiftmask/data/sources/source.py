@@ -55,6 +55,8 @@ class Source(Protocol):
         classes: None without classes.
         splits: "train" or another word per item, where the source itself says so; else empty.
         licence: as the source states it; empty if it does not.
+        notice: licences and attributions that go with weights trained on the images; empty without any.
+        column_names: of what the source says of every item in words, such as "concept" and "style".
         identity: tells apart whatever would give other images for one key: decoding rules, seeds.
         facts: of its own, for the provenance of a model.
     """
@@ -70,6 +72,10 @@ class Source(Protocol):
     @property
     def licence(self) -> str: ...
     @property
+    def notice(self) -> str: ...
+    @property
+    def column_names(self) -> Sequence[str]: ...
+    @property
     def identity(self) -> str: ...
     @property
     def facts(self) -> dict[str, object]: ...
@@ -84,6 +90,10 @@ class Source(Protocol):
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Ways to ask for the item; empty without captions."""
+        ...
+
+    def column(self, name: str) -> Sequence[str]:
+        """One value per item. Errors: ValueError for a column that is not there or has gaps."""
         ...
 
     def notices(self) -> list[str]:
@@ -111,6 +121,16 @@ def labels_of(source: Source) -> Classes:
             "(source.classes=COLUMN)"
         )
     return source.classes
+
+
+def asked_of_captions(source: Source) -> dict[str, dict[str, str]]:
+    """For every caption, what the image that it belongs to shows, by column."""
+    columns = {name: source.column(name) for name in source.column_names}
+    return {
+        text: {name: values[i] for name, values in columns.items()}
+        for i in range(len(source.keys))
+        for text in source.captions(i)
+    }
 
 
 def require_captions(source: Source) -> None:
