@@ -23,7 +23,7 @@ browser: .venv/installed ## what the tests of the report page need, beside a Chr
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
 
 docs: .venv/installed ## picture sheets and plots of docs/
-	$(BIN)/python -c "from swiftmask.data.scenes.sheet import save_sheet; save_sheet('docs/images/scenes.png')"
+	$(BIN)/python tools/scenes_sheet.py
 
 clean: ## removes what the other targets made (not the environment)
 	rm -rf demo report .pytest_cache .ruff_cache

@@ -10,11 +10,29 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from swiftmask.data.emoji import STYLES, EmojiRecord
-from swiftmask.data.emoji.build import SIZE, read_records, write_pack
+from swiftmask.data.emoji.build import COLUMNS, FACTS, METADATA, NOTICE_FILE, SIZE, corner_of, read_records
 
 ROOT = Path(__file__).parents[1]
 _SHOWN = 16
 _SCALE = 2
+
+
+def write_pack(folder: Path, out: Path) -> None:
+    """Turn a folder that `build_emoji` wrote into a pack: a WebP sheet a style, and the texts.
+
+    Errors: FileNotFoundError for an unfinished folder.
+    """
+    records = read_records(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    for style in STYLES:
+        files = [folder / record.file_name for record in records if record.style == style]
+        sheet = Image.new("RGB", (COLUMNS * SIZE, -(-len(files) // COLUMNS) * SIZE), "white")
+        for place, file in enumerate(files):
+            with Image.open(file) as image:
+                sheet.paste(image, corner_of(place))
+        sheet.save(out / f"{style}.webp", lossless=True, quality=100, method=4)
+    for name in (METADATA, NOTICE_FILE, FACTS):
+        (out / name).write_bytes((folder / name).read_bytes())
 
 
 def sheet(folder: Path, records: list[EmojiRecord]) -> Image.Image:

@@ -92,12 +92,6 @@ def bundled_folder(name: str) -> Path:
     return WEIGHTS / name
 
 
-def generator_class(family: str) -> Any:
-    """The `Generator` a model folder exports. Errors: ValueError for an unknown family."""
-    _require(family, model_names(), "model family")
-    return import_module(f"swiftmask.models.{family}").Generator
-
-
 def family_of(name: str) -> "Family":
     """How a model folder's models are found and read. Errors: ValueError for an unknown family."""
     _require(name, model_names(), "model family")

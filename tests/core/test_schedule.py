@@ -14,7 +14,7 @@ from swiftmask.core.types import Denoising, Step
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "maskgit_schedules.json").read_text())
 CURVES = {"arccos": s.arccos, "cosine": s.cosine, "linear": s.linear, "square": s.square, "root": s.root}
-DIALECTS = [s.valeo_schedule, s.google_schedule, s.mar_schedule, s.meissonic_schedule, s.dimoo_schedule]
+DIALECTS = [s.valeo_schedule, s.mar_schedule, s.meissonic_schedule, s.dimoo_schedule]
 
 MEISSONIC_LEFT = {
     (4096, 6): "3956 3547 2896 2047 1060",
@@ -186,9 +186,7 @@ def test_denoising_as_data() -> None:
 
 
 def test_choice_noise_of_the_cosine_dialects() -> None:
-    google = [step.choice_temperature for step in s.google_schedule(256, 4, choice_temperature=4.0)]
     meissonic = [step.choice_temperature for step in s.meissonic_schedule(256, 5, choice_temperature=2.0)]
-    assert google == pytest.approx([3, 2, 1, 0])
     assert meissonic == pytest.approx([2, 1.5, 1, 0.5, 0])
     assert {step.choice_temperature for step in s.dimoo_schedule(256, 5)} == {1.0}
 

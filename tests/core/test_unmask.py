@@ -1,7 +1,5 @@
 """Rules that decide positions, and the canvas they write to."""
 
-from fractions import Fraction
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +7,7 @@ from torch import Tensor
 from swiftmask.core.rng import SeededNoise
 from swiftmask.core.tokens import CategoricalTokens
 from swiftmask.core.types import Canvas, Step, Trajectory
-from swiftmask.core.unmask import as_recorded, by_confidence, by_order, halton_order, order_masked
+from swiftmask.core.unmask import as_recorded, by_confidence, by_order, order_masked
 
 B, L, V = 3, 12, 5
 MASK_ID = V
@@ -160,41 +158,6 @@ def test_recorded_decisions_are_repeated_and_scored(canvas: Canvas) -> None:
     assert torch.equal(again.tokens_BN, decision.tokens_BN)
     assert again.log_prob_BN is not None
     torch.testing.assert_close(again.log_prob_BN, decision.log_prob_BN)
-
-
-@pytest.mark.parametrize("grid", [(1, 1), (4, 4), (16, 16), (12, 20), (32, 32)])
-def test_halton_visits_every_cell_once(grid: tuple[int, int]) -> None:
-    order_L = halton_order(grid)
-    assert torch.equal(order_L.sort().values, torch.arange(grid[0] * grid[1]))
-
-
-@pytest.mark.parametrize("grid", [(9, 9), (18, 18), (27, 27), (36, 36), (54, 27), (16, 81), (48, 63), (1, 9)])
-def test_halton_points_on_a_border_belong_to_the_next_cell(grid: tuple[int, int]) -> None:
-    """Points with denominators 9, 27, ... lie on borders of such grids; floats put some of them before."""
-    first_visits: dict[int, None] = {}
-    index = 0
-    while len(first_visits) < grid[0] * grid[1]:
-        index += 1
-        row, column = (int(_mirrored(index, base) * side) for base, side in zip((2, 3), grid, strict=True))
-        first_visits[row * grid[1] + column] = None
-    assert halton_order(grid).tolist() == list(first_visits)
-
-
-def _mirrored(index: int, base: int) -> Fraction:
-    """The radical inverse, digit by digit."""
-    digits = []
-    while index:
-        index, digit = divmod(index, base)
-        digits.append(digit)
-    return sum((Fraction(digit, base ** (place + 1)) for place, digit in enumerate(digits)), Fraction(0))
-
-
-def test_halton_starts_in_the_middle_and_spreads() -> None:
-    """The first points in bases 2 and 3 are (1/2, 1/3), (1/4, 2/3), (3/4, 1/9), (1/8, 4/9)."""
-    assert halton_order((16, 16))[:4].tolist() == [8 * 16 + 5, 4 * 16 + 10, 12 * 16 + 1, 2 * 16 + 7]
-    first_quarter = halton_order((16, 16))[:64]
-    quadrants = torch.bincount(first_quarter // 128 * 2 + first_quarter % 16 // 8, minlength=4)
-    assert quadrants.min() >= 12
 
 
 class _Given:

@@ -40,11 +40,6 @@ class Rotary:
         angle_XTH = torch.cat([angle_XTh, angle_XTh], dim=-1)
         return cls(angle_XTH.cos(), angle_XTH.sin())
 
-    def take(self, rows_XK: Tensor) -> Self:
-        """Those of some rows."""
-        index = rows_XK[..., None].expand(-1, -1, self.cos_XTH.shape[-1])
-        return type(self)(self.cos_XTH.gather(1, index), self.sin_XTH.gather(1, index))
-
     def turn(self, x_XNTH: Tensor) -> Tensor:
         """Heads [X, N, T, H] turned by their places, in their own dtype. Halves are pairs, not neighbours."""
         first, second = x_XNTH.float().chunk(2, dim=-1)

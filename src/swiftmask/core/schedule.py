@@ -1,10 +1,8 @@
-"""Schedules are data: how many tokens each step decides, with which guidance and noise, and which steps are
-full.
+"""Schedules are data: how many tokens each step decides, with which guidance and noise, and which are full.
 
 One function per upstream dialect, all returning `list[Step]`. Counts are Python integers, so the shapes of
-every step are
-known before the loop starts. Upstream facts: valeoai MaskGIT v1.0 (arXiv 2202.04200 re-implementation),
-google MaskGIT, MAR (arXiv 2406.11838), Meissonic (arXiv 2410.08261), Lumina-DiMOO (arXiv 2510.06308).
+every step are known before the loop starts. Upstream facts: valeoai MaskGIT v1.0 (arXiv 2202.04200
+re-implementation), MAR (arXiv 2406.11838), Meissonic (arXiv 2410.08261), Lumina-DiMOO (arXiv 2510.06308).
 """
 
 import math
@@ -112,15 +110,6 @@ def cosine_left(num_masked: int, num_steps: int, dtype: torch.dtype, power: floa
     return _in_reach(
         (num_masked * (share if power == 1.0 else share.clamp(min=0) ** power)).tolist(), num_masked
     )
-
-
-def google_schedule(
-    num_masked: int, num_steps: int, *, temperature: float = 1.0, choice_temperature: float = 4.5
-) -> list[Step]:
-    """google-research MaskGIT: cosine, no guidance, choice noise `t (1 - (i+1)/N)`."""
-    noise = [choice_temperature * (1 - (i + 1) / num_steps) for i in range(num_steps)]
-    left = cosine_left(num_masked, num_steps, torch.float32)
-    return _steps(num_masked, left, [1.0] * num_steps, noise, temperature)
 
 
 def rising_guidance(guidance: float, decided: float) -> float:

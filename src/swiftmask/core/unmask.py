@@ -29,8 +29,7 @@ def by_confidence(head: Head, canvas: Canvas, step: Step, noise: Noise) -> Decis
 
 
 def by_order(order_BM: Tensor) -> UnmaskRule:
-    """MAR and Halton: positions are fixed before the loop, so a costly head runs only where a token is
-    decided.
+    """MAR: positions are fixed before the loop, so a costly head runs only where a token is decided.
 
     Args:
         order_BM: the masked positions of every image, first to decide first (see `order_masked`).
@@ -63,27 +62,3 @@ def order_masked(order_BL: Tensor, canvas: Canvas) -> Tensor:
     """The masked positions of `canvas`, in the order they have in `order_BL` [B, L]: int64 [B, M]."""
     first = canvas.masked_BL.gather(1, order_BL).to(torch.uint8).argsort(dim=1, descending=True, stable=True)
     return order_BL.gather(1, first[:, : canvas.num_masked])
-
-
-def halton_order(grid: tuple[int, int]) -> Tensor:
-    """Positions of a grid in the order a Halton sequence (bases 2 and 3) first visits their cells: int64 [L].
-
-    Besnier et al., "Halton scheduler for masked generative image transformer" (arXiv 2503.17076). Points on
-    the border of two cells belong to the second; integers, since rounded points may fall short of a border.
-    """
-    rows, columns = grid
-    visited: dict[int, None] = {}
-    index = 0
-    while len(visited) < rows * columns:
-        index += 1
-        visited[_cell(index, 2, rows) * columns + _cell(index, 3, columns)] = None
-    return torch.tensor(list(visited))
-
-
-def _cell(index: int, base: int, num_cells: int) -> int:
-    """floor(num_cells * r) of the radical inverse r of `index`: its digits mirrored at the point."""
-    numerator, denominator = 0, 1
-    while index:
-        index, digit = divmod(index, base)
-        numerator, denominator = numerator * base + digit, denominator * base
-    return num_cells * numerator // denominator

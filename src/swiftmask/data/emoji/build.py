@@ -30,8 +30,10 @@ PIXELS_SHA256 = "cbdb97065204a94dd8141052960246d421f2e0cf8ecb36a4ccbe9edf5e3985f
 _OVERSAMPLING = 4
 """Images are rendered larger and averaged: the renderer does not smooth the masks of Fluent's icons."""
 
-_COLUMNS = 40
-_METADATA, _FACTS, _NOTICE = "metadata.jsonl", "dataset.json", "NOTICE.md"
+COLUMNS = 40
+"""Images in a row of a pack's sheets."""
+
+METADATA, FACTS, NOTICE_FILE = "metadata.jsonl", "dataset.json", "NOTICE.md"
 
 OnImage = Callable[[int, int], None]
 """Called with images done and in all."""
@@ -65,7 +67,7 @@ def build_emoji(
     Errors: ValueError or FileNotFoundError for a source that is incomplete, or pixels that are not the
         published ones.
     """
-    if source is not None and (source / _FACTS).is_file():
+    if source is not None and (source / FACTS).is_file():
         records, images = _from_pack(source, size)
     else:
         if source is None:
@@ -90,27 +92,9 @@ def build_emoji(
     return Built(len(records), num_rendered, sha256)
 
 
-def write_pack(folder: Path, out: Path) -> None:
-    """Turn a folder that `build_emoji` wrote into a pack: a WebP sheet a style, and the texts.
-
-    Errors: FileNotFoundError for an unfinished folder.
-    """
-    records = read_records(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    for style in STYLES:
-        files = [folder / record.file_name for record in records if record.style == style]
-        sheet = Image.new("RGB", (_COLUMNS * SIZE, -(-len(files) // _COLUMNS) * SIZE), "white")
-        for place, file in enumerate(files):
-            with Image.open(file) as image:
-                sheet.paste(image, _corner(place))
-        sheet.save(out / f"{style}.webp", lossless=True, quality=100, method=4)
-    for name in (_METADATA, _NOTICE, _FACTS):
-        (out / name).write_bytes((folder / name).read_bytes())
-
-
 def read_records(folder: Path) -> list[EmojiRecord]:
     """The lines of `metadata.jsonl`. Errors: FileNotFoundError; ValueError for a damaged line."""
-    path = folder / _METADATA
+    path = folder / METADATA
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: `swiftmask data emoji --out {folder}` writes it")
     records = []
@@ -137,7 +121,7 @@ def pack_images(pack: Path, records: list[EmojiRecord]) -> Iterator[Image.Image]
         with Image.open(pack / f"{style}.webp") as opened:
             sheet = opened.convert("RGB")
         for place in range(sum(record.style == style for record in records)):
-            x, y = _corner(place)
+            x, y = corner_of(place)
             yield sheet.crop((x, y, x + SIZE, y + SIZE))
 
 
@@ -166,8 +150,8 @@ def _from_pack(pack: Path, size: int) -> tuple[list[EmojiRecord], Iterator[Calla
     return records, (lambda image=image: image for image in pack_images(pack, records))
 
 
-def _corner(place: int) -> tuple[int, int]:
-    return place % _COLUMNS * SIZE, place // _COLUMNS * SIZE
+def corner_of(place: int) -> tuple[int, int]:
+    return place % COLUMNS * SIZE, place // COLUMNS * SIZE
 
 
 def _keep_or_write(path: Path, render: Callable[[], Image.Image], size: int) -> bool:
@@ -192,9 +176,9 @@ def _write_texts(out: Path, records: list[EmojiRecord], *, size: int, sha256: st
     texts = {
         "prompts-held-out.jsonl": _jsonl(map(asdict, held_out_prompts(records))),
         "prompts-free.jsonl": _jsonl(map(asdict, free_prompts(records))),
-        _NOTICE: NOTICE,
-        _METADATA: _jsonl([record.line() for record in records]),
-        _FACTS: json.dumps(facts, indent=2) + "\n",
+        NOTICE_FILE: NOTICE,
+        METADATA: _jsonl([record.line() for record in records]),
+        FACTS: json.dumps(facts, indent=2) + "\n",
     }
     for name, text in texts.items():
         write_text(out / name, text)

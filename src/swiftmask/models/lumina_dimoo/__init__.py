@@ -3,7 +3,4 @@
 from swiftmask.models.lumina_dimoo.generator import LuminaDiMOO
 from swiftmask.models.lumina_dimoo.released import FAMILY, WEIGHTS_FILES
 
-Generator = LuminaDiMOO
-"""The name under which every model folder exports its class."""
-
-__all__ = ["FAMILY", "WEIGHTS_FILES", "Generator", "LuminaDiMOO"]
+__all__ = ["FAMILY", "WEIGHTS_FILES", "LuminaDiMOO"]

@@ -3,7 +3,4 @@
 from swiftmask.models.mar.generator import MAR
 from swiftmask.models.mar.released import FAMILY, WEIGHTS_FILES
 
-Generator = MAR
-"""The name under which every model folder exports its class."""
-
-__all__ = ["FAMILY", "MAR", "WEIGHTS_FILES", "Generator"]
+__all__ = ["FAMILY", "MAR", "WEIGHTS_FILES"]

@@ -1,6 +1,4 @@
-"""The picture sheet of the documentation: scenes above, one picture of every class below."""
-
-from __future__ import annotations
+"""Write the sheet of docs/scenes.md: scenes above, one image of every class below."""
 
 from pathlib import Path
 
@@ -8,8 +6,7 @@ import torch
 from PIL import Image
 
 from swiftmask.data.images.pixels import to_bytes
-from swiftmask.data.scenes.render import render
-from swiftmask.data.scenes.world import NUM_CLASSES, class_scenes, concat_scenes, sample_scenes
+from swiftmask.data.scenes import NUM_CLASSES, class_scenes, concat_scenes, render, sample_scenes
 
 _COLUMNS = 12
 _BORDER = 2
@@ -25,3 +22,7 @@ def save_sheet(path: str | Path, *, rows: int = 3, size: int = 96) -> None:
     side = size + 2 * _BORDER
     sheet = images_B3HW.view(-1, _COLUMNS, 3, side, side).permute(0, 3, 1, 4, 2)
     Image.fromarray(to_bytes(sheet.reshape(-1, _COLUMNS * side, 3)).numpy()).save(path)
+
+
+if __name__ == "__main__":
+    save_sheet(Path(__file__).parents[1] / "docs" / "images" / "scenes.png")
