@@ -160,11 +160,12 @@ class FixedPrompts:
     def ids(self, text: str) -> list[int]:
         return list(range(1, 1 + self.length))
 
-    def settings(self) -> dict[str, object]:
-        return {"length": self.length}
+    def settings(self) -> Any:
+        """Errors: ValueError, as there is nothing to write."""
+        raise ValueError("a stand-in for a tokenizer cannot be saved")
 
     def save(self, folder: Path) -> None:
-        """Nothing: `settings` says all."""
+        """Nothing: `settings` refuses before."""
 
 
 def _maskgit(name: str, device: torch.device, dtype: torch.dtype, layers: int | None) -> nn.Module:
@@ -182,12 +183,12 @@ def _maskgit(name: str, device: torch.device, dtype: torch.dtype, layers: int | 
 def _mar(name: str, device: torch.device, dtype: torch.dtype, layers: int | None) -> nn.Module:
     from swiftmask.models.mar import MAR
     from swiftmask.models.mar.codec import KLCodec
-    from swiftmask.models.mar.weights import RELEASED_KL, random_network
+    from swiftmask.models.mar.weights import RELEASED_KL, random_mar
 
     with torch.device("meta"):
         codec = KLCodec(RELEASED_KL)
     with device:
-        network = random_network(name)
+        network = random_mar(name)
     return MAR(network.to(dtype), codec)
 
 

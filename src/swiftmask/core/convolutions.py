@@ -4,11 +4,14 @@ MaskGIT's and MAR's codecs are these with different middles; module names are th
 Attention is placed by the nominal resolution, so that a larger input keeps the same modules.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from swiftmask.core.files import count_modules, require_keys
+from swiftmask.core.reading import State
 
 
 class Sizes(Protocol):
@@ -30,6 +33,55 @@ class Sizes(Protocol):
     def out_ch(self) -> int: ...
     @property
     def num_groups(self) -> int: ...
+    @property
+    def image_size(self) -> int | None: ...
+
+
+def check_levels(config: Sizes, attended: Sequence[int]) -> None:
+    """Errors: ValueError for sizes that do not go together, or attention where no level is."""
+    if not config.ch_mult:
+        raise ValueError("ch_mult must have a multiple for each level, got none")
+    if config.ch % config.num_groups:
+        raise ValueError(f"ch must be a multiple of num_groups = {config.num_groups}, got {config.ch}")
+    downscale = 2 ** (len(config.ch_mult) - 1)
+    if config.resolution % downscale:
+        raise ValueError(f"resolution must be a multiple of {downscale}, got {config.resolution}")
+    levels = {config.resolution // 2**i for i in range(len(config.ch_mult))}
+    if not levels.issuperset(attended):
+        raise ValueError(f"attention must be at some of {sorted(levels)}, got {sorted(attended)}")
+
+
+def sizes_in(
+    state: State, axes: Mapping[str, int], *, resolution: int, source: str, what: str
+) -> dict[str, Any]:
+    """Sizes from the shapes; `resolution` is nominal and only names the levels that have attention.
+
+    Args:
+        axes: of further tensors that the codec has.
+
+    Errors: ValueError saying that `source` is not `what`.
+    """
+    num_levels = max(1, count_modules(state, r"encoder\.down\.(\d+)\."))
+    levels = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(num_levels)]
+    ends = [f"{part}.{end}.weight" for part in ("encoder", "decoder") for end in ("conv_in", "conv_out")]
+    require_keys(state, {**dict.fromkeys((*ends, *levels), 4), **axes}, source, what)
+    ch, in_channels = state["encoder.conv_in.weight"].shape[:2]
+    return {
+        "ch": ch,
+        "ch_mult": tuple(state[level].shape[0] // ch for level in levels),
+        "num_res_blocks": count_modules(state, r"encoder\.down\.0\.block\.(\d+)\."),
+        "attn_resolutions": attended_in(state, "encoder.down", resolution),
+        "resolution": resolution,
+        "z_channels": state["decoder.conv_in.weight"].shape[1],
+        "in_channels": in_channels,
+        "out_ch": state["decoder.conv_out.weight"].shape[0],
+    }
+
+
+def attended_in(state: State, part: str, resolution: int) -> tuple[int, ...]:
+    """Nominal resolutions at which "encoder.down" or "decoder.up" has attention."""
+    num_levels = max(1, count_modules(state, r"encoder\.down\.(\d+)\."))
+    return tuple(resolution // 2**i for i in range(num_levels) if f"{part}.{i}.attn.0.q.weight" in state)
 
 
 def _group_norm(num_groups: int, num_channels: int) -> nn.GroupNorm:
@@ -193,3 +245,16 @@ def resize(images_B3HW: Tensor, size: int) -> Tensor:
     if images_B3HW.shape[-2:] == (size, size):
         return images_B3HW
     return F.interpolate(images_B3HW.float(), size=(size, size), mode="bicubic", antialias=True)
+
+
+def to_pixels_in(images_B3HW: Tensor, config: Sizes) -> Tensor:
+    """What an encoder reads of images in [0, 1]: resized if the config says so, in [-1, 1]."""
+    if config.image_size is not None:
+        images_B3HW = resize(images_B3HW, config.resolution).clamp(0.0, 1.0)
+    return 2.0 * images_B3HW - 1.0
+
+
+def to_images(pixels_B3HW: Tensor, config: Sizes) -> Tensor:
+    """Images of what a decoder gives, float32, nominally in [0, 1] and not clamped; resized likewise."""
+    images_B3HW = (pixels_B3HW.float() + 1.0) / 2.0
+    return images_B3HW if config.image_size is None else resize(images_B3HW, config.image_size)

@@ -9,16 +9,22 @@ A module that `load_strict` or `fill` has filled is frozen; training code says w
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from swiftmask.core.reading import State, opened, read_tensors, shape_of, some
-from swiftmask.core.settings import first_line, read_json
+from swiftmask.core.settings import check_sizes, first_line, read_json, read_settings
 from swiftmask.core.writing import write_json, written_whole
+
+S = TypeVar("S")
+C = TypeVar("C")
+M = TypeVar("M", bound=nn.Module)
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -170,6 +176,43 @@ def fill(module: nn.Module, files: Mapping[str, Path], *, prefix: str = "") -> N
                 value = file.get_tensor(prefix + key)
                 place.copy_(weights_like(place, value, source=f"{path}: {prefix}{key}"))
     module.requires_grad_(False)
+
+
+def write_model(
+    folder: str | Path,
+    settings: Any,
+    parts: Mapping[str, nn.Module],
+    *,
+    provenance: Mapping[str, object],
+    dtype: torch.dtype,
+) -> None:
+    """A model folder, as `write_folder` writes it: the dataclass `settings` is its config.json."""
+    write_folder(folder, state_of(parts), config=asdict(settings), provenance=provenance, dtype=dtype)
+
+
+def read_model_settings(kind: type[S], folder: Path, sized: Sequence[str]) -> S:
+    """The dataclass that `write_model` wrote. Its fields `sized` are compared with the weights on disk.
+
+    Errors: FileNotFoundError; ValueError for a damaged file, or sizes of other weights.
+    """
+    path = folder / "config.json"
+    settings = read_settings(kind, path, expected="expected a model folder, see `swiftmask convert`")
+    shapes = headers(weight_files(folder))
+    for name in sized:
+        check_sizes(getattr(settings, name), shapes, source=str(path))
+    return settings
+
+
+def random_network(build: Callable[[C], M], released: Mapping[str, C], name: str, *, seed: int = 0) -> M:
+    """A network of a released size with random float32 weights: enough to measure speed.
+
+    Errors: ValueError for an unknown size.
+    """
+    if name not in released:
+        raise ValueError(f"unknown released size {name!r}: choose one of {', '.join(released)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(released[name]).eval()
 
 
 def state_of(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Prompts to ids: the released template and its golden null prompt, and word lists."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_prompts_that_spell_special_tokens_are_refused(text: str) -> None:
 def test_a_tokenizer_is_written_and_read(tmp_path: Path) -> None:
     prompts = TokenizerPrompts(released_tokenizer())
     prompts.save(tmp_path)
-    again = read_prompts(tmp_path, written(prompts.settings()))
+    again = read_prompts(tmp_path, written(asdict(prompts.settings())))
     assert again.ids("red fox") == prompts.ids("red fox")
 
 
@@ -63,7 +64,7 @@ def test_words() -> None:
     assert prompts.null_ids == (4, 5, 6)
     assert prompts.ids("A red,circle") == [4, 0, 1, 3, 2, 6]
     assert prompts.ids("") == [4, 6]
-    assert read_prompts(Path(), written(prompts.settings())) == prompts
+    assert read_prompts(Path(), written(asdict(prompts.settings()))) == prompts
 
 
 def test_an_unknown_word_is_named() -> None:

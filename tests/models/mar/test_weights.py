@@ -155,9 +155,8 @@ def test_heads_leave_no_trace(network: Network) -> None:
 
 
 def test_folder_round_trip(network: Network, codec: KLCodec, tmp_path: Path) -> None:
-    weights.write_model(
-        tmp_path, network.half(), codec.half(), settings={"steps": 7}, provenance={"recipe": "x"}
-    )
+    model = MAR(network.half(), codec.half(), steps=7)
+    model.save_pretrained(tmp_path, provenance={"recipe": "x"})
     found, found_codec, settings = weights.read_model(tmp_path)
     assert (found.config, found_codec.config) == (network.config, codec.config)
     assert (settings.model, settings.steps) == ("mar", 7)
@@ -170,8 +169,8 @@ def test_folder_round_trip(network: Network, codec: KLCodec, tmp_path: Path) -> 
 
 def test_random_network_depends_on_its_seed_alone(monkeypatch, sizes: NetworkConfig) -> None:
     monkeypatch.setitem(weights.RELEASED, "mar-b", replace(sizes, grid=2))
-    first, again, other = (weights.random_network("mar-b", seed=seed) for seed in (1, 1, 2))
+    first, again, other = (weights.random_mar("mar-b", seed=seed) for seed in (1, 1, 2))
     assert_equal(first, again)
     assert not torch.equal(first.mask_token, other.mask_token)
     with pytest.raises(ValueError, match="unknown released size 'mar-xl': choose one of mar-b, mar-l, mar-h"):
-        weights.random_network("mar-xl")
+        weights.random_mar("mar-xl")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from verify.kinds.maskgit_vqgan import config_of
 
 from swiftmask.core.codebook import nearest
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
@@ -30,10 +31,7 @@ SMALL = VQGANConfig(
 def golden() -> tuple[VQGAN, dict[str, Tensor]]:
     config = json.loads((GOLDEN / "maskgit_vqgan.json").read_text())["config"]
     tensors = load_file(GOLDEN / "maskgit_vqgan.safetensors")
-    sizes = VQGANConfig.from_ddconfig(
-        config["ddconfig"], n_embed=config["n_embed"], embed_dim=config["embed_dim"]
-    )
-    codec = VQGAN(sizes).eval()
+    codec = VQGAN(config_of(config)).eval()
     codec.load_state_dict({k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")})
     return codec, tensors
 

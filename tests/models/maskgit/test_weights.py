@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from verify.kinds.maskgit_vqgan import config_of
 
 from swiftmask.models.maskgit import MaskGIT, weights
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
@@ -74,8 +75,7 @@ def test_golden_sizes_are_inferred() -> None:
     tensors = load_file(GOLDEN / "maskgit_vqgan.safetensors")
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     config = weights.infer_vqgan_config(state, resolution=32)
-    ddconfig = json.loads((GOLDEN / "maskgit_vqgan.json").read_text())["config"]["ddconfig"]
-    assert config == VQGANConfig.from_ddconfig(ddconfig, n_embed=32, embed_dim=16)
+    assert config == config_of(json.loads((GOLDEN / "maskgit_vqgan.json").read_text())["config"])
     # The nominal resolution only names levels: another one gives the same modules.
     weights.load_strict(VQGAN(weights.infer_vqgan_config(state)), state, source="golden")
 
@@ -138,9 +138,8 @@ def test_the_grid_says_which_released_sampling_is_meant(tmp_path: Path) -> None:
 
 
 def test_half_precision_folder_loads_as_float32(tmp_path: Path) -> None:
-    weights.write_model(
-        tmp_path, Transformer(SMALL).half(), VQGAN(SMALL_CODEC).half(), settings={}, provenance={}
-    )
+    model = MaskGIT(Transformer(SMALL).half(), VQGAN(SMALL_CODEC).half())
+    model.save_pretrained(tmp_path, provenance={})
     transformer, codec, _ = weights.read_model(tmp_path)
     assert {p.dtype for module in (transformer, codec) for p in module.parameters()} == {torch.float32}
 

@@ -1,5 +1,8 @@
 """The VQGAN: pictures of recorded codes, latents and codes of recorded pictures."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from swiftmask.core.files import load_strict
@@ -25,11 +28,22 @@ def check(case: Case) -> list[Check]:
 
 def build(case: Case) -> VQGAN:
     """The case's own codec: sizes from its `ddconfig`, weights from its `state.*`."""
-    sizes = case.config
-    config = VQGANConfig.from_ddconfig(
-        sizes["ddconfig"], n_embed=sizes["n_embed"], embed_dim=sizes["embed_dim"]
-    )
     with torch.device("meta"):
-        codec = VQGAN(config)
+        codec = VQGAN(config_of(case.config))
     load_strict(codec, case.group("state"), source=case.name)
     return codec.eval()
+
+
+def config_of(sizes: Mapping[str, Any]) -> VQGANConfig:
+    """Of an upstream `model.yaml`, whose `dropout` and `double_z` must be off."""
+    ddconfig = sizes["ddconfig"]
+    if ddconfig.get("double_z") or ddconfig.get("dropout"):
+        raise ValueError("a VQGAN with double_z or dropout is not supported: set both off in ddconfig")
+    counts = ("ch", "num_res_blocks", "resolution", "z_channels", "in_channels", "out_ch")
+    return VQGANConfig(
+        **{key: ddconfig[key] for key in counts},
+        ch_mult=tuple(ddconfig["ch_mult"]),
+        attn_resolutions=tuple(ddconfig["attn_resolutions"]),
+        n_embed=sizes["n_embed"],
+        embed_dim=sizes["embed_dim"],
+    )

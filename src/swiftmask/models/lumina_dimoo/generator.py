@@ -12,14 +12,14 @@ In- and outpainting need neither: they are start canvases.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from swiftmask.core.compiled import RepeatedBlocks
+from swiftmask.core.files import write_model
 from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, TokenDistribution, UnmaskRule
 from swiftmask.core.schedule import dimoo_schedule
@@ -43,13 +43,14 @@ from swiftmask.models.lumina_dimoo.unmask import by_plain_confidence
 from swiftmask.models.lumina_dimoo.weights import (
     Parts,
     Placement,
+    Settings,
     read_model,
     read_own_settings,
     read_released,
-    write_model,
 )
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NAMES: dict[torch.dtype, Any] = {dtype: name for name, dtype in _DTYPES.items()}
 _SAMPLERS: dict[str, UnmaskRule] = {"exact": by_plain_confidence, "bf16_compat": by_truncated_confidence}
 
 RELEASED_SAMPLING = SamplingOptions(guidance=5.0, temperature=1.0, choice_temperature=1.0)
@@ -166,16 +167,20 @@ class LuminaDiMOO(nn.Module):
     ) -> None:
         """Write the folder `from_pretrained` reads: tokenizer first, then each file whole or not at all."""
         self.prompts.save(Path(folder))
-        settings = {
-            "sampling": asdict(self.sampling),
-            "steps": self.steps,
-            "sampler": self.sampler,
-            "dtype": str(next(self.backbone.parameters()).dtype).removeprefix("torch."),
-            "grid": list(self.layout.grid),
-            "vocabulary": asdict(self.layout.vocabulary),
-            "prompts": self.prompts.settings(),
-        }
-        write_model(folder, self.backbone, self.codec, settings=settings, provenance=provenance, dtype=dtype)
+        settings = Settings(
+            model="lumina_dimoo",
+            grid=self.layout.grid,
+            vocabulary=self.layout.vocabulary,
+            prompts=self.prompts.settings(),
+            backbone=self.backbone.config,
+            codec=self.codec.config,
+            sampling=self.sampling,
+            steps=self.steps,
+            sampler=self.sampler,
+            dtype=_NAMES[self.backbone.dtype],
+        )
+        parts = {"backbone": self.backbone, "codec": self.codec}
+        write_model(folder, settings, parts, provenance=provenance, dtype=dtype)
 
     def sized(self, height: int, width: int) -> Self:
         """The same model, sharing its weights, for pictures of another size.
@@ -313,9 +318,8 @@ class LuminaDiMOO(nn.Module):
             num_prompt=max(*condition.lengths, len(condition.null_ids)),
             cached=method == "ml-cache",
         )
-        dtype = self.backbone.model.transformer.wte.weight.dtype
-        codec = CodecNeed.of(self.codec)
-        plan = Plan(config=self.backbone.config, grid=self.layout.grid, dtype=dtype, codec=codec, draw=draw)
+        codec, sizes = CodecNeed.of(self.codec), self.backbone.config
+        plan = Plan(config=sizes, grid=self.layout.grid, dtype=self.backbone.dtype, codec=codec, draw=draw)
         check_room(plan, self.device)
 
     def features_and_cache(self, canvas: Canvas, condition: PromptCondition) -> tuple[Tensor, LayerCache]:

@@ -93,6 +93,10 @@ class Backbone(nn.Module):
                 layer.weight.data.mul_((2 * (depth + 1)) ** -0.5)
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.model.transformer.wte.weight.dtype
+
+    @property
     def blocks(self) -> list[LlamaBlock]:
         """In order, wherever their weights are."""
         return [block for block in self.model.transformer.blocks if isinstance(block, LlamaBlock)]

@@ -26,6 +26,21 @@ _FIRST_SPECIAL = 126081
 """In the released vocabulary text comes before this id, special tokens and codes from there on."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSettings:
+    """Prompts of a model folder: a list of words, or the name of the folder of a tokenizer."""
+
+    words: tuple[str, ...] | None = None
+    tokenizer: Literal["tokenizer"] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if (self.words is None) == (self.tokenizer is None):
+            raise ValueError("prompts must have words or a tokenizer, and not both")
+        if self.words is not None and (not self.words or len({*self.words}) < len(self.words)):
+            raise ValueError("prompts must have words that differ")
+
+
 class Prompts(Protocol):
     """Turns prompts into ids. Immutable, and knows how to be written."""
 
@@ -38,7 +53,7 @@ class Prompts(Protocol):
         """The whole prompt, template and all. Errors: ValueError for a text that cannot be one."""
         ...
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> PromptSettings:
         """What `config.json` says of it."""
         ...
 
@@ -87,8 +102,8 @@ class WordPrompts:
             raise ValueError(f"unknown word {word!r} in the prompt: this model knows {', '.join(near)}")
         return self._place[word]
 
-    def settings(self) -> dict[str, object]:
-        return {"words": list(self.words)}
+    def settings(self) -> PromptSettings:
+        return PromptSettings(words=self.words)
 
     def save(self, folder: Path) -> None:
         """Nothing: the words are in `config.json`."""
@@ -149,29 +164,14 @@ class TokenizerPrompts:
             raise ValueError(f"the prompt spells special tokens ({', '.join(names)}): leave them out")
         return found
 
-    def settings(self) -> dict[str, object]:
-        return {"tokenizer": "tokenizer"}
+    def settings(self) -> PromptSettings:
+        return PromptSettings(tokenizer="tokenizer")
 
     def save(self, folder: Path) -> None:
         self._tokenizer.save_pretrained(folder / "tokenizer")
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(_TEMPLATE.format(text))["input_ids"])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptSettings:
-    """Prompts of a model folder: a list of words, or the name of the folder of a tokenizer."""
-
-    words: tuple[str, ...] | None = None
-    tokenizer: Literal["tokenizer"] | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if (self.words is None) == (self.tokenizer is None):
-            raise ValueError("prompts must have words or a tokenizer, and not both")
-        if self.words is not None and (not self.words or len({*self.words}) < len(self.words)):
-            raise ValueError("prompts must have words that differ")
 
 
 def read_prompts(folder: Path, settings: PromptSettings) -> Prompts:

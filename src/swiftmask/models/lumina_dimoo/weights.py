@@ -8,7 +8,7 @@ whatever the config says.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,15 +20,14 @@ from swiftmask.core.files import (
     fill,
     headers,
     load_strict,
+    read_model_settings,
     require_keys,
-    state_of,
     weight_files,
-    write_folder,
 )
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.reading import State, read_tensors
-from swiftmask.core.settings import check_sizes, read_json, read_settings, settings_of
+from swiftmask.core.settings import read_json, settings_of
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec, load_vq_codec
 from swiftmask.models.lumina_dimoo.layout import Sampler, Vocabulary, grid_of
 from swiftmask.models.lumina_dimoo.memory import CodecNeed, Plan, check_fits
@@ -163,22 +162,6 @@ def read_released_codec(folder: str | Path) -> VQCodec:
     return load_vq_codec(config, read_tensors(file), source=str(file))
 
 
-def write_model(
-    folder: str | Path,
-    backbone: Backbone,
-    codec: VQCodec,
-    *,
-    settings: Mapping[str, object],
-    provenance: Mapping[str, object],
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write the folder that `read_model` reads, each file whole or not at all."""
-    sizes = {"backbone": asdict(backbone.config), "codec": asdict(codec.config)}
-    state = state_of({"backbone": backbone, "codec": codec})
-    config = {"model": "lumina_dimoo", **settings, **sizes}
-    write_folder(folder, state, config=config, provenance=provenance, dtype=dtype)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Config of a Lumina-DiMOO model folder. None leaves it to the family.
@@ -207,16 +190,13 @@ class Settings:
 
 def read_own_settings(folder: Path) -> Settings:
     """`config.json` of a folder of ours."""
-    return read_settings(Settings, folder / "config.json", expected=_EXPECTED)
+    return read_model_settings(Settings, folder, ("backbone", "codec"))
 
 
 def read_model(folder: str | Path, settings: Settings, placement: Placement) -> Parts:
     """All parts of a folder of ours, in eval mode; the codec in float32."""
     folder = Path(folder)
     files = weight_files(folder)
-    shapes = headers(files)
-    for sizes in (settings.backbone, settings.codec):
-        check_sizes(sizes, shapes, source=str(folder / "config.json"))
     prompts = read_prompts(folder, settings.prompts)
     codec = _read_codec(settings.codec, files)
     backbone = _read_backbone(settings.backbone, files, "backbone.", placement, settings.grid, codec)

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from swiftmask.core.convolutions import Decoder, Encoder, resize
+from swiftmask.core.convolutions import Decoder, Encoder, check_levels, to_images, to_pixels_in
 from swiftmask.core.ranges import check_fields
 
 RELEASED_SCALE = 0.2325
@@ -44,16 +44,7 @@ class KLConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not self.ch_mult:
-            raise ValueError("ch_mult must have a multiple for each level, got none")
-        if self.ch % self.num_groups:
-            raise ValueError(f"ch must be a multiple of num_groups = {self.num_groups}, got {self.ch}")
-        if self.resolution % self.downscale:
-            raise ValueError(f"resolution must be a multiple of {self.downscale}, got {self.resolution}")
-        levels = {self.resolution // 2**i for i in range(len(self.ch_mult))}
-        attended = {*self.attn_resolutions, *self.decoder_attn_resolutions}
-        if not attended <= levels:
-            raise ValueError(f"attention must be at some of {sorted(levels)}, got {sorted(attended)}")
+        check_levels(self, (*self.attn_resolutions, *self.decoder_attn_resolutions))
 
     @property
     def downscale(self) -> int:
@@ -128,13 +119,8 @@ class KLCodec(nn.Module):
 
     def decode_unclamped(self, latent_BCHW: Tensor) -> Tensor:
         """The same before clamping, so that gradients pass everywhere (reward tuning)."""
-        images_B3HW = (self.decode_latent(latent_BCHW / self.config.scale).float() + 1.0) / 2.0
-        if self.config.image_size is not None:
-            images_B3HW = resize(images_B3HW, self.config.image_size)
-        return images_B3HW
+        return to_images(self.decode_latent(latent_BCHW / self.config.scale), self.config)
 
     def to_pixels_in(self, images_B3HW: Tensor) -> Tensor:
-        """What the encoder reads and a reconstruction is compared with: resized if asked, in [-1, 1]."""
-        if self.config.image_size is not None:
-            images_B3HW = resize(images_B3HW, self.config.resolution).clamp(0.0, 1.0)
-        return 2.0 * images_B3HW - 1.0
+        """What the encoder reads: resized if asked, in [-1, 1]."""
+        return to_pixels_in(images_B3HW, self.config)

@@ -6,7 +6,7 @@ token, so its features depend on the class alone: they are computed once per cla
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from swiftmask.core.classes import class_number
 from swiftmask.core.compiled import RepeatedBlocks
+from swiftmask.core.files import write_model
 from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
 from swiftmask.core.schedule import constant_guidance, mar_schedule, rising_guidance, with_denoising
@@ -27,7 +28,7 @@ from swiftmask.models.mar.codec import KLCodec
 from swiftmask.models.mar.diffusion import reverse_chain, training_process
 from swiftmask.models.mar.head import DiffusionTokens
 from swiftmask.models.mar.network import GuidanceSchedule, KnownTokens, Network
-from swiftmask.models.mar.weights import RELEASED, read_model, read_released, write_model
+from swiftmask.models.mar.weights import RELEASED, Settings, read_model, read_released
 
 _CURVES = {"linear": rising_guidance, "constant": constant_guidance}
 
@@ -127,13 +128,17 @@ class MAR(nn.Module):
         self, folder: str | Path, *, provenance: Mapping[str, object], dtype: torch.dtype = torch.float32
     ) -> None:
         """Write the folder `from_pretrained` reads, each file whole or not at all."""
-        settings = {
-            "sampling": asdict(self.sampling),
-            "steps": self.steps,
-            "guidance_schedule": self.guidance_schedule,
-            "class_names": list(self.class_names),
-        }
-        write_model(folder, self.network, self.codec, settings=settings, provenance=provenance, dtype=dtype)
+        settings = Settings(
+            model="mar",
+            network=self.network.config,
+            codec=self.codec.config,
+            sampling=self.sampling,
+            steps=self.steps,
+            guidance_schedule=self.guidance_schedule,
+            class_names=self.class_names,
+        )
+        parts = {"network": self.network, "codec": self.codec}
+        write_model(folder, settings, parts, provenance=provenance, dtype=dtype)
 
     @property
     def spec(self) -> Spec:

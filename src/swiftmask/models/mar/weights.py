@@ -7,28 +7,27 @@ upstream's code are not the released ones. What no tensor tells (the number of h
 argument.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from swiftmask.core.classes import check_class_names
+from swiftmask.core.convolutions import attended_in, sizes_in
 from swiftmask.core.files import (
     count_modules,
-    headers,
     load_parts,
     load_strict,
+    random_network,
+    read_model_settings,
     require_keys,
-    state_of,
-    weight_files,
-    write_folder,
 )
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.reading import State, read_tensors
-from swiftmask.core.settings import about, check_sizes, read_settings
+from swiftmask.core.settings import about
 from swiftmask.models.mar.codec import RELEASED_SCALE, KLCodec, KLConfig
 from swiftmask.models.mar.network import GuidanceSchedule, Network, NetworkConfig
 
@@ -66,13 +65,7 @@ _HEADS = {config.encoder_width: config.encoder_heads for config in RELEASED.valu
 _KL_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 
 
-def random_network(name: str, *, seed: int = 0) -> Network:
-    """A network of a released size with random float32 weights: enough to measure speed."""
-    if name not in RELEASED:
-        raise ValueError(f"unknown released size {name!r}: choose one of {', '.join(RELEASED)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Network(RELEASED[name]).eval()
+random_mar = partial(random_network, Network, RELEASED)
 
 
 def infer_network_config(
@@ -122,38 +115,17 @@ def infer_kl_config(
 
     Errors: ValueError naming what is missing, also for a VQGAN, which has the same blocks.
     """
-    num_levels = max(1, count_modules(state, r"encoder\.down\.(\d+)\."))
-    levels = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(num_levels)]
-    ends = [f"{part}.{end}.weight" for part in ("encoder", "decoder") for end in ("conv_in", "conv_out")]
-    axes = dict.fromkeys((*ends, *levels, "quant_conv.weight"), 4)
-    require_keys(state, axes, source, "the KL autoencoder of MAR")
-    z_channels = state["decoder.conv_in.weight"].shape[1]
-    if state["encoder.conv_out.weight"].shape[0] != 2 * z_channels:
+    what, axes = "the KL autoencoder of MAR", {"encoder.conv_out.weight": 4, "quant_conv.weight": 4}
+    sizes = sizes_in(state, axes, resolution=resolution, source=source, what=what)
+    z_channels, given = sizes["z_channels"], state["encoder.conv_out.weight"].shape[0]
+    if given != 2 * z_channels:
         raise ValueError(
-            f"{source} is not the KL autoencoder of MAR: its encoder gives "
-            f"{state['encoder.conv_out.weight'].shape[0]} channels, expected mean and variance of "
+            f"{source} is not {what}: its encoder gives {given} channels, expected mean and variance of "
             f"{z_channels}: use kl16.ckpt or kl16.safetensors"
         )
-    widths = [state[level].shape[0] for level in levels]
-    ch, in_channels = state["encoder.conv_in.weight"].shape[:2]
-
-    def attended(part: str) -> tuple[int, ...]:
-        levels = [i for i in range(num_levels) if f"{part}.{i}.attn.0.q.weight" in state]
-        return tuple(resolution // 2**i for i in levels)
-
+    attended = attended_in(state, "decoder.up", resolution)
     with about(source):
-        return KLConfig(
-            ch=ch,
-            ch_mult=tuple(width // ch for width in widths),
-            num_res_blocks=count_modules(state, r"encoder\.down\.0\.block\.(\d+)\."),
-            attn_resolutions=attended("encoder.down"),
-            decoder_attn_resolutions=attended("decoder.up"),
-            resolution=resolution,
-            z_channels=z_channels,
-            in_channels=in_channels,
-            out_ch=state["decoder.conv_out.weight"].shape[0],
-            scale=scale,
-        )
+        return KLConfig(**sizes, decoder_attn_resolutions=attended, scale=scale)
 
 
 def read_released(
@@ -179,23 +151,6 @@ def read_released_codec(path: str | Path, *, grid: int = 16) -> KLCodec:
     return codec.eval()
 
 
-def write_model(
-    folder: str | Path,
-    network: Network,
-    codec: KLCodec,
-    *,
-    settings: Mapping[str, object],
-    provenance: Mapping[str, object],
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write the folder that `read_model` reads, each file whole or not at all."""
-    sizes = {"network": asdict(network.config), "codec": asdict(codec.config)}
-    state = state_of({"network": network, "codec": codec})
-    write_folder(
-        folder, state, config={"model": "mar", **settings, **sizes}, provenance=provenance, dtype=dtype
-    )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Config of a MAR model folder. None leaves it to the family."""
@@ -216,11 +171,7 @@ class Settings:
 def read_model(folder: str | Path) -> tuple[Network, KLCodec, Settings]:
     """Both networks (float32, on the CPU, in eval mode) and the folder's settings."""
     folder = Path(folder)
-    path = folder / "config.json"
-    settings = read_settings(Settings, path, expected="expected a model folder, see `swiftmask convert`")
-    shapes = headers(weight_files(folder))
-    for sizes in (settings.network, settings.codec):
-        check_sizes(sizes, shapes, source=str(path))
+    settings = read_model_settings(Settings, folder, ("network", "codec"))
     with torch.device("meta"):
         network, codec = Network(settings.network), KLCodec(settings.codec)
     load_parts(folder / "model.safetensors", {"network": network, "codec": codec})

@@ -5,15 +5,13 @@ Module names are those of the released `last.ckpt`, so its weights load without 
 trains it.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from swiftmask.core.codebook import nearest
-from swiftmask.core.convolutions import Decoder, Encoder, resize
+from swiftmask.core.convolutions import Decoder, Encoder, check_levels, to_images, to_pixels_in
 from swiftmask.core.ranges import check_fields
 
 
@@ -42,39 +40,7 @@ class VQGANConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not self.ch_mult:
-            raise ValueError("ch_mult must have a multiple for each level, got none")
-        if self.ch % self.num_groups:
-            raise ValueError(f"ch must be a multiple of num_groups = {self.num_groups}, got {self.ch}")
-        if self.resolution % self.downscale:
-            raise ValueError(f"resolution must be a multiple of {self.downscale}, got {self.resolution}")
-        levels = {self.resolution // 2**i for i in range(len(self.ch_mult))}
-        if not levels.issuperset(self.attn_resolutions):
-            raise ValueError(
-                f"attn_resolutions must be some of {sorted(levels)}, got {self.attn_resolutions}"
-            )
-
-    @classmethod
-    def from_ddconfig(cls, ddconfig: Mapping[str, object], *, n_embed: int, embed_dim: int) -> "VQGANConfig":
-        """Read the `ddconfig` of an upstream `model.yaml`; its `dropout` and `double_z` must be off."""
-        if ddconfig.get("double_z") or ddconfig.get("dropout"):
-            raise ValueError("a VQGAN with double_z or dropout is not supported: set both off in ddconfig")
-
-        def count(key: str) -> int:
-            return int(cast(int, ddconfig[key]))
-
-        return cls(
-            ch=count("ch"),
-            ch_mult=tuple(cast(Sequence[int], ddconfig["ch_mult"])),
-            num_res_blocks=count("num_res_blocks"),
-            attn_resolutions=tuple(cast(Sequence[int], ddconfig["attn_resolutions"])),
-            resolution=count("resolution"),
-            z_channels=count("z_channels"),
-            n_embed=n_embed,
-            embed_dim=embed_dim,
-            in_channels=count("in_channels"),
-            out_ch=count("out_ch"),
-        )
+        check_levels(self, self.attn_resolutions)
 
     @property
     def downscale(self) -> int:
@@ -137,17 +103,8 @@ class VQGAN(nn.Module):
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Codes `codes_BHW` (int64) of images in [0, 1]."""
-        return self.encode_code(self.to_pixels_in(images_B3HW))
+        return self.encode_code(to_pixels_in(images_B3HW, self.config))
 
     def decode(self, codes_BHW: Tensor) -> Tensor:
         """Images `_B3HW` (float32, clamped to [0, 1]) of a grid of codes."""
-        images_B3HW = (self.decode_code(codes_BHW).float() + 1.0) / 2.0
-        if self.config.image_size is not None:
-            images_B3HW = resize(images_B3HW, self.config.image_size)
-        return images_B3HW.clamp(0.0, 1.0)
-
-    def to_pixels_in(self, images_B3HW: Tensor) -> Tensor:
-        """What the encoder reads: resized if asked, in [-1, 1]."""
-        if self.config.image_size is not None:
-            images_B3HW = resize(images_B3HW, self.config.resolution).clamp(0.0, 1.0)
-        return 2.0 * images_B3HW - 1.0
+        return to_images(self.decode_code(codes_BHW), self.config).clamp(0.0, 1.0)

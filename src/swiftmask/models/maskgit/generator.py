@@ -6,7 +6,7 @@ masked positions only.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from swiftmask.core.classes import class_number
 from swiftmask.core.compiled import RepeatedBlocks
+from swiftmask.core.files import write_model
 from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
 from swiftmask.core.schedule import valeo_schedule
@@ -24,7 +25,7 @@ from swiftmask.core.unmask import by_confidence
 from swiftmask.core.vq_codec import VQCodec
 from swiftmask.models.maskgit.codec import VQGAN
 from swiftmask.models.maskgit.network import Transformer
-from swiftmask.models.maskgit.weights import read_model, read_released, write_model
+from swiftmask.models.maskgit.weights import Settings, network_of, read_model, read_released
 
 RELEASED_SAMPLING = SamplingOptions(guidance=3.8, temperature=1.0, choice_temperature=7.0)
 """Defaults of the released 512 px model: `w = 2.8` (guidance = 1 + w), `sm_temp = 1`, `r_temp = 7`."""
@@ -120,14 +121,16 @@ class MaskGIT(nn.Module):
         self, folder: str | Path, *, provenance: Mapping[str, object], dtype: torch.dtype = torch.float32
     ) -> None:
         """Write the folder `from_pretrained` reads, each file whole or not at all."""
-        settings = {
-            "sampling": asdict(self.sampling),
-            "steps": self.steps,
-            "class_names": list(self.class_names),
-        }
-        write_model(
-            folder, self.transformer, self.codec, settings=settings, provenance=provenance, dtype=dtype
+        settings = Settings(
+            model="maskgit",
+            transformer=self.transformer.config,
+            codec=self.codec.config,
+            sampling=self.sampling,
+            steps=self.steps,
+            class_names=self.class_names,
         )
+        parts = {"transformer": self.transformer, "codec": network_of(self.codec)}
+        write_model(folder, settings, parts, provenance=provenance, dtype=dtype)
 
     @property
     def spec(self) -> Spec:

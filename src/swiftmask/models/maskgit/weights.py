@@ -7,8 +7,8 @@ and classes begin, the nominal resolution) is an argument. Pickles are only read
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,20 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from swiftmask.core.classes import check_class_names
+from swiftmask.core.convolutions import sizes_in
 from swiftmask.core.files import (
     count_modules,
-    headers,
     load_parts,
     load_strict,
+    random_network,
+    read_model_settings,
     require_keys,
-    state_of,
-    weight_files,
-    write_folder,
 )
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.reading import State, read_tensors
-from swiftmask.core.settings import about, check_sizes, read_settings
+from swiftmask.core.settings import about
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
@@ -54,13 +53,7 @@ RELEASED_VQGAN = VQGANConfig(
 )
 
 
-def random_transformer(name: str, *, seed: int = 0) -> Transformer:
-    """A transformer of a released size with random float32 weights: enough to measure speed."""
-    if name not in RELEASED:
-        raise ValueError(f"unknown released size {name!r}: choose one of {', '.join(RELEASED)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Transformer(RELEASED[name]).eval()
+random_transformer = partial(random_network, Transformer, RELEASED)
 
 
 def read_upstream(path: str | Path) -> dict[str, Tensor]:
@@ -102,29 +95,11 @@ def infer_transformer_config(
 def infer_vqgan_config(state: State, *, resolution: int = 256, source: str = "these weights") -> VQGANConfig:
     """Sizes from the shapes; `resolution` is nominal and only names the levels that have attention."""
     _refuse_other_family(state, source)
-    num_levels = max(1, count_modules(state, r"encoder\.down\.(\d+)\."))
-    levels = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(num_levels)]
-    ends = ("encoder.conv_in.weight", "decoder.conv_in.weight", "decoder.conv_out.weight")
-    axes = {**dict.fromkeys((*ends, *levels), 4), "quantize.embedding.weight": 2}
-    require_keys(state, axes, source, "the taming VQGAN")
-    widths = [state[level].shape[0] for level in levels]
-    ch, in_channels = state["encoder.conv_in.weight"].shape[:2]
+    axes = {"quantize.embedding.weight": 2}
+    sizes = sizes_in(state, axes, resolution=resolution, source=source, what="the taming VQGAN")
     n_embed, embed_dim = state["quantize.embedding.weight"].shape
     with about(source):
-        return VQGANConfig(
-            ch=ch,
-            ch_mult=tuple(width // ch for width in widths),
-            num_res_blocks=count_modules(state, r"encoder\.down\.0\.block\.(\d+)\."),
-            attn_resolutions=tuple(
-                resolution // 2**i for i in range(num_levels) if f"encoder.down.{i}.attn.0.q.weight" in state
-            ),
-            resolution=resolution,
-            z_channels=state["decoder.conv_in.weight"].shape[1],
-            n_embed=n_embed,
-            embed_dim=embed_dim,
-            in_channels=in_channels,
-            out_ch=state["decoder.conv_out.weight"].shape[0],
-        )
+        return VQGANConfig(**sizes, n_embed=n_embed, embed_dim=embed_dim)
 
 
 def read_released(
@@ -147,22 +122,6 @@ def read_released(
     return transformer.eval(), codec.eval()
 
 
-def write_model(
-    folder: str | Path,
-    transformer: Transformer,
-    codec: VQGAN | VQCodec,
-    *,
-    settings: Mapping[str, object],
-    provenance: Mapping[str, object],
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write the folder that `read_model` reads, each file whole or not at all."""
-    sizes = {"transformer": asdict(transformer.config), "codec": asdict(codec.config)}
-    state = state_of({"transformer": transformer, "codec": _network_of(codec)})
-    config = {"model": "maskgit", **settings, **sizes}
-    write_folder(folder, state, config=config, provenance=provenance, dtype=dtype)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Config of a MaskGIT model folder. None leaves it to the family."""
@@ -182,19 +141,15 @@ class Settings:
 def read_model(folder: str | Path) -> tuple[Transformer, VQGAN | VQCodec, Settings]:
     """Both networks (float32, on the CPU, in eval mode) and the folder's settings."""
     folder = Path(folder)
-    path = folder / "config.json"
-    settings = read_settings(Settings, path, expected="expected a model folder, see `swiftmask convert`")
-    shapes = headers(weight_files(folder))
-    for sizes in (settings.transformer, settings.codec):
-        check_sizes(sizes, shapes, source=str(path))
+    settings = read_model_settings(Settings, folder, ("transformer", "codec"))
     with torch.device("meta"):
         transformer, sizes = Transformer(settings.transformer), settings.codec
         codec = VQGAN(sizes) if isinstance(sizes, VQGANConfig) else build_vq_codec(sizes)
-    load_parts(folder / "model.safetensors", {"transformer": transformer, "codec": _network_of(codec)})
+    load_parts(folder / "model.safetensors", {"transformer": transformer, "codec": network_of(codec)})
     return transformer, codec.eval(), settings
 
 
-def _network_of(codec: VQGAN | VQCodec) -> nn.Module:
+def network_of(codec: VQGAN | VQCodec) -> nn.Module:
     """What is written of a codec: diffusers' network where it is one."""
     return codec.vq if isinstance(codec, VQCodec) else codec
 

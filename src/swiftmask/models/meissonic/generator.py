@@ -7,7 +7,7 @@ occur, and everything else that no step changes is made with the condition.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftmask.core.compiled import RepeatedBlocks
+from swiftmask.core.files import write_model
 from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, UnmaskRule
 from swiftmask.core.schedule import meissonic_schedule
@@ -27,7 +28,14 @@ from swiftmask.models.meissonic.network import NUM_MICRO, Conditioning, Transfor
 from swiftmask.models.meissonic.prompts import Prompt, as_prompts
 from swiftmask.models.meissonic.rotary import Rotary, angles_of, places_of, rotary_at
 from swiftmask.models.meissonic.text import TextEmbedding, TextEncoder
-from swiftmask.models.meissonic.weights import Parts, read_model, read_released, write_model
+from swiftmask.models.meissonic.weights import (
+    TOKENIZER,
+    Parts,
+    Settings,
+    networks_of,
+    read_model,
+    read_released,
+)
 
 RELEASED_SAMPLING = SamplingOptions(guidance=9.0, temperature=1.0, choice_temperature=2.0)
 """Defaults of the released models."""
@@ -126,10 +134,19 @@ class Meissonic(nn.Module):
     def save_pretrained(
         self, folder: str | Path, *, provenance: Mapping[str, object], dtype: torch.dtype = torch.float32
     ) -> None:
-        """Write the folder `from_pretrained` reads, each file whole or not at all."""
-        settings = {"size": list(self.size), "sampling": asdict(self.sampling), "steps": self.steps}
-        parts = Parts(self.transformer, self.text_encoder, self.codec)
-        write_model(folder, parts, settings=settings, provenance=provenance, dtype=dtype)
+        """Write the folder `from_pretrained` reads: tokenizer first, then each file whole or not at all."""
+        settings = Settings(
+            model="meissonic",
+            size=self.size,
+            transformer=self.transformer.config,
+            text_encoder=self.text_encoder.config,
+            codec=self.codec.config,
+            sampling=self.sampling,
+            steps=self.steps,
+        )
+        self.text_encoder.tokenizer.save(Path(folder) / TOKENIZER)
+        parts = networks_of(Parts(self.transformer, self.text_encoder, self.codec))
+        write_model(folder, settings, parts, provenance=provenance, dtype=dtype)
 
     def sized(self, height: int, width: int) -> Self:
         """The same networks, drawing pictures of another size.

@@ -11,7 +11,8 @@ The pictures published of the 1024-pixel model were not drawn with its own `text
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,18 +20,17 @@ import torch
 
 from swiftmask.core.files import (
     count_modules,
-    headers,
+    load_parts,
     load_strict,
+    random_network,
+    read_model_settings,
     require_keys,
-    state_of,
-    weight_files,
-    write_folder,
 )
 from swiftmask.core.optional import library
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.reading import State, read_tensors
-from swiftmask.core.settings import about, check_sizes, read_json, read_settings, settings_of
+from swiftmask.core.settings import about, read_json, settings_of
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec, load_vq_codec
 from swiftmask.models.meissonic.network import Transformer, TransformerConfig
 from swiftmask.models.meissonic.text import (
@@ -82,13 +82,7 @@ RELEASED = {
 }
 
 
-def random_transformer(name: str, *, seed: int = 0) -> Transformer:
-    """A transformer of a released size with random float32 weights: enough to measure speed."""
-    if name not in RELEASED:
-        raise ValueError(f"unknown released size {name!r}: choose one of {', '.join(RELEASED)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Transformer(RELEASED[name]).eval()
+random_transformer = partial(random_network, Transformer, RELEASED)
 
 
 def infer_transformer_config(
@@ -155,26 +149,6 @@ def read_released_transformer(path: str | Path) -> Transformer:
     return transformer.eval()
 
 
-def write_model(
-    folder: str | Path,
-    parts: Parts,
-    *,
-    settings: Mapping[str, object],
-    provenance: Mapping[str, object],
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write the folder that `read_model` reads: first the tokenizer, then each file whole or not at all."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    parts.text_encoder.tokenizer.save(folder / TOKENIZER)
-    networks = _networks(parts)
-    sizes = {name: asdict(part.config) for name, part in zip(Parts._fields, parts, strict=True)}
-    state = state_of(networks)
-    write_folder(
-        folder, state, config={"model": "meissonic", **settings, **sizes}, provenance=provenance, dtype=dtype
-    )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Config of a Meissonic model folder. None leaves it to the family.
@@ -198,35 +172,23 @@ class Settings:
 def read_model(folder: str | Path) -> tuple[Parts, Settings]:
     """The networks and the folder's settings."""
     folder = Path(folder)
-    path = folder / "config.json"
-    settings = read_settings(Settings, path, expected="expected a model folder, see `swiftmask convert`")
-    shapes = headers(weight_files(folder))
-    for sizes in (settings.transformer, settings.text_encoder, settings.codec):
-        check_sizes(sizes, shapes, source=str(path))
-    state = read_tensors(folder / "model.safetensors")
-    tokenizer = read_tokenizer(folder / TOKENIZER, length=settings.text_encoder.max_position_embeddings)
-    parts = _empty(settings.transformer, settings.text_encoder, settings.codec, tokenizer)
-    for name, network in _networks(parts).items():
-        prefix = f"{name}."
-        part = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
-        load_strict(network, part, source=f"{folder / 'model.safetensors'} ({prefix}*)")
+    settings = read_model_settings(Settings, folder, Parts._fields)
+    text = settings.text_encoder
+    tokenizer = read_tokenizer(folder / TOKENIZER, length=text.max_position_embeddings)
+    with torch.device("meta"):
+        transformer, codec = Transformer(settings.transformer), build_vq_codec(settings.codec)
+    parts = Parts(transformer, _empty_text_encoder(text, tokenizer), codec)
+    load_parts(folder / "model.safetensors", networks_of(parts))
     return parts, settings
 
 
-def _networks(parts: Parts) -> dict[str, torch.nn.Module]:
+def networks_of(parts: Parts) -> dict[str, torch.nn.Module]:
     """The modules that hold the weights, by the prefix they have in our file."""
     return {
         "transformer": parts.transformer,
         "text_encoder": parts.text_encoder.clip,
         "codec": parts.codec.vq,
     }
-
-
-def _empty(transformer: TransformerConfig, text: TextConfig, codec: VQConfig, tokenizer: Tokenizer) -> Parts:
-    """The networks with their weights on the meta device."""
-    with torch.device("meta"):
-        built = Transformer(transformer).eval(), build_vq_codec(codec)
-    return Parts(built[0], _empty_text_encoder(text, tokenizer), built[1])
 
 
 def _empty_text_encoder(config: TextConfig, tokenizer: Tokenizer) -> TextEncoder:
