@@ -29,7 +29,7 @@ from swiftmask.core.rng import SeededNoise
 from swiftmask.core.tokens import gather_rows, guide
 from swiftmask.core.types import Canvas, Step
 from swiftmask.evaluate.speed import Task, time_in_turn
-from swiftmask.methods.marval import Student, make_student, network_parameters
+from swiftmask.methods.marval import Student, make_student
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar.diffusion import Process, respaced, respaced_timesteps
 from swiftmask.models.mar.head import HeadNetwork
@@ -155,7 +155,7 @@ def measure(
     """Time decode steps `timed` of `num_steps`, guided."""
     options = SamplingOptions(guidance=GUIDANCE, denoising_steps=num_denoising)
     schedule = model.schedule(num_steps, num_masked=model.spec.num_tokens, options=options)
-    student = make_student(model, network_parameters(model))
+    student = make_student(model, model.network_parameters())
     tasks: dict[str, Task] = {}
     for index in timed:
         for name, task in step_tasks(model, student, schedule[index], batch).items():

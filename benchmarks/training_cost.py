@@ -35,7 +35,6 @@ from swiftmask.cli.random_models import (
     random_names,
     random_pipeline,
 )
-from swiftmask.methods.marval import head_parameters, network_parameters
 from swiftmask.methods.marval import training as marval_training
 from swiftmask.methods.shortcut import training as shortcut_training
 from swiftmask.methods.shortcut.rounds import TeacherRounds
@@ -195,7 +194,7 @@ CLIP_LARGE = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24
 def marval(recipe: MarvalRecipe, name: str) -> tuple[Any, Training]:
     """As `MarvalRecipe.run` puts it together, on latents that are encoded already. One share is measured."""
     base = released_model(name, torch.float32).to_empty(device=DEVICE)
-    own = (network_parameters if recipe.part == "network" else head_parameters)(base)
+    own = base.network_parameters() if recipe.part == "network" else base.head_parameters()
     shape, what = (base.spec.num_tokens, base.spec.channels), what_of(base)
 
     shares = recipe.training.accumulate

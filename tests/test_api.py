@@ -12,7 +12,7 @@ import torch
 import swiftmask
 from swiftmask import registry, sources
 from swiftmask.core.protocol import SamplingOptions
-from swiftmask.methods.marval import head_parameters, make_student, write_student
+from swiftmask.methods.marval import make_student, write_student
 from swiftmask.methods.shortcut import Shortcut, ShortcutConfig
 from swiftmask.models.mar import MAR
 from swiftmask.models.maskgit import MaskGIT
@@ -153,7 +153,7 @@ def test_what_accelerate_refuses(pipeline: swiftmask.Pipeline, tiny_shortcut_fol
 
 def test_a_student_takes_the_models_place(golden_mar: MAR, tmp_path: Path) -> None:
     teacher = swiftmask.Pipeline(golden_mar)
-    student = make_student(golden_mar, head_parameters(golden_mar))
+    student = make_student(golden_mar, golden_mar.head_parameters())
     with torch.no_grad():  # an untrained one is refused as its teacher's own weights
         for parameter in student.parameters():
             parameter.mul_(1.01 if parameter.requires_grad else 1.0)

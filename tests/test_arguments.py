@@ -11,7 +11,7 @@ from PIL import Image
 
 import swiftmask
 from swiftmask.core.protocol import SamplingOptions
-from swiftmask.methods.marval import make_student, network_parameters, write_student
+from swiftmask.methods.marval import make_student, write_student
 from swiftmask.methods.shortcut import Shortcut, ShortcutConfig
 from swiftmask.models.mar import MAR
 from swiftmask.models.maskgit import MaskGIT
@@ -194,7 +194,7 @@ def test_a_shortcut_of_another_width_says_both(tiny: swiftmask.Pipeline) -> None
 def test_a_base_is_not_its_own_student(golden_mar: MAR, golden_maskgit: MaskGIT, tmp_path: Path) -> None:
     """The weights tell: what was not trained is the base."""
     mar = swiftmask.Pipeline(golden_mar, name="mar")
-    student = make_student(golden_mar, network_parameters(golden_mar), timestep=500)
+    student = make_student(golden_mar, golden_mar.network_parameters(), timestep=500)
     write_student(tmp_path / "student", student, provenance={})
     with pytest.raises(ValueError, match="holds the weights of mar itself: expected a student"):
         swiftmask.accelerate(mar, marval=tmp_path / "student")

@@ -19,7 +19,7 @@ from torch._dynamo.utils import counters
 from swiftmask.api import accelerate, load
 from swiftmask.core.compiled import MODES, MarkedSteps, compile_blocks, mode_of
 from swiftmask.core.protocol import SamplingOptions
-from swiftmask.methods.marval import make_student, network_parameters
+from swiftmask.methods.marval import make_student
 from swiftmask.methods.shortcut import RotaryShortcut, RotaryShortcutConfig, Shortcut, ShortcutConfig
 from swiftmask.pipeline import Pipeline
 
@@ -59,7 +59,7 @@ def accelerators(pipeline: Pipeline) -> list[Pipeline]:
     made = [accelerate(pipeline, shortcut=shortcut, full_steps=2)]
     if hasattr(model, "denoise"):
         teacher: Any = model
-        made.append(accelerate(pipeline, marval=make_student(teacher, network_parameters(teacher))))
+        made.append(accelerate(pipeline, marval=make_student(teacher, teacher.network_parameters())))
     return made
 
 

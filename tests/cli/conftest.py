@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from swiftmask.data.scenes import CLASS_NAMES
-from swiftmask.methods.marval import head_parameters, make_student, write_student
+from swiftmask.methods.marval import make_student, write_student
 from swiftmask.methods.shortcut import Shortcut, ShortcutConfig, write_shortcut
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar.codec import KLCodec
@@ -65,7 +65,7 @@ def tiny_mar_scenes(tmp_path_factory: pytest.TempPathFactory, golden_mar: MAR) -
         codec = KLCodec(replace(golden_mar.codec.config, image_size=64))
     model = MAR(network, codec, sampling=golden_mar.sampling, class_names=CLASS_NAMES)
     model.save_pretrained(folder, provenance={})
-    student = make_student(model, head_parameters(model))
+    student = make_student(model, model.head_parameters())
     with torch.no_grad():  # an untrained one is refused as its teacher's own weights
         for parameter in student.parameters():
             parameter.mul_(1.01 if parameter.requires_grad else 1.0)

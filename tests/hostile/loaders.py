@@ -30,7 +30,7 @@ from swiftmask.evaluate.presets import read_preset, write_preset
 from swiftmask.evaluate.quantities import Quantity, Spread
 from swiftmask.evaluate.statistics import FeatureStatistics, read_moments
 from swiftmask.evaluate.summary import Report, RowSummary, read_report, write_report
-from swiftmask.methods.marval import head_parameters, make_student, write_student
+from swiftmask.methods.marval import make_student, write_student
 from swiftmask.methods.shortcut import write_shortcut
 from swiftmask.methods.shortcut.weights import read_shortcut
 from swiftmask.methods.speed_rl import TuningConfig, make_policy, write_policy
@@ -98,7 +98,7 @@ def write_sharded(folder: Path, models: Models) -> None:
 
 
 def write_student_of_mar(folder: Path, models: Models) -> None:
-    student = make_student(models["mar"], head_parameters(models["mar"]))
+    student = make_student(models["mar"], models["mar"].head_parameters())
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.mul_(1.01 if parameter.requires_grad else 1.0)

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 import swiftmask
 from swiftmask.data.scenes import CLASS_NAMES
 from swiftmask.data.sources import Classes, DataConfig, open_source
-from swiftmask.methods.marval import network_parameters
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar.codec import KLCodec
 from swiftmask.models.mar.network import Network
@@ -162,7 +161,7 @@ def test_memory_of_released_sizes(size: str, alone: float, sharded: float) -> No
     with torch.device("meta"):
         teacher = MAR(Network(RELEASED[size]), KLCodec(RELEASED_KL))
     counts = {name: parameter.numel() for name, parameter in teacher.named_parameters()}
-    trained = sum(counts[name] for name in network_parameters(teacher))
+    trained = sum(counts[name] for name in teacher.network_parameters())
     for processes, gigabytes in ((1, alone), (8, sharded)):
         found = training_bytes(sum(counts.values()), trained, sharded_over=processes)
         assert found / 1e9 == pytest.approx(gigabytes, abs=0.05)

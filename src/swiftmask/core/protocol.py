@@ -61,6 +61,21 @@ class BaseModel:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @classmethod
+    def of(cls, spec: Spec, name: str | None = None) -> Self:
+        """As it is written; without a name it is called by its family."""
+        sizes = {key: getattr(spec, key) for key in ("width", "grid", "codebook_size", "channels")}
+        return cls(name=name or spec.name, family=spec.name, **sizes)
+
+    def differences(self, spec: Spec) -> list[str]:
+        """Where a model is another one. A name is no identity: a tuned copy may have any."""
+        found, told = asdict(BaseModel.of(spec)), asdict(self)
+        return [
+            f"{key} {told[key]} against {value}"
+            for key, value in found.items()
+            if key != "name" and told[key] not in (None, value)
+        ]
+
 
 class Noise(Protocol):
     """Owns every random draw of a decode; one stream per image (rng.py)."""
@@ -205,6 +220,16 @@ class DenoisingModel(MaskedGenerator, Protocol):
 
     def denoise(self, noisy_XC: Tensor, timesteps_X: Tensor, context_XD: Tensor) -> Tensor:
         """The noise the head sees in noisy tokens, unguided: [X, C] for int64 timesteps [X]."""
+        ...
+
+    def network_parameters(self) -> list[str]:
+        """Names of the parameters that drawing a token reads: conditional backbone and head, not the codec
+        and not what only the null branch reads.
+        """
+        ...
+
+    def head_parameters(self) -> list[str]:
+        """Those of them that the head reads."""
         ...
 
 

@@ -15,7 +15,7 @@ from swiftmask.api import load
 from swiftmask.core.ranges import check_fields
 from swiftmask.data.encoded import EncodedImages, encoded_images
 from swiftmask.data.sources import Classes, DataConfig, Source, held_out, labels_of, open_source
-from swiftmask.methods.marval import Student, head_parameters, network_parameters, write_student
+from swiftmask.methods.marval import Student, write_student
 from swiftmask.methods.marval.held_out import HeldOutScore
 from swiftmask.methods.marval.masking import mask_tokens
 from swiftmask.methods.marval.objective import diffusion_rate, flat, noise_level
@@ -37,7 +37,6 @@ from swiftmask.recipes.tokenizer_files import Tokenizer
 from swiftmask.training.loop import train
 from swiftmask.training.setup import TrainingConfig, step_seed
 
-_PARTS = {"network": network_parameters, "head": head_parameters}
 _WEIGHTS = {"flat": flat, "noise-level": noise_level, "diffusion-rate": diffusion_rate}
 
 _HELD_OUT_IMAGES = 16
@@ -85,7 +84,7 @@ class MarvalRecipe:
         source, teacher = open_classes(self.data, self.source), read_teacher(self.model, self.codec)
         mar = teacher.model
         assert isinstance(mar, MAR)
-        own = _PARTS[self.part](mar)
+        own = mar.network_parameters() if self.part == "network" else mar.head_parameters()
         check_room(mar, own, sharded=self.training.sharded)
         real = RealTokens.encoded(
             mar,
@@ -260,7 +259,7 @@ def training_bytes(num_parameters: int, num_trained: int, *, sharded_over: int =
 
     Args:
         num_parameters: of the teacher, codec included.
-        num_trained: of the student's own, from `network_parameters` or `head_parameters`.
+        num_trained: of the student's own, from `MAR.network_parameters` or `MAR.head_parameters`.
         sharded_over: processes that split what is trained (training.sharded); weights and gradients are
             whole for the length of a step.
     """

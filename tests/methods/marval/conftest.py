@@ -17,7 +17,6 @@ from swiftmask.core.schedule import cosine_left
 from swiftmask.core.tokens import gather_rows
 from swiftmask.core.types import Canvas, Denoising, Step
 from swiftmask.core.unmask import by_order, order_masked
-from swiftmask.methods.marval.student import head_parameters, network_parameters
 
 GRID, CHANNELS, WIDTH, NUM_CLASSES, NUM_TIMESTEPS = 4, 3, 16, 3, 1000
 
@@ -122,6 +121,13 @@ class ToyMAR(nn.Module):
         mean_XC, log_std_XC = self.head(context_XD.to(next(self.head.parameters()).dtype)).chunk(2, dim=-1)
         return mean_XC, log_std_XC - 0.7
 
+    def network_parameters(self) -> list[str]:
+        names = [name for name, _ in self.named_parameters()]
+        return [name for name in names if not name.startswith(("null", "codec"))]
+
+    def head_parameters(self) -> list[str]:
+        return [name for name, _ in self.named_parameters() if name.startswith("head")]
+
     def embed(self, tokens_BN: Tensor, positions_BN: Tensor) -> Tensor:
         return self.project(tokens_BN) + self.position[positions_BN]
 
@@ -170,4 +176,4 @@ def teacher() -> ToyMAR:
 @pytest.fixture(params=["network", "head"])
 def own(request: pytest.FixtureRequest, teacher: ToyMAR) -> list[str]:
     """What a student trains: the whole network, or its head alone."""
-    return {"network": network_parameters, "head": head_parameters}[request.param](teacher)
+    return {"network": teacher.network_parameters, "head": teacher.head_parameters}[request.param]()

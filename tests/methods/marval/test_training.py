@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from swiftmask.methods.marval.masking import MaskLaw
-from swiftmask.methods.marval.student import contexts_at, head_parameters, network_parameters
+from swiftmask.methods.marval.student import contexts_at
 from swiftmask.methods.marval.training import (
     MarvalBatch,
     MarvalBatches,
@@ -126,11 +126,11 @@ def test_gradients_reach_the_student_through_both_heads(teacher, own):
 
 def test_one_backbone_gives_the_contexts_that_three_would(teacher, monkeypatch):
     """A head-only run calls the teacher's backbone once; its gradients are those of separate backbones."""
-    own = head_parameters(teacher)
+    own = teacher.head_parameters()
     shared, separate = make_trainer(teacher, own, CONFIG), make_trainer(teacher, own, CONFIG)
     monkeypatch.setattr(separate, "_one_backbone", False)
     assert shared._one_backbone
-    assert not make_trainer(teacher, network_parameters(teacher), CONFIG)._one_backbone
+    assert not make_trainer(teacher, teacher.network_parameters(), CONFIG)._one_backbone
     calls: list[str] = []
     run = type(teacher).features
     monkeypatch.setattr(

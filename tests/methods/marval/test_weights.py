@@ -28,7 +28,8 @@ def test_folder(student, own, tmp_path):
     content = json.loads((tmp_path / "config.json").read_text())
     assert content["method"] == "marval"
     assert content["timestep"] == 700
-    expected = {"name": "toy-scenes", "family": "toy", "width": 16, "grid": [4, 4], "channels": 3}
+    expected = {"name": "toy-scenes", "family": "toy", "width": 16, "grid": [4, 4]}
+    expected |= {"codebook_size": None, "channels": 3}
     assert content["base_model"] == expected
     assert set(load_file(tmp_path / "model.safetensors")) == set(own)
     assert json.loads((tmp_path / "provenance.json").read_text()) == {"seed": 3}

@@ -71,6 +71,7 @@ def test_folder(tmp_path: Path) -> None:
         "width": 32,
         "grid": [4, 4],
         "codebook_size": 16,
+        "channels": None,
     }
     assert json.loads((folder / "provenance.json").read_text()) == {"seed": 3}
     again = read_shortcut(folder, base=BASE)
@@ -93,7 +94,7 @@ def test_half_precision_on_disk(tmp_path: Path) -> None:
     ("base", "message"),
     [
         (replace(BASE, width=48), "width 32 against 48"),
-        (replace(BASE, grid=(8, 8)), r"grid \[4, 4\] against \[8, 8\]"),
+        (replace(BASE, grid=(8, 8)), r"grid \(4, 4\) against \(8, 8\)"),
         (replace(BASE, codebook_size=32), "codebook_size 16 against 32"),
         (replace(BASE, name="mar"), "family maskgit against mar"),
     ],

@@ -223,3 +223,18 @@ def test_patches() -> None:
     assert tokens_BLC[0, 1].tolist() == latent_BCHW[0, :, :2, 2:].flatten().tolist()
     assert torch.equal(to_latents(tokens_BLC, 2), latent_BCHW)
     assert torch.equal(to_patches(latent_BCHW, 1), latent_BCHW.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("of_the_head", [True, False])
+def test_parameters_that_drawing_a_token_reads(golden_mar: MAR, of_the_head: bool) -> None:
+    """Those that get a gradient from the predicted noise; the head alone, or with the backbone."""
+    model = copy.deepcopy(golden_mar).requires_grad_()
+    spec = model.spec
+    positions_1N = torch.arange(spec.num_tokens // 2)[None]
+    canvas = model.blank(1).write(positions_1N, torch.randn(1, positions_1N.shape[1], spec.channels))
+    context_XD = model.features(canvas, model.encode([0]))[0, 0]
+    noisy_XC, timesteps_X = torch.randn(len(context_XD), spec.channels), torch.zeros(len(context_XD)).long()
+    context_XD = context_XD.detach() if of_the_head else context_XD
+    model.denoise(noisy_XC, timesteps_X, context_XD).sum().backward()
+    read = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    assert read == (model.head_parameters() if of_the_head else model.network_parameters())

@@ -165,7 +165,7 @@ def make_student(teacher: DenoisingModel, own: Iterable[str], *, timestep: int |
     """A student that starts as its teacher and trains the parameters `own`.
 
     Args:
-        own: from `network_parameters`, or from `head_parameters` for the cheap variant.
+        own: the teacher's `network_parameters`, or its `head_parameters` for the cheap variant.
     """
     own = frozenset(own)
     return Student(copy_of(teacher, own), own, timestep=timestep)
@@ -191,21 +191,6 @@ def copy_of(teacher: DenoisingModel, own: Iterable[str]) -> DenoisingModel:
     for name, parameter in as_module(copied).eval().named_parameters():
         parameter.requires_grad_(name in own)
     return copied
-
-
-def network_parameters(model: DenoisingModel) -> list[str]:
-    """Names of the parameters that drawing a token reads: conditional backbone and head, not the codec and
-    not what only the null branch reads.
-    """
-    return _read_by(model, lambda shadow: _answer(shadow, _contexts_of_half_a_canvas(shadow)))
-
-
-def head_parameters(model: DenoisingModel) -> list[str]:
-    """Names of the parameters that the head reads."""
-    return _read_by(
-        model,
-        lambda shadow: _answer(shadow, torch.zeros(1, shadow.spec.width, device=shadow.device)),
-    )
 
 
 def nearest_timestep(signal_T: Tensor, noise_ratio: float = NOISE_RATIO) -> int:
@@ -234,32 +219,3 @@ def denoised_noise(
 def as_module(model: DenoisingModel) -> nn.Module:
     assert isinstance(model, nn.Module)
     return model
-
-
-def _read_by(model: DenoisingModel, call: Callable[[DenoisingModel], Tensor]) -> list[str]:
-    """Which parameters `call` reads, found by differentiating it on the meta device."""
-    module = as_module(model)
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta")) for p in module.parameters()}
-    memo |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
-    shadow = copy.deepcopy(model, memo)
-    names, parameters = zip(*as_module(shadow).named_parameters(), strict=True)
-    with torch.enable_grad():
-        gradients = torch.autograd.grad(call(shadow).sum(), parameters, allow_unused=True)
-    return [name for name, gradient in zip(names, gradients, strict=True) if gradient is not None]
-
-
-def _answer(model: DenoisingModel, context_XD: Tensor) -> Tensor:
-    channels = model.spec.channels
-    assert channels is not None
-    noisy_XC = context_XD.new_zeros(len(context_XD), channels)
-    timesteps_X = torch.zeros(len(context_XD), dtype=torch.int64, device=context_XD.device)
-    return denoised_noise(model, noisy_XC, timesteps_X, context_XD)
-
-
-def _contexts_of_half_a_canvas(model: DenoisingModel) -> Tensor:
-    """Of one image with known and masked tokens, so that the whole backbone takes part."""
-    canvas = model.blank(1)
-    known_1N = torch.arange(model.spec.num_tokens // 2, device=canvas.tokens_BL.device)[None]
-    canvas = canvas.write(known_1N, torch.zeros_like(canvas.tokens_BL[:, : known_1N.shape[1]]))
-    condition = model.encode([0] if model.spec.draws == "class" else [""])
-    return contexts_at(model.features(canvas, condition), canvas.masked_positions())[0]

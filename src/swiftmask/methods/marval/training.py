@@ -31,7 +31,6 @@ from swiftmask.methods.marval.student import (
     contexts_at,
     copy_of,
     denoised_noise,
-    head_parameters,
     make_student,
 )
 from swiftmask.training.frozen import Outside, keep_frozen_out_of_state
@@ -290,5 +289,5 @@ def train_step(
 def _same_backbone(copied: DenoisingModel, teacher: DenoisingModel) -> bool:
     """Whether all but the head are the teacher's own parameters, so that the contexts are the teacher's."""
     teachers = dict(as_module(teacher).named_parameters())
-    head = set(head_parameters(teacher))
+    head = set(teacher.head_parameters())
     return all(p is teachers[name] for name, p in as_module(copied).named_parameters() if name not in head)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from swiftmask.core.files import weights_like, write_folder
-from swiftmask.core.protocol import BaseModel, DenoisingModel, Spec
+from swiftmask.core.protocol import BaseModel, DenoisingModel
 from swiftmask.core.ranges import RANGES, check, check_fields
 from swiftmask.core.reading import State, read_tensors, some
 from swiftmask.core.settings import read_json, settings_of
@@ -43,14 +43,14 @@ def write_student(
     parameters = dict(as_module(student.model).named_parameters())
     state = {name: p.detach() for name, p in parameters.items() if name in student.own}
     borrowed = {name: p.detach() for name, p in parameters.items() if name not in student.own}
-    config = {
-        "method": "marval",
-        "timestep": student.timestep,
-        "num_own": len(state),
-        "base_model": {"name": base_name or student.spec.name, **_identity(student.spec)},
-        "base_marks": {name: _mark(borrowed[name]) for name in _evenly(list(borrowed))},
-    }
-    write_folder(folder, state, config=config, provenance=provenance, dtype=dtype)
+    settings = Settings(
+        method="marval",
+        timestep=student.timestep,
+        num_own=len(state),
+        base_model=BaseModel.of(student.spec, base_name),
+        base_marks={name: _mark(borrowed[name]) for name in _evenly(list(borrowed))},
+    )
+    write_folder(folder, state, config=asdict(settings), provenance=provenance, dtype=dtype)
 
 
 def read_student(folder: str | Path, teacher: DenoisingModel) -> Student:
@@ -106,35 +106,25 @@ def _read_config(path: Path) -> Settings:
     return settings_of(Settings, content, source=str(path))
 
 
-def _identity(base: Spec) -> dict[str, object]:
-    return {"family": base.name, "width": base.width, "grid": list(base.grid), "channels": base.channels}
-
-
 def _check_teacher(folder: Path, settings: Settings, state: State, teacher: DenoisingModel) -> None:
-    base: dict[str, object] = {**asdict(settings.base_model), "grid": list(settings.base_model.grid)}
-    marks = settings.base_marks
+    base, marks = settings.base_model, settings.base_marks
     parameters = dict(as_module(teacher).named_parameters())
-    differ = [
-        f"{key} {base[key]} against {value}"
-        for key, value in _identity(teacher.spec).items()
-        if base[key] != value
-    ]
     whole = [name for name in marks if name in state]
     if whole:
         raise ValueError(
             f"{folder / 'model.safetensors'} holds a whole model: it has {some(whole)}, which the student "
-            f"takes from {base['name']}"
+            f"takes from {base.name}"
         )
-    differ = differ or _misfits(state, parameters) or _other_marks(marks, parameters)
+    differ = base.differences(teacher.spec) or _misfits(state, parameters) or _other_marks(marks, parameters)
     if not differ and all(
         torch.equal(parameters[key], value.to(parameters[key])) for key, value in state.items()
     ):
         raise ValueError(
-            f"{folder} holds the weights of {base['name']} itself: expected a student distilled from them"
+            f"{folder} holds the weights of {base.name} itself: expected a student distilled from them"
         )
     if differ:
         raise ValueError(
-            f"the student {folder} was made from {base['name']}, and this teacher is another model: "
+            f"the student {folder} was made from {base.name}, and this teacher is another model: "
             f"{some(differ)}; give the one it was made from"
         )
 

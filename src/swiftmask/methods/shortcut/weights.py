@@ -33,6 +33,7 @@ RELEASED_ROTARY_SHORTCUT = RotaryShortcutConfig(
 """Sizes of the released Lumina-DiMOO shortcut."""
 
 AnyConfig = ShortcutConfig | RotaryShortcutConfig
+_EXPECTED = "expected a shortcut folder, a .pth or a .safetensors file"
 _ROTARY_KEY = "blocks.0.cross_attn.q_proj.weight"
 
 
@@ -47,16 +48,17 @@ def read_shortcut(path: str | Path, *, num_heads: int | None = None, base: Spec 
     Errors: FileNotFoundError; ValueError for a damaged file, another architecture or another base model.
     """
     path = Path(path)
+    made_for = None
     if path.is_dir():
-        config, made_for = _read_config(path / "config.json")
-        source = path / "model.safetensors"
+        settings = read_settings(Settings, path / "config.json", expected=_EXPECTED)
+        config, made_for, source = settings.shortcut, settings.base_model, path / "model.safetensors"
         state = read_tensors(source)
         check_sizes(config, state, source=str(path / "config.json"))
     else:
-        source, made_for, state = path, {}, read_tensors(path)
+        source, state = path, read_tensors(path)
         config = infer_config(state, num_heads=num_heads, source=str(path))
     if base is not None:
-        _check_base(path, {"width": config.width} | made_for, base)
+        _check_base(path, config, made_for, base)
     with torch.device("meta"):
         shortcut = build(config).eval()
     load_strict(shortcut, state, source=str(source))
@@ -80,11 +82,13 @@ def write_shortcut(
         full_steps: the budget `accelerate` takes when none is asked for.
         dtype: of the weights on disk (they are read as float32).
     """
-    model = {"name": base_name or base.name, **_identity(base)}
-    config = {"method": "shortcut", "shortcut": asdict(shortcut.config), "base_model": model}
-    if full_steps is not None:
-        config["full_steps"] = full_steps
-    write_folder(folder, shortcut.state_dict(), config=config, provenance=provenance, dtype=dtype)
+    settings = Settings(
+        method="shortcut",
+        shortcut=shortcut.config,
+        base_model=BaseModel.of(base, base_name),
+        full_steps=full_steps,
+    )
+    write_folder(folder, shortcut.state_dict(), config=asdict(settings), provenance=provenance, dtype=dtype)
 
 
 def build(config: AnyConfig) -> AnyShortcut:
@@ -161,33 +165,13 @@ class Settings:
         check_fields(self)
 
 
-def _read_config(path: Path) -> tuple[AnyConfig, dict[str, object]]:
-    """Sizes, and what the base model must be."""
-    settings = read_settings(
-        Settings, path, expected="expected a shortcut folder, a .pth or a .safetensors file"
-    )
-    given = {name: value for name, value in asdict(settings.base_model).items() if value is not None}
-    return settings.shortcut, {**given, "grid": list(settings.base_model.grid)}
-
-
-def _identity(base: Spec) -> dict[str, object]:
-    return {
-        "family": base.name,
-        "width": base.width,
-        "grid": list(base.grid),
-        "codebook_size": base.codebook_size,
-    }
-
-
-def _check_base(path: Path, made_for: Mapping[str, object], base: Spec) -> None:
-    """A name is no identity (a tuned copy of the base may use its shortcut); sizes are."""
-    differ = [
-        f"{key} {made_for[key]} against {value}"
-        for key, value in _identity(base).items()
-        if key in made_for and made_for[key] != value
-    ]
+def _check_base(path: Path, config: AnyConfig, made_for: BaseModel | None, base: Spec) -> None:
+    """Errors: ValueError for another base model; of a bare file, its width must say so."""
+    differ = [] if made_for is None else made_for.differences(base)
+    if config.width != base.width and not differ:
+        differ = [f"width {config.width} against {base.width}"]
     if differ:
-        whose = made_for.get("name", "another base model")
+        whose = "another base model" if made_for is None else made_for.name
         raise ValueError(
             f"the shortcut {path} was made for {whose} and does not fit this model: {', '.join(differ)}"
         )

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from swiftmask.core.files import weights_like, write_folder
-from swiftmask.core.protocol import BaseModel, MaskedGenerator, SamplingOptions, Spec
+from swiftmask.core.protocol import BaseModel, MaskedGenerator, SamplingOptions
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.reading import read_tensors, some
 from swiftmask.core.settings import read_settings
@@ -47,17 +47,14 @@ def write_policy(
         dtype: of the weights on disk (they are read in the base's).
     """
     state = {name_on_disk(name): p.detach() for name, p in trained_parameters(policy).items()}
-    spec = policy.spec
-    config: dict[str, object] = {
-        "method": "speed_rl",
-        "tuning": asdict(tuning),
-        "base_model": {"name": base_name or spec.name, **_identity(spec)},
-    }
-    if steps is not None:
-        config["steps"] = steps
-    if sampling is not None and sampling != SamplingOptions():
-        config["sampling"] = {name: value for name, value in asdict(sampling).items() if value is not None}
-    write_folder(folder, state, config=config, provenance=provenance, dtype=dtype)
+    settings = Settings(
+        method="speed_rl",
+        tuning=tuning,
+        base_model=BaseModel.of(policy.spec, base_name),
+        steps=steps,
+        sampling=None if sampling == SamplingOptions() else sampling,
+    )
+    write_folder(folder, state, config=asdict(settings), provenance=provenance, dtype=dtype)
 
 
 def read_policy(folder: str | Path, base: MaskedGenerator) -> MaskedGenerator:
@@ -66,9 +63,15 @@ def read_policy(folder: str | Path, base: MaskedGenerator) -> MaskedGenerator:
     Errors: FileNotFoundError; ValueError for a damaged folder or another base.
     """
     folder = Path(folder)
-    tuning = _read_config(folder / "config.json", base.spec)
+    expected = "expected the folder of a Speed-RL policy"
+    settings = read_settings(Settings, folder / "config.json", expected=expected)
+    if differ := settings.base_model.differences(base.spec):
+        raise ValueError(
+            f"{folder} was tuned from {settings.base_model.name}, and this is another model: "
+            f"{some(differ)}; give the one it was tuned from"
+        )
     state = read_tensors(folder / "model.safetensors")
-    policy = make_policy(base, tuning)
+    policy = make_policy(base, settings.tuning)
     own = {name_on_disk(name): p for name, p in trained_parameters(policy).items()}
     misfits = sorted(own.keys() ^ state.keys()) or [
         f"{name} {tuple(state[name].shape)} against {tuple(p.shape)}"
@@ -92,15 +95,6 @@ def merged(policy: MaskedGenerator) -> MaskedGenerator:
     return whole
 
 
-def _identity(spec: Spec) -> dict[str, object]:
-    return {
-        "family": spec.name,
-        "width": spec.width,
-        "grid": list(spec.grid),
-        "codebook_size": spec.codebook_size,
-    }
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Config of a Speed-RL policy. None leaves it to the base model."""
@@ -113,20 +107,3 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-
-
-def _read_config(path: Path, base: Spec) -> TuningConfig:
-    """What was tuned. Errors: see `read_policy`."""
-    settings = read_settings(Settings, path, expected="expected the folder of a Speed-RL policy")
-    made_for = asdict(settings.base_model) | {"grid": list(settings.base_model.grid)}
-    differ = [
-        f"{key} {made_for.get(key)} against {value}"
-        for key, value in _identity(base).items()
-        if made_for.get(key) != value
-    ]
-    if differ:
-        raise ValueError(
-            f"{path.parent} was tuned from {made_for.get('name')}, and this is another model: "
-            f"{some(differ)}; give the one it was tuned from"
-        )
-    return settings.tuning

@@ -198,6 +198,13 @@ class MAR(nn.Module):
         predicted_XE = self.network.head(noisy_XC, timesteps_X, context_XD)
         return predicted_XE[..., : self.network.config.channels].float()
 
+    def network_parameters(self) -> list[str]:
+        names = [f"network.{name}" for name, _ in self.network.named_parameters()]
+        return [name for name in names if name != "network.fake_latent"]
+
+    def head_parameters(self) -> list[str]:
+        return [name for name in self.network_parameters() if name.startswith("network.diffloss.")]
+
     def embed(self, tokens_BN: Tensor, positions_BN: Tensor) -> Tensor:
         """Projected tokens plus the encoder's positions [B, N, D], for tokens [B, N, C]."""
         return self.network.embed(tokens_BN, positions_BN)
