@@ -91,7 +91,7 @@ class Family:
         is_released_folder: whether a folder is a released model; a family published as loose files is told
             by its `WEIGHTS_FILES` instead.
         read_released: from the released folder, or the file of the "model", whose codec is `reading.codec`.
-        read_own: from a folder that `save_pretrained` wrote.
+        read_own: from a folder that `save_pretrained` wrote; see `own_reader`.
     """
 
     draws: Literal["class", "prompt"]
@@ -101,6 +101,11 @@ class Family:
     options: frozenset[str] = frozenset()
     own_options: frozenset[str] = frozenset()
     is_released_folder: Callable[[Path], bool] = lambda folder: False
+
+
+def own_reader(from_pretrained: Callable[[Path], torch.nn.Module]) -> Reader:
+    """Of a family whose models are read in float32 on the CPU first."""
+    return lambda source, reading: placed(from_pretrained(source), reading)
 
 
 def placed(model: torch.nn.Module, reading: Reading) -> MaskedGenerator:

@@ -8,7 +8,7 @@ Query, key and value are one matrix product here, gate and up another; on disk t
 Attention is fused, but for training on a CPU (attention.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -57,6 +57,39 @@ class Rotary:
         torch.addcmul(first * cos, second, sin, value=-1, out=left)
         torch.addcmul(second * cos, first, sin, out=right)
         return turned_XNTH
+
+
+@dataclass(frozen=True, slots=True)
+class FreshTokens:
+    """What a shortcut with rotary positions reads at a step, for both branches (X = G * B rows).
+
+    Attributes:
+        embedded_XND: embeddings of the prompt (conditional rows only) and of freshly decided codes.
+        places_XN: their places in their own sequences.
+        padding: how many of them, at the start of each row, do not count.
+        row_places_XT, row_padding: the same of the features' rows.
+    """
+
+    embedded_XND: Tensor
+    places_XN: Tensor
+    padding: tuple[int, ...]
+    row_places_XT: Tensor
+    row_padding: tuple[int, ...]
+
+    def __getitem__(self, rows_X: Tensor) -> Self:
+        """Those of some rows of the batch; indices on the CPU are read without waiting for the device."""
+        rows = rows_X.tolist()
+        return type(self)(
+            self.embedded_XND[rows_X],
+            self.places_XN[rows_X],
+            tuple(self.padding[row] for row in rows),
+            self.row_places_XT[rows_X],
+            tuple(self.row_padding[row] for row in rows),
+        )
+
+    def float(self) -> Self:
+        """The same with float32 embeddings."""
+        return replace(self, embedded_XND=self.embedded_XND.float())
 
 
 class RMSNorm(nn.Module):

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from swiftmask.core.transformer import sinusoid
 from swiftmask.methods.shortcut import RELEASED_SHORTCUT, Shortcut, ShortcutConfig
-from swiftmask.methods.shortcut.network import sinusoid
+from swiftmask.methods.shortcut.network import TIME_SCALE
 from swiftmask.methods.shortcut.weights import infer_shortcut_config
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -69,7 +70,7 @@ def test_other_bottlenecks_have_the_papers_sizes(bottleneck_width: int, paramete
 
 def test_sinusoid_golden_numbers() -> None:
     """cos first, then sin, of 1000 times the ratio; numbers of the reference at ratios 0.75 and 0.3."""
-    table_XF = sinusoid(torch.tensor([0.75, 0.3], dtype=torch.float64), 256)
+    table_XF = sinusoid(TIME_SCALE * torch.tensor([0.75, 0.3], dtype=torch.float64), 256)
     torch.testing.assert_close(table_XF[0, :3], torch.tensor([-0.666983008, 0.879756272, -0.670084476]))
     assert table_XF.sum().item() == pytest.approx(117.620319, abs=1e-3)
 

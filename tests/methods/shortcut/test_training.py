@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from swiftmask.core.llama import FreshTokens
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.methods.shortcut import RotaryShortcut, RotaryShortcutConfig, Shortcut, ShortcutConfig
 from swiftmask.methods.shortcut.rounds import RoundsConfig, TeacherRounds
 from swiftmask.methods.shortcut.training import ShortcutTrainer, train_step
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
-from swiftmask.models.lumina_dimoo.layout import FreshTokens
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig

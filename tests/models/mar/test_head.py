@@ -16,6 +16,7 @@ from verify.kinds.mar import RecordedNormals
 
 from swiftmask.api import load
 from swiftmask.core.rng import SeededNoise
+from swiftmask.core.transformer import sinusoid
 from swiftmask.core.types import Denoising, Step
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar import head as h
@@ -284,7 +285,7 @@ def test_joined_modulations_are_the_blocks_own(head) -> None:
 def test_time_is_embedded_once_for_many_rows(head) -> None:
     timesteps_X = torch.randint(1000, (1500,))
     torch.testing.assert_close(head.embed_time(timesteps_X), head.time_embed(timesteps_X))
-    wave = h.sinusoid(torch.tensor([0, 999]))
+    wave = sinusoid(torch.tensor([0, 999]), h.TIME_FREQUENCIES)
     assert torch.equal(wave[0], torch.cat([torch.ones(128), torch.zeros(128)])), "cosines come first"
 
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from swiftmask.core.attention import attend
 from swiftmask.core.protocol import Condition, MaskedGenerator
 from swiftmask.core.ranges import check_fields
+from swiftmask.core.transformer import FeedForward, PreNorm, TimeEmbedding
 from swiftmask.core.types import Decision
 
 _EDGE_EPS = 1e-12
-_TIME_SCALE = 1000.0
-_SLOWEST_PERIOD = 10000.0
+TIME_SCALE = 1000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,74 +87,25 @@ class _Attention(nn.Module):
         return self.mha.out_proj(out_XHTd.transpose(1, 2).flatten(2))
 
 
-class _FeedForward(nn.Module):
-    def __init__(self, config: ShortcutConfig) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(config.bottleneck_width, config.hidden_width),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.hidden_width, config.bottleneck_width),
-            nn.Dropout(config.dropout),
-        )
-
-    def forward(self, x_XTD: Tensor) -> Tensor:
-        expand, gelu, dropout, contract, last_dropout = self.net
-        hidden = expand(x_XTD)
-        if hidden.requires_grad:
-            return last_dropout(contract(dropout(gelu(hidden))))
-        # In place where nothing is differentiated: GELU into fresh memory costs as much as a matmul on a CPU.
-        return contract(torch.ops.aten.gelu_(hidden))
-
-
-class _PreNorm(nn.Module):
-    """x + fn(norm(x), ...): what else `fn` takes stays as it is."""
-
-    def __init__(self, width: int, fn: nn.Module) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.fn = fn
-
-    def forward(self, x_XTD: Tensor, *context: Tensor) -> Tensor:
-        return x_XTD + self.fn(self.norm(x_XTD), *context)
-
-
 class _Block(nn.Module):
     def __init__(self, config: ShortcutConfig) -> None:
         super().__init__()
         width = config.bottleneck_width
-        self.cross_attn = _PreNorm(width, _Attention(config))
-        self.cross_attn_ff = _PreNorm(width, _FeedForward(config))
-        self.self_attn = _PreNorm(width, _Attention(config))
-        self.self_attn_ff = _PreNorm(width, _FeedForward(config))
+        sizes = (width, config.hidden_width, config.dropout)
+        self.cross_attn = PreNorm(width, _Attention(config))
+        self.cross_attn_ff = PreNorm(width, FeedForward(*sizes))
+        self.self_attn = PreNorm(width, _Attention(config))
+        self.self_attn_ff = PreNorm(width, FeedForward(*sizes))
 
     def forward(self, x_XTD: Tensor, decided_XND: Tensor) -> Tensor:
         x_XTD = self.cross_attn_ff(self.cross_attn(x_XTD, decided_XND))
         return self.self_attn_ff(self.self_attn(x_XTD, x_XTD))
 
 
-class TimeEmbedder(nn.Module):
-    """A vector [X, width] for each masked ratio."""
-
-    def __init__(self, width: int, num_frequencies: int) -> None:
-        super().__init__()
-        hidden = round(math.sqrt(width * num_frequencies))
-        self.num_frequencies = num_frequencies
-        self.mlp = nn.Sequential(nn.Linear(num_frequencies, hidden), nn.SiLU(), nn.Linear(hidden, width))
-
-    def forward(self, masked_ratio_X: Tensor) -> Tensor:
-        return self.mlp(sinusoid(masked_ratio_X, self.num_frequencies).to(next(self.mlp.parameters()).dtype))
-
-
-def sinusoid(ratio_X: Tensor, num_frequencies: int) -> Tensor:
-    """Cosines, then sines, of a ratio in [0, 1] scaled to 1000: [X, num_frequencies].
-
-    Float32 whatever the model's dtype: at 1000, half precision cannot tell neighbouring steps apart.
-    """
-    half = num_frequencies // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=ratio_X.device) / half
-    angles_XF = _TIME_SCALE * ratio_X.float()[:, None] * torch.exp(-math.log(_SLOWEST_PERIOD) * exponents)
-    return torch.cat([angles_XF.cos(), angles_XF.sin()], dim=-1)
+def time_embedder(width: int, num_frequencies: int) -> TimeEmbedding:
+    """Of the masked ratio times `TIME_SCALE`, as released."""
+    hidden_width = round(math.sqrt(width * num_frequencies))
+    return TimeEmbedding(width, num_frequencies=num_frequencies, hidden_width=hidden_width)
 
 
 class Shortcut(nn.Module):
@@ -177,7 +128,7 @@ class Shortcut(nn.Module):
         )
         self.time_embedder, self.adaLN_modulation = None, None
         if config.time_frequencies is not None:
-            self.time_embedder = TimeEmbedder(width, config.time_frequencies)
+            self.time_embedder = time_embedder(width, config.time_frequencies)
             self.adaLN_modulation = nn.Linear(width, 2 * width)
 
     def forward(self, features_XTD: Tensor, embedded_XND: Tensor, masked_ratio_X: Tensor) -> Tensor:
@@ -194,7 +145,9 @@ class Shortcut(nn.Module):
             x_XTD = block(x_XTD, decided_XND)
         x_XTD = self.last_layer(x_XTD)
         if self.time_embedder is not None and self.adaLN_modulation is not None:
-            modulation_X1E = self.adaLN_modulation(self.time_embedder(masked_ratio_X))[:, None]
+            modulation_X1E = self.adaLN_modulation(self.time_embedder(TIME_SCALE * masked_ratio_X.float()))[
+                :, None
+            ]
             scale_X1D, shift_X1D = modulation_X1E.chunk(2, dim=-1)
             x_XTD = torch.addcmul(x_XTD + shift_X1D, x_XTD, scale_X1D)
         return features_XTD + self.proj_out(x_XTD)

@@ -7,17 +7,16 @@ are those of the released checkpoint. Two quirks are kept: the feed-forward widt
 the bottleneck), and fresh tokens share the norm of the features that query them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, cast
 
 from torch import Tensor, nn
 
 from swiftmask.core.attention import padding_on_host
-from swiftmask.core.llama import LlamaBlock, RMSNorm, Rotary
+from swiftmask.core.llama import FreshTokens, LlamaBlock, RMSNorm, Rotary
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.types import Decision
-from swiftmask.methods.shortcut.network import TimeEmbedder
+from swiftmask.methods.shortcut.network import TIME_SCALE, time_embedder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,36 +52,6 @@ class RotaryShortcutConfig:
         return self.bottleneck_width // self.num_heads
 
 
-class FreshTokens(Protocol):
-    """What there is to read at a step, for every row of the batch (X = G * B).
-
-    Attributes:
-        embedded_XND: the base's token embeddings, without positions.
-        places_XN: where they stand in their sequences.
-        padding: how many of them, at the start of each row, do not count.
-        row_places_XT, row_padding: the same of the features' rows.
-    """
-
-    @property
-    def embedded_XND(self) -> Tensor: ...  # noqa: N802 - axes in the name
-    @property
-    def places_XN(self) -> Tensor: ...  # noqa: N802 - axes in the name
-    @property
-    def padding(self) -> Sequence[int]: ...
-    @property
-    def row_places_XT(self) -> Tensor: ...  # noqa: N802 - axes in the name
-    @property
-    def row_padding(self) -> Sequence[int]: ...
-
-    def __getitem__(self, rows_X: Tensor) -> Self:
-        """Those of some rows of the batch, as indexing a tensor gives them."""
-        ...
-
-    def float(self) -> Self:
-        """The same with float32 embeddings."""
-        ...
-
-
 class RotaryModel(Protocol):
     """What this shortcut needs of a base model besides the contract."""
 
@@ -106,7 +75,7 @@ class RotaryShortcut(nn.Module):
         self.new_token_proj_in = nn.Linear(outer, width)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_blocks))
         self.ln_f = RMSNorm(width, config.norm_eps)
-        self.time_embedder = TimeEmbedder(width, config.time_frequencies)
+        self.time_embedder = time_embedder(width, config.time_frequencies)
         self.adaLN_modulation = nn.Linear(width, 2 * width)
 
     def forward(self, features_XTD: Tensor, fresh: FreshTokens, masked_ratio_X: Tensor) -> Tensor:
@@ -122,7 +91,9 @@ class RotaryShortcut(nn.Module):
         fresh_XND = self.new_token_proj_in(fresh.embedded_XND)
         for block in self.blocks:
             x_XTD = block(x_XTD, fresh_XND, rows, keys)
-        modulation_X1E = self.adaLN_modulation(self.time_embedder(masked_ratio_X))[:, None]
+        modulation_X1E = self.adaLN_modulation(self.time_embedder(TIME_SCALE * masked_ratio_X.float()))[
+            :, None
+        ]
         scale_X1D, shift_X1D = modulation_X1E.chunk(2, dim=-1)
         return features_XTD + self.proj_out(self.ln_f(x_XTD) * (1 + scale_X1D) + shift_X1D)
 

@@ -9,12 +9,13 @@ weights it begins with) and an update of its step, so a resumed run sees the sam
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from swiftmask.core.decode import FullFeatures, decode, prepare_condition
+from swiftmask.core.llama import FreshTokens
 from swiftmask.core.protocol import Condition, MaskedGenerator, SamplingOptions
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.rng import SeededNoise
@@ -80,14 +81,8 @@ class RoundsConfig:
             )
 
 
-class Fresh(Protocol):
-    """What a network reads of a decision, for all rows of a batch (X = G * B): a tensor [X, N, D], or what
-    can be indexed and cast like one.
-    """
-
-    def __getitem__(self, rows_X: Tensor, /) -> Self: ...
-
-    def float(self) -> Self: ...
+Fresh = Tensor | FreshTokens
+"""What a network reads of a decision, for all rows of a batch (X = G * B): embeddings [X, N, D], or more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from swiftmask.core.compiled import RepeatedBlocks
 from swiftmask.core.files import write_model
+from swiftmask.core.llama import FreshTokens
 from swiftmask.core.portions import in_portions
 from swiftmask.core.protocol import Noise, SamplingOptions, Spec, TokenDistribution, UnmaskRule
 from swiftmask.core.schedule import dimoo_schedule
@@ -28,7 +29,6 @@ from swiftmask.core.tokens import CategoricalTokens, gather_rows, guided_rows
 from swiftmask.core.types import Canvas, Step
 from swiftmask.core.vq_codec import VQCodec
 from swiftmask.models.lumina_dimoo.layout import (
-    FreshTokens,
     Layout,
     PromptCondition,
     Sampler,

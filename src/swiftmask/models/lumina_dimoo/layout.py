@@ -11,7 +11,7 @@ Nothing outside this folder knows of any of this.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
@@ -187,39 +187,6 @@ class Layout:
         """Columns of codes in sequences `num_rows` long."""
         row_BN = torch.div(positions_BN, self.grid[1], rounding_mode="floor")
         return positions_BN + row_BN + (num_rows - self.num_image_rows + _BEFORE)
-
-
-@dataclass(frozen=True, slots=True)
-class FreshTokens:
-    """What a shortcut with rotary positions reads at a step, for both branches (X = G * B rows).
-
-    Attributes:
-        embedded_XND: embeddings of the prompt (conditional rows only) and of freshly decided codes.
-        places_XN: their places in their own sequences.
-        padding: how many of them, at the start of each row, do not count.
-        row_places_XT, row_padding: the same of the features' rows.
-    """
-
-    embedded_XND: Tensor
-    places_XN: Tensor
-    padding: tuple[int, ...]
-    row_places_XT: Tensor
-    row_padding: tuple[int, ...]
-
-    def __getitem__(self, rows_X: Tensor) -> Self:
-        """Those of some rows of the batch; indices on the CPU are read without waiting for the device."""
-        rows = rows_X.tolist()
-        return type(self)(
-            self.embedded_XND[rows_X],
-            self.places_XN[rows_X],
-            tuple(self.padding[row] for row in rows),
-            self.row_places_XT[rows_X],
-            tuple(self.row_padding[row] for row in rows),
-        )
-
-    def float(self) -> Self:
-        """The same with float32 embeddings."""
-        return replace(self, embedded_XND=self.embedded_XND.float())
 
 
 def grid_of(height: int, width: int, patch: int) -> tuple[int, int]:

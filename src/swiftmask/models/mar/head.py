@@ -14,7 +14,6 @@ the whole head at steps that multiply its error (`PRECISE_GAIN`).
 
 import copy
 import itertools
-import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,12 +27,12 @@ from torch.func import functional_call
 
 from swiftmask.core.protocol import Noise
 from swiftmask.core.tokens import guide
+from swiftmask.core.transformer import TimeEmbedding
 from swiftmask.core.types import Step
 from swiftmask.models.mar.cache import WeightsCache
 from swiftmask.models.mar.diffusion import NUM_TIMESTEPS, ReverseStep, reverse_chain
 
 TIME_FREQUENCIES = 256
-_SLOWEST_PERIOD = 10000.0
 
 MODULATION_ROWS = 1024
 """Rows (tokens, branches and denoising steps together) whose modulations one matmul computes: enough for a
@@ -49,23 +48,6 @@ token. In the reference's 100 steps that is the first one alone, at timestep 999
 
 STEPS_PER_DRAW = 100
 """Denoising steps whose noise is one draw: a constant, so that a draw's number depends on no batch."""
-
-
-class _TimeEmbedding(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, timesteps_X: Tensor) -> Tensor:
-        return self.mlp(sinusoid(timesteps_X).to(next(self.mlp.parameters()).dtype))
-
-
-def sinusoid(timesteps_X: Tensor) -> Tensor:
-    """Cosines, then sines, of a timestep: float32 [..., 256]."""
-    half = TIME_FREQUENCIES // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timesteps_X.device) / half
-    angles_XF = timesteps_X.float()[..., None] * torch.exp(-math.log(_SLOWEST_PERIOD) * exponents)
-    return torch.cat([angles_XF.cos(), angles_XF.sin()], dim=-1)
 
 
 class _ResBlock(nn.Module):
@@ -120,7 +102,7 @@ class HeadNetwork(nn.Module):
         super().__init__()
         self.channels = channels
         self.width = width
-        self.time_embed = _TimeEmbedding(width)
+        self.time_embed = TimeEmbedding(width, num_frequencies=TIME_FREQUENCIES, hidden_width=width)
         self.cond_embed = nn.Linear(context_width, width)
         self.input_proj = nn.Linear(channels, width)
         self.res_blocks = nn.ModuleList(_ResBlock(width) for _ in range(depth))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from swiftmask.core.families import Family, Reading, WeightsFile, placed
+from swiftmask.core.families import Family, Reading, WeightsFile, own_reader, placed
 from swiftmask.core.protocol import MaskedGenerator
 from swiftmask.models.mar.generator import MAR
 
@@ -28,14 +28,10 @@ def _read_released(source: Path, reading: Reading) -> MaskedGenerator:
     return placed(MAR.from_released(source, reading.codec, **reading.chosen("num_heads")), reading)
 
 
-def _read_own(source: Path, reading: Reading) -> MaskedGenerator:
-    return placed(MAR.from_pretrained(source), reading)
-
-
 FAMILY = Family(
     draws="class",
     layout="mar: checkpoint-last.pth (mar_base, mar_large or mar_huge) with kl16.ckpt",
     options=frozenset({"codec", "num_heads"}),
     read_released=_read_released,
-    read_own=_read_own,
+    read_own=own_reader(MAR.from_pretrained),
 )

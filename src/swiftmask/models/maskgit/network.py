@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from swiftmask.core.attention import attend
 from swiftmask.core.ranges import check_fields
+from swiftmask.core.transformer import FeedForward, PreNorm
 
 _EDGE_EPS = 1e-12
 
@@ -92,42 +93,11 @@ class _Attention(nn.Module):
         return self.mha.out_proj(out_BNTH.transpose(1, 2).flatten(2))
 
 
-class _FeedForward(nn.Module):
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(config.width, config.mlp_width),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.mlp_width, config.width),
-            nn.Dropout(config.dropout),
-        )
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        expand, gelu, dropout, contract, last_dropout = self.net
-        hidden = expand(x_BTD)
-        if hidden.requires_grad:
-            return last_dropout(contract(dropout(gelu(hidden))))
-        # In place where nothing is differentiated: GELU into fresh memory costs as much as a matmul on a CPU.
-        return contract(torch.ops.aten.gelu_(hidden))
-
-
-class _PreNorm(nn.Module):
-    """x + fn(norm(x))."""
-
-    def __init__(self, width: int, fn: nn.Module) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.fn = fn
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD + self.fn(self.norm(x_BTD))
-
-
 class _Block(nn.Sequential):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(
-            _PreNorm(config.width, _Attention(config)), _PreNorm(config.width, _FeedForward(config))
+            PreNorm(config.width, _Attention(config)),
+            PreNorm(config.width, FeedForward(config.width, config.mlp_width, config.dropout)),
         )
 
     def forward(self, x_BTD: Tensor) -> Tensor:

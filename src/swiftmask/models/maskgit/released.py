@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from swiftmask.core.families import Family, Reading, WeightsFile, placed
+from swiftmask.core.families import Family, Reading, WeightsFile, own_reader, placed
 from swiftmask.core.protocol import MaskedGenerator
 from swiftmask.models.maskgit.generator import MaskGIT
 from swiftmask.models.maskgit.weights import is_newer_family
@@ -37,14 +37,10 @@ def _read_released(source: Path, reading: Reading) -> MaskedGenerator:
     return placed(MaskGIT.from_released(source, reading.codec, **chosen), reading)
 
 
-def _read_own(source: Path, reading: Reading) -> MaskedGenerator:
-    return placed(MaskGIT.from_pretrained(source), reading)
-
-
 FAMILY = Family(
     draws="class",
     layout="maskgit: MaskGIT_ImageNet_256.pth or _512.pth with VQGAN/last.ckpt",
     options=frozenset({"codec", "num_heads", "codebook_size", "resolution"}),
     read_released=_read_released,
-    read_own=_read_own,
+    read_own=own_reader(MaskGIT.from_pretrained),
 )

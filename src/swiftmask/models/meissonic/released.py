@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from swiftmask.core.families import Family, Reading, WeightsFile, placed
+from swiftmask.core.families import Family, Reading, WeightsFile, own_reader, placed
 from swiftmask.core.protocol import MaskedGenerator
 from swiftmask.models.meissonic.generator import Meissonic
 
@@ -36,15 +36,11 @@ def _read_released(source: Path, reading: Reading) -> MaskedGenerator:
     return placed(Meissonic.from_released(source, text_encoder=reading.text_encoder), reading)
 
 
-def _read_own(source: Path, reading: Reading) -> MaskedGenerator:
-    return placed(Meissonic.from_pretrained(source), reading)
-
-
 FAMILY = Family(
     draws="prompt",
     layout="meissonic: transformer/, vqvae/, text_encoder/, tokenizer/ and scheduler/",
     options=frozenset({"text_encoder"}),
     is_released_folder=_is_released_folder,
     read_released=_read_released,
-    read_own=_read_own,
+    read_own=own_reader(Meissonic.from_pretrained),
 )
