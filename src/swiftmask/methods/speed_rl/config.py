@@ -5,16 +5,10 @@ from dataclasses import dataclass
 
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import CODE_TEMPERATURE, check, check_fields
-from swiftmask.methods.speed_rl.advantages import SCALES
 from swiftmask.methods.speed_rl.filtering import FilterConfig
-from swiftmask.methods.speed_rl.likelihood import ACTIVATIONS, KL_DISTRIBUTIONS, POLICY_DISTRIBUTIONS
-from swiftmask.methods.speed_rl.objective import (
-    IMPORTANCE_SAMPLING_LEVELS,
-    KL_ESTIMATORS,
-    KLEstimator,
-)
+from swiftmask.methods.speed_rl.likelihood import ACTIVATIONS
+from swiftmask.methods.speed_rl.objective import IMPORTANCE_SAMPLING_LEVELS, KL_ESTIMATORS, KLEstimator
 from swiftmask.methods.speed_rl.policy import TuningConfig
-from swiftmask.methods.speed_rl.rewards import AGGREGATIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,16 +27,11 @@ class SpeedRLConfig:
         num_iterations: passes over a round.
         step_counts: decode steps; every group holds each number equally often. None: the recipe chooses.
         sampling: of the decode, over the model's defaults.
-        importance_sampling_level: what a likelihood ratio is averaged over: "token", "step" or "sequence".
-        policy_distribution: "guided", as sampled from, or "conditional".
+        importance_sampling_level: what a likelihood ratio is averaged over: "token" or "sequence".
         epsilon, epsilon_high: clipping of ratios below 1 - epsilon and above 1 + epsilon_high.
-        kl_estimator: "ce", "full", "k3" or "none".
-        kl_distribution: "conditional" or "guided".
+        kl_estimator: "ce", "k3" or "none".
         beta: weight of the divergence; 0 runs no reference.
-        multi_objective_aggregation: of several rewards, "normalize_then_sum" or "sum_then_normalize". The
-            default weight of the speed reward is meant for normalised quality.
         speed_weight: of the speed reward, which says nothing where there is one step count; 0 turns it off.
-        scale_rewards: "group", "batch" or "none".
         adv_clip_max: largest magnitude of an advantage.
         images_per_forward: pictures drawn or scored together.
         activations: "recomputed" in the backward pass, or "kept".
@@ -58,15 +47,11 @@ class SpeedRLConfig:
     step_counts: tuple[int, ...] = ()
     sampling: SamplingOptions = SamplingOptions()
     importance_sampling_level: str = "token"
-    policy_distribution: str = "guided"
     epsilon: float = 0.2
     epsilon_high: float = 0.28
     kl_estimator: str = "ce"
-    kl_distribution: str = "conditional"
     beta: float = 0.02
-    multi_objective_aggregation: str = "normalize_then_sum"
     speed_weight: float = 0.1
-    scale_rewards: str = "group"
     adv_clip_max: float = 5.0
     filter: FilterConfig = FilterConfig()
     images_per_forward: int = 16
@@ -81,7 +66,6 @@ class SpeedRLConfig:
         if self.sampling.temperature is not None:
             check("sampling.temperature", self.sampling.temperature, CODE_TEMPERATURE)
         self._check_sizes()
-        self._check_combinations()
 
     def _check_sizes(self) -> None:
         for key in ("num_generations", "steps_per_generation"):
@@ -94,13 +78,6 @@ class SpeedRLConfig:
             raise ValueError(
                 f"step_counts must be at most num_generations ({self.num_generations}) numbers, got "
                 f"{self.step_counts}: a group holds each of them"
-            )
-
-    def _check_combinations(self) -> None:
-        if self.kl_distribution == "guided" and self.policy_distribution != "guided":
-            raise ValueError(
-                "kl_distribution='guided' needs policy_distribution='guided', "
-                f"got {self.policy_distribution!r}: the null branch is not computed otherwise"
             )
 
     @property
@@ -120,10 +97,6 @@ class SpeedRLConfig:
 
 _TABLES: dict[str, Mapping[str, object]] = {
     "importance_sampling_level": IMPORTANCE_SAMPLING_LEVELS,
-    "policy_distribution": POLICY_DISTRIBUTIONS,
     "kl_estimator": KL_ESTIMATORS,
-    "kl_distribution": KL_DISTRIBUTIONS,
-    "multi_objective_aggregation": AGGREGATIONS,
-    "scale_rewards": SCALES,
     "activations": ACTIVATIONS,
 }

@@ -30,25 +30,6 @@ StepScores = tuple[Tensor, Tensor, Tensor]
 """Log-probabilities, divergences and entropies of all tokens [B, L], zero where the step decided none."""
 
 
-def as_drawn(step: Step) -> Step:
-    """The probabilities that were sampled from."""
-    return step
-
-
-def conditional_only(step: Step) -> Step:
-    """Those of the conditional branch."""
-    return replace(step, guidance=1.0)
-
-
-Reading = Callable[[Step], Step]
-
-POLICY_DISTRIBUTIONS: dict[str, Reading] = {"guided": as_drawn, "conditional": conditional_only}
-"""Whose likelihoods the objective compares."""
-
-KL_DISTRIBUTIONS: dict[str, Reading] = {"conditional": conditional_only, "guided": as_drawn}
-"""Whose distance to the reference is kept small; without guidance it costs no second branch."""
-
-
 def recomputed(score: Callable[[], StepScores]) -> StepScores:
     """Keeps nothing of a step, and computes it again in the backward pass."""
     return checkpoint(score, use_reentrant=False)
@@ -119,21 +100,17 @@ class Scorer:
     Attributes:
         reference: what the divergence is from.
         kl: None leaves the divergence at zero and the reference unused.
-        policy_reading, kl_reading: which distribution of a step is meant. The divergence can be of the
-            guided one only if the policy's is.
         run: keeps the activations of a step, or computes them again.
     """
 
     policy: ScoringModel
     reference: MaskedGenerator
     kl: KLEstimator | None
-    policy_reading: Reading
-    kl_reading: Reading
     run: Callable[[Callable[[], StepScores]], StepScores]
 
     def __call__(self, replay: Replay) -> Scores:
         """Errors: ValueError for a head that does not answer with logits over codes."""
-        conditional = _planned(self.policy, replay, [replace(s, guidance=1.0) for s in replay.schedule])
+        conditional = _planned(self.policy, replay, list(map(_unguided, replay.schedule)))
         totals = [torch.zeros_like(replay.trajectory.tokens_BL, dtype=torch.float32) for _ in range(3)]
         for step, held in zip(replay.schedule, self._held(replay, conditional), strict=True):
             parts = self.run(partial(self._score, replay, conditional, step, held))
@@ -144,15 +121,14 @@ class Scorer:
     def _held(self, replay: Replay, conditional: Condition) -> list[_Held]:
         """Of every step."""
         null = self.policy.null(conditional)
-        kl_steps = list(map(self.kl_reading, replay.schedule))
-        condition = _planned(self.reference, replay, kl_steps) if self.kl is not None else None
+        unguided = list(map(_unguided, replay.schedule))
+        condition = _planned(self.reference, replay, unguided) if self.kl is not None else None
         held = []
         for drawn in replay.schedule:
             canvas, positions_BN = replay.trajectory.canvas_at(drawn), replay.trajectory.decided_in(drawn)
-            is_guided = self.policy_reading(drawn).guidance != 1.0
             held.append(
                 _Held(
-                    _features_at(self.policy, canvas, null, positions_BN) if is_guided else None,
+                    _features_at(self.policy, canvas, null, positions_BN) if drawn.guidance != 1.0 else None,
                     None
                     if condition is None
                     else _features_at(self.reference, canvas, condition, positions_BN),
@@ -169,7 +145,7 @@ class Scorer:
         decided = decode(
             policy,
             conditional,
-            [self.policy_reading(drawn)],
+            [drawn],
             ReplayNoise([]),  # nothing is drawn
             canvas=trajectory.canvas_at(drawn),
             features_fn=_WithNull(policy, trajectory.decided_in(drawn), held.null_1BND),
@@ -186,12 +162,17 @@ class Scorer:
         tokens_BN, positions_BN = record.decision.tokens_BN, record.decision.positions_BN
         if self.kl is None or held.reference_GBND is None:
             return torch.zeros_like(tokens_BN, dtype=torch.float32)
-        step, num_rows = self.kl_reading(drawn), record.features.features_GBTD.shape[2]
+        step, num_rows = _unguided(drawn), record.features.features_GBTD.shape[2]
         with torch.no_grad():
             placed_GBTD = _placed(self.reference, held.reference_GBND, positions_BN, num_rows)
             reference_BNV = _log_probs(self.reference, Features(placed_GBTD), positions_BN, step)
         log_probs_BNV = _log_probs(self.policy, record.features, positions_BN, step)
         return self.kl(log_probs_BNV, reference_BNV, tokens_BN)
+
+
+def _unguided(step: Step) -> Step:
+    """The conditional branch's, whose distance to the reference is kept small: it costs no second branch."""
+    return replace(step, guidance=1.0)
 
 
 def _planned(model: MaskedGenerator, replay: Replay, schedule: Sequence[Step]) -> Condition:

@@ -16,39 +16,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LogRatio = Callable[[Tensor, Tensor], Tensor]
-"""`level(log_ratio_BL, decided_at_BL) -> log_ratio_BL`: over what a likelihood ratio is averaged."""
+LogRatio = Callable[[Tensor], Tensor]
+"""`level(log_ratio_BL) -> log_ratio_BL`: over what a likelihood ratio is averaged."""
 
 KLEstimator = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`kl(log_probs_BNV, reference_log_probs_BNV, tokens_BN) -> kl_BN`."""
 
 
-def per_token(log_ratio_BL: Tensor, decided_at_BL: Tensor) -> Tensor:
+def per_token(log_ratio_BL: Tensor) -> Tensor:
     """Every token its own ratio."""
     return log_ratio_BL
 
 
-def per_step(log_ratio_BL: Tensor, decided_at_BL: Tensor) -> Tensor:
-    """The mean over the tokens that were decided in the same step."""
-    num_steps = log_ratio_BL.shape[1]
-    zeros_BS = log_ratio_BL.new_zeros(len(log_ratio_BL), num_steps)
-    sums_BS = zeros_BS.scatter_add(1, decided_at_BL, log_ratio_BL)
-    counts_BS = zeros_BS.scatter_add(1, decided_at_BL, torch.ones_like(log_ratio_BL))
-    return (sums_BS / counts_BS.clamp(min=1)).gather(1, decided_at_BL)
-
-
-def per_sequence(log_ratio_BL: Tensor, decided_at_BL: Tensor) -> Tensor:
+def per_sequence(log_ratio_BL: Tensor) -> Tensor:
     """The mean over the picture (GSPO, arXiv 2507.18071): the sum would be noise alone over thousands of
     tokens.
     """
     return log_ratio_BL.mean(dim=1, keepdim=True).expand_as(log_ratio_BL)
 
 
-IMPORTANCE_SAMPLING_LEVELS: dict[str, LogRatio] = {
-    "token": per_token,
-    "step": per_step,
-    "sequence": per_sequence,
-}
+IMPORTANCE_SAMPLING_LEVELS: dict[str, LogRatio] = {"token": per_token, "sequence": per_sequence}
 
 
 def soft_cross_entropy(log_probs_BNV: Tensor, reference_log_probs_BNV: Tensor, tokens_BN: Tensor) -> Tensor:
@@ -60,12 +47,6 @@ def soft_cross_entropy(log_probs_BNV: Tensor, reference_log_probs_BNV: Tensor, t
     return (reference_log_probs_BNV.exp() * gap_BNV).sum(-1)
 
 
-def full_reverse(log_probs_BNV: Tensor, reference_log_probs_BNV: Tensor, tokens_BN: Tensor) -> Tensor:
-    """KL(policy || reference), summed over all codes (arXiv 2504.10637)."""
-    gap_BNV = log_probs_BNV - reference_log_probs_BNV
-    return (log_probs_BNV.exp() * gap_BNV).sum(-1)
-
-
 def k3(log_probs_BNV: Tensor, reference_log_probs_BNV: Tensor, tokens_BN: Tensor) -> Tensor:
     """q / p - log(q / p) - 1 at the drawn code, with q the reference's probability (GRPO's estimator)."""
     gap_BNV = reference_log_probs_BNV - log_probs_BNV
@@ -73,12 +54,7 @@ def k3(log_probs_BNV: Tensor, reference_log_probs_BNV: Tensor, tokens_BN: Tensor
     return gap_BN.exp() - gap_BN - 1
 
 
-KL_ESTIMATORS: dict[str, KLEstimator | None] = {
-    "ce": soft_cross_entropy,
-    "full": full_reverse,
-    "k3": k3,
-    "none": None,
-}
+KL_ESTIMATORS: dict[str, KLEstimator | None] = {"ce": soft_cross_entropy, "k3": k3, "none": None}
 """None runs no reference at all."""
 
 

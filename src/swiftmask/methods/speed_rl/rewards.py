@@ -1,29 +1,27 @@
-"""What an image is worth: scores of several rewards of quality, and a bonus for few decode steps.
+"""What an image is worth: scores of several rewards of quality, a bonus for few decode steps, and how much
+better than the other images of its prompt that makes it.
 
-    normalize_then_sum: quality = sum_m weight_m z(score_m), z within the group (TRL, after GDPO)
-    sum_then_normalize: quality = sum_m weight_m score_m (TRL's default)
-
+    quality = sum_m weight_m z(score_m), z within the group (TRL's normalize_then_sum, after GDPO)
     reward = quality + weight speed
+    A = (reward - mean of the group) / (std of the group + 1e-4), clipped (GRPO, arXiv 2402.03300)
 
 Speed-RL (arXiv 2512.01094) adds a speed reward to a quality reward; its form is not in the published part.
 Here it falls linearly with the number of steps. If all images of a group take the same number of steps, it
 cancels in the advantage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from swiftmask.methods.speed_rl.advantages import STD_OFFSET
-
-Aggregation = Callable[[Tensor, Tensor], Tensor]
-"""`aggregate(scores_MPK, weights_M) -> quality_PK`; a NaN score does not apply and counts for nothing."""
+_STD_OFFSET = 1e-4
+"""Keeps groups of equal rewards at zero; TRL's."""
 
 
 def weighted_sum(scores_MPK: Tensor, weights_M: Tensor) -> Tensor:
-    """Scores in their own units."""
+    """Scores in their own units; a NaN score does not apply and counts for nothing."""
     return (weights_M[:, None, None] * scores_MPK).nansum(0)
 
 
@@ -33,13 +31,7 @@ def weighted_sum_of_z_scores(scores_MPK: Tensor, weights_M: Tensor) -> Tensor:
     count_MP1 = applies_MPK.sum(-1, keepdim=True)
     centred_MPK = scores_MPK - scores_MPK.nanmean(-1, keepdim=True)
     variance_MP1 = centred_MPK.square().nansum(-1, keepdim=True) / (count_MP1 - 1).clamp(min=1)
-    return weighted_sum(centred_MPK / (variance_MP1.sqrt() + STD_OFFSET), weights_M)
-
-
-AGGREGATIONS: dict[str, Aggregation] = {
-    "sum_then_normalize": weighted_sum,
-    "normalize_then_sum": weighted_sum_of_z_scores,
-}
+    return weighted_sum(centred_MPK / (variance_MP1.sqrt() + _STD_OFFSET), weights_M)
 
 
 def speed_reward(steps_PK: Tensor, step_counts: Sequence[int]) -> Tensor:
@@ -65,14 +57,13 @@ class Rewards:
     total_PK: Tensor
 
 
-def combine(
-    scores_MPK: Tensor,
-    weights_M: Tensor,
-    speed_PK: Tensor,
-    *,
-    aggregate: Aggregation,
-    speed_weight: float,
-) -> Rewards:
+def combine(scores_MPK: Tensor, weights_M: Tensor, speed_PK: Tensor, *, speed_weight: float) -> Rewards:
     """Scores of M scorers, and the bonus for few steps, to rewards."""
-    total_PK = aggregate(scores_MPK, weights_M) + speed_weight * speed_PK
+    total_PK = weighted_sum_of_z_scores(scores_MPK, weights_M) + speed_weight * speed_PK
     return Rewards(weighted_sum(scores_MPK, weights_M), speed_PK, total_PK)
+
+
+def advantages(rewards_PK: Tensor, *, clip: float) -> Tensor:
+    """How much better each image is than its group: float32 [P, K], within [-clip, clip]."""
+    centred_PK = rewards_PK - rewards_PK.mean(dim=1, keepdim=True)
+    return (centred_PK / (rewards_PK.std(dim=1, keepdim=True) + _STD_OFFSET)).clamp(-clip, clip)

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from swiftmask.core.protocol import MaskedGenerator
 from swiftmask.core.types import Schedule
-from swiftmask.methods.speed_rl.advantages import SCALES, advantages
-from swiftmask.methods.speed_rl.rewards import AGGREGATIONS, combine, speed_reward
+from swiftmask.methods.speed_rl.rewards import advantages, combine, speed_reward
 from swiftmask.methods.speed_rl.rollouts import Replay, Rollouts, replays, roll_out
 from swiftmask.methods.speed_rl.round_metrics import diversity, round_metrics
 from swiftmask.methods.speed_rl.scorers import Prompts, Scorers
@@ -118,14 +117,9 @@ class Rounds:
             scores_MPK,
             self._scorers.weights_M.to(scores_BM.device),
             speed_reward(steps_PK, config.step_counts),
-            aggregate=AGGREGATIONS[config.multi_objective_aggregation],
             speed_weight=config.speed_weight,
         )
-        advantages_PK = advantages(
-            rewards.total_PK,
-            scale=SCALES[config.scale_rewards],
-            clip=config.adv_clip_max,
-        )
+        advantages_PK = advantages(rewards.total_PK, clip=config.adv_clip_max)
         kept = self._trainer.filter(rewards.raw_PK)
         held.advantages_B.copy_(advantages_PK.flatten())
         held.kept_B.copy_(kept.kept_PK.flatten())

@@ -1,7 +1,7 @@
 """One update of Speed-RL (arXiv 2512.01094): GRPO on the recorded pictures of a round.
 
 What the published part of the paper leaves open and what stands here: section by section in objective.py,
-advantages.py, rewards.py and filtering.py. Not implemented: the likelihood of the order in which tokens are
+rewards.py and filtering.py. Not implemented: the likelihood of the order in which tokens are
 decided, a learned head for the number of steps, and synchronising the reference.
 """
 
@@ -15,13 +15,7 @@ from torch import Tensor, nn
 from swiftmask.core.protocol import MaskedGenerator
 from swiftmask.methods.speed_rl.config import SpeedRLConfig
 from swiftmask.methods.speed_rl.filtering import Filter
-from swiftmask.methods.speed_rl.likelihood import (
-    ACTIVATIONS,
-    KL_DISTRIBUTIONS,
-    POLICY_DISTRIBUTIONS,
-    Scorer,
-    Scores,
-)
+from swiftmask.methods.speed_rl.likelihood import ACTIVATIONS, Scorer, Scores
 from swiftmask.methods.speed_rl.objective import (
     IMPORTANCE_SAMPLING_LEVELS,
     KLEstimator,
@@ -111,8 +105,6 @@ class SpeedRLTrainer(nn.Module):
             policy=self.policy,
             reference=self._base.value,
             kl=kl,
-            policy_reading=POLICY_DISTRIBUTIONS[config.policy_distribution],
-            kl_reading=KL_DISTRIBUTIONS[config.kl_distribution],
             run=ACTIVATIONS[config.activations],
         )
 
@@ -130,16 +122,17 @@ class SpeedRLTrainer(nn.Module):
     def _learn(self, scorer: Scorer, lesson: Lesson) -> "_Outcome":
         config, scores = self.config, scorer(lesson.replay)
         old_BL = scores.log_prob_BL.detach() if lesson.old_log_prob_BL is None else lesson.old_log_prob_BL
-        decided_at_BL = lesson.replay.trajectory.decided_at_BL
         level = IMPORTANCE_SAMPLING_LEVELS[config.importance_sampling_level]
         surrogate = clipped_surrogate(
-            level(scores.log_prob_BL - old_BL, decided_at_BL),
+            level(scores.log_prob_BL - old_BL),
             lesson.advantages_B,
             epsilon=config.epsilon,
             epsilon_high=config.epsilon_high,
         )
         loss_B = surrogate.loss_B + config.beta * scores.kl_BL.mean(dim=1)
-        return _Outcome((lesson.weights_B * loss_B).sum(), surrogate, scores, decided_at_BL)
+        return _Outcome(
+            (lesson.weights_B * loss_B).sum(), surrogate, scores, lesson.replay.trajectory.decided_at_BL
+        )
 
 
 def train_step(model: Callable[..., tuple[Tensor, Metrics]], batch: SpeedRLBatch) -> tuple[Tensor, Metrics]:
