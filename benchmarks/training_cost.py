@@ -41,7 +41,6 @@ from swiftmask.methods.shortcut.rounds import TeacherRounds
 from swiftmask.methods.shortcut.sizes import sizes_for
 from swiftmask.methods.shortcut.weights import build
 from swiftmask.methods.speed_rl import Prompts, Rounds, SpeedRLTrainer
-from swiftmask.methods.speed_rl import training as speed_rl_training
 from swiftmask.models.lumina_dimoo.network import Backbone
 from swiftmask.models.lumina_dimoo.weights import RELEASED
 from swiftmask.recipes.marval import MarvalRecipe
@@ -52,7 +51,7 @@ from swiftmask.registry import recipe_module
 from swiftmask.rewards.clip import ClipSimilarity
 from swiftmask.rewards.clip_preprocessing import Preprocessing
 from swiftmask.training.loop import Run, advance, begin
-from swiftmask.training.setup import Batches, TrainingConfig, TrainStep
+from swiftmask.training.setup import Batches, TrainingConfig, train_step
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 from fake_gpu import DEVICE, DeviceTensor, Rehearsal, found_by_accelerate
@@ -70,7 +69,6 @@ class Training:
 
     trainer: nn.Module
     batches: Batches
-    train_step: TrainStep
     config: TrainingConfig
     updates_per_round: int
     num_rounds: int
@@ -149,7 +147,7 @@ def shortcut(recipe: ShortcutRecipe, name: str) -> tuple[Any, Training]:
     teacher = TeacherRounds(base, rounds, what_of(base), network, accumulate=recipe.training.accumulate)
     trainer = shortcut_training.ShortcutTrainer(network, base, rounds)
     repeats = (rounds.updates_per_round, len(rounds.step_counts))
-    return base, Training(trainer, teacher.batch, shortcut_training.train_step, recipe.training, *repeats)
+    return base, Training(trainer, teacher.batch, recipe.training, *repeats)
 
 
 def speed_rl(recipe: SpeedRLRecipe, name: str) -> tuple[Any, Training]:
@@ -166,8 +164,8 @@ def speed_rl(recipe: SpeedRLRecipe, name: str) -> tuple[Any, Training]:
     prompts = Prompts(what_of(base)(0, config.num_prompts))
     scorers: Any = Towers(CLIP_HUGE, CLIP_LARGE)
     rounds = Rounds(trainer, prompts, scorers, training)
-    step, scale = speed_rl_training.train_step, size / fewer
-    return base, Training(trainer, rounds.batch, step, training, config.updates_per_round, 1, scale)
+    scale = size / fewer
+    return base, Training(trainer, rounds.batch, training, config.updates_per_round, 1, scale)
 
 
 class Towers:
@@ -207,7 +205,7 @@ def marval(recipe: MarvalRecipe, name: str) -> tuple[Any, Training]:
     trainer = marval_training.make_trainer(base, own, recipe.marval)
     batches = marval_training.MarvalBatches(clean, recipe.marval)
     turns = recipe.marval.auxiliary_updates + 1
-    return base, Training(trainer, batches, marval_training.train_step, training, 1, 2 * turns, shares)
+    return base, Training(trainer, batches, training, 1, 2 * turns, shares)
 
 
 def what_of(base: Any) -> Callable[[int, int], list[Any]]:
@@ -292,7 +290,7 @@ def _advance(run: Run, training: Training, num_updates: int, flops: FlopCounterM
     for number in range(training.num_rounds):
         run.step = number * training.updates_per_round
         for _ in range(min(num_updates, training.updates_per_round)):
-            advance(run, batches, training.train_step, training.config)
+            advance(run, batches, train_step, training.config)
             steps += 1
     return steps, rounds / training.num_rounds
 

@@ -13,9 +13,9 @@ from swiftmask.recipes.codec_training import (
     VQTrainer,
     measure_scale,
     pruned,
-    train_step,
 )
 from swiftmask.training.reconstruction import ReconstructionConfig
+from swiftmask.training.setup import train_step
 
 PLAIN = ReconstructionConfig(edges=0.0)
 

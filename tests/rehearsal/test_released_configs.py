@@ -11,6 +11,7 @@ from fake_gpu import DEVICE, DeviceTensor, Rehearsal, found_by_accelerate
 from torch import nn
 
 from swiftmask.training.loop import advance, begin
+from swiftmask.training.setup import train_step
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
@@ -56,7 +57,7 @@ def test_an_update_computes_in_bfloat16_on_the_device(path: Path, tmp_path: Path
         run = begin(training.trainer, training.config, tmp_path, "rehearsal")
         batch = training.batches(0, 0, 1)
         with gpu.part() as part:
-            metrics = advance(run, lambda *_: batch, training.train_step, training.config)
+            metrics = advance(run, lambda *_: batch, train_step, training.config)
     assert run.step == 1
     assert metrics["loss"].device == DEVICE
     assert {(event.kind, event.where.partition(":")[0]) for event in part.events} <= WAITS

@@ -40,7 +40,7 @@ from swiftmask.registry import trainable
 from swiftmask.rewards.named import Entry, entries, label_of, load_for
 from swiftmask.training.loop import train
 from swiftmask.training.processes import processes, to_device
-from swiftmask.training.setup import TrainingConfig, memory_needed, step_seed
+from swiftmask.training.setup import TrainingConfig, memory_needed, step_seed, train_step
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class BaseModelRecipe:
         trained = train(
             run.task.trainer,
             run.batch,
-            lambda model, batch: model(batch),
+            train_step,
             self.training,
             folder,
             name=started_from,

@@ -3,7 +3,7 @@ reconstruction (training/reconstruction.py).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,13 +116,6 @@ class KLTrainer(CodecTrainer):
         reconstruction_B3HW = (self.codec.decode_latent(latent_BCHW).float() + 1) / 2
         divergence = posterior.divergence()
         return reconstruction_B3HW, self.divergence_weight * divergence, {"divergence": divergence}
-
-
-def train_step(
-    model: Callable[..., tuple[Tensor, dict[str, Tensor]]], batch: Images
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One batch of images through the codec."""
-    return model(batch)
 
 
 @torch.no_grad()

@@ -18,13 +18,12 @@ from swiftmask.data.sources import Classes, DataConfig, Source, held_out, labels
 from swiftmask.methods.marval import Student, write_student
 from swiftmask.methods.marval.held_out import HeldOutScore
 from swiftmask.methods.marval.masking import mask_tokens
-from swiftmask.methods.marval.objective import diffusion_rate, flat, noise_level
+from swiftmask.methods.marval.objective import flat, noise_level
 from swiftmask.methods.marval.training import (
     CleanTokens,
     MarvalBatches,
     MarvalConfig,
     make_trainer,
-    train_step,
 )
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar.training import sampled_tokens
@@ -35,9 +34,9 @@ from swiftmask.recipes.runs import OnLog, fingerprint, run_name, training_device
 from swiftmask.recipes.tokenizer import process_share, reported
 from swiftmask.recipes.tokenizer_files import Tokenizer
 from swiftmask.training.loop import train
-from swiftmask.training.setup import TrainingConfig, step_seed
+from swiftmask.training.setup import TrainingConfig, step_seed, train_step
 
-_WEIGHTS = {"flat": flat, "noise-level": noise_level, "diffusion-rate": diffusion_rate}
+_WEIGHTS = {"flat": flat, "noise-level": noise_level}
 
 _HELD_OUT_IMAGES = 16
 
@@ -68,7 +67,7 @@ class MarvalRecipe:
     latents: Path | None = None
     max_unreadable: int = 0
     part: Literal["network", "head"] = "network"
-    weight: Literal["flat", "noise-level", "diffusion-rate"] = "flat"
+    weight: Literal["flat", "noise-level"] = "flat"
     name: str = "marval"
 
     def __post_init__(self) -> None:

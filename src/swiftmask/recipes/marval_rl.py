@@ -27,7 +27,6 @@ from swiftmask.methods.marval.reward_tuning import (
     RewardLoss,
     RewardTrainer,
     roll_out,
-    train_step,
 )
 from swiftmask.methods.marval.student import copy_of
 from swiftmask.methods.marval.training import Auxiliary, MarvalBatches, MarvalConfig, MarvalTrainer
@@ -40,7 +39,7 @@ from swiftmask.recipes.provenance import notice_of, provenance, write_notice
 from swiftmask.recipes.runs import OnLog, fingerprint, run_name, training_device
 from swiftmask.rewards.named import Entry, Reward, entries, label_of, load_differentiable, load_for_classes
 from swiftmask.training.loop import train
-from swiftmask.training.setup import Batches, TrainingConfig
+from swiftmask.training.setup import Batches, TrainingConfig, train_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,13 +11,13 @@ from swiftmask.data.sources import DataConfig
 from swiftmask.methods.shortcut import write_shortcut
 from swiftmask.methods.shortcut.rounds import RoundsConfig, TeacherRounds, held_out_loss
 from swiftmask.methods.shortcut.sizes import Sizes, fresh_shortcut
-from swiftmask.methods.shortcut.training import ShortcutTrainer, train_step
+from swiftmask.methods.shortcut.training import ShortcutTrainer
 from swiftmask.recipes.conditions import Start
 from swiftmask.recipes.held_out import LOSS, keep_best
 from swiftmask.recipes.provenance import provenance, write_notice
 from swiftmask.recipes.runs import OnLog, run_name, training_device
 from swiftmask.training.loop import train
-from swiftmask.training.setup import TrainingConfig
+from swiftmask.training.setup import TrainingConfig, train_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

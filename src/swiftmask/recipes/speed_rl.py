@@ -25,7 +25,6 @@ from swiftmask.methods.speed_rl import (
     SpeedRLTrainer,
     TuningConfig,
     merged,
-    train_step,
     write_policy,
 )
 from swiftmask.methods.speed_rl.policy import require_log_prob
@@ -39,7 +38,7 @@ from swiftmask.recipes.speed_rl_sheets import SheetConfig, Sheets, tracked
 from swiftmask.rewards.named import Entry, entries, label_of, load_for
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.processes import processes
-from swiftmask.training.setup import TrainingConfig
+from swiftmask.training.setup import TrainingConfig, train_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,6 @@ from swiftmask.recipes.codec_training import (
     VQTrainer,
     measure_scale,
     pruned,
-    train_step,
 )
 from swiftmask.recipes.provenance import provenance, write_notice
 from swiftmask.recipes.runs import OnLog, run_name, training_device
@@ -33,7 +32,7 @@ from swiftmask.recipes.tokenizer_files import write_tokenizer
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.processes import processes
 from swiftmask.training.reconstruction import ReconstructionConfig
-from swiftmask.training.setup import TrainingConfig, step_seed
+from swiftmask.training.setup import TrainingConfig, step_seed, train_step
 
 SIZES = {"tiny": (16, 1), "small": (32, 1), "base": (64, 2), "released": (128, 2)}
 """Channels of the first level and residual blocks per level."""

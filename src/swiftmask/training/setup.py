@@ -23,6 +23,11 @@ tensors to its device, in dataclasses, tuples, lists and dicts, too.
 """
 
 
+def train_step(trainer: Callable[..., tuple[Tensor, Metrics]], batch: object) -> tuple[Tensor, Metrics]:
+    """One update of a trainer whose `forward` is its loss, as that of every method is."""
+    return trainer(batch)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
     """Optimisation settings.

@@ -23,12 +23,11 @@ from swiftmask.methods.marval.reward_tuning import (
     RewardTrainer,
     clamp_straight_through,
     roll_out,
-    train_step,
 )
 from swiftmask.methods.marval.student import Student, as_module, contexts_at, make_student
 from swiftmask.methods.marval.training import MarvalBatch, MarvalBatches, MarvalConfig, make_trainer
 from swiftmask.training.loop import train
-from swiftmask.training.setup import TrainingConfig, step_seed
+from swiftmask.training.setup import TrainingConfig, step_seed, train_step
 
 NUM_STEPS = 5
 BATCH = RewardBatch([0, 2, 1], [7, 8, 9])

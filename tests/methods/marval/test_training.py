@@ -15,14 +15,13 @@ from swiftmask.methods.marval.training import (
     MarvalTrainer,
     Turn,
     make_trainer,
-    train_step,
     turn_of,
 )
 from swiftmask.training.average import Average
 from swiftmask.training.checkpoint import Reached, save_checkpoint
 from swiftmask.training.frozen import Outside
 from swiftmask.training.loop import Progress, train
-from swiftmask.training.setup import TrainingConfig, step_seed
+from swiftmask.training.setup import TrainingConfig, step_seed, train_step
 
 WIDE = MaskLaw(lowest=0.3)
 CONFIG = MarvalConfig(guidance=1.5, mask=WIDE)

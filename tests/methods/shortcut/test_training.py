@@ -11,13 +11,13 @@ from swiftmask.core.llama import FreshTokens
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.methods.shortcut import RotaryShortcut, RotaryShortcutConfig, Shortcut, ShortcutConfig
 from swiftmask.methods.shortcut.rounds import RoundsConfig, TeacherRounds
-from swiftmask.methods.shortcut.training import ShortcutTrainer, train_step
+from swiftmask.methods.shortcut.training import ShortcutTrainer
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
 from swiftmask.models.maskgit import MaskGIT
 from swiftmask.models.maskgit.codec import VQGAN, VQGANConfig
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
 from swiftmask.training.loop import Progress, train
-from swiftmask.training.setup import TrainingConfig
+from swiftmask.training.setup import TrainingConfig, train_step
 
 NUM_CLASSES = 3
 SIZES = TransformerConfig(

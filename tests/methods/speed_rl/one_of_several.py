@@ -18,11 +18,10 @@ from swiftmask.methods.speed_rl import (
     SpeedRLConfig,
     SpeedRLTrainer,
     TuningConfig,
-    train_step,
 )
 from swiftmask.recipes.runs import training_device
 from swiftmask.training.loop import train
-from swiftmask.training.setup import TrainingConfig
+from swiftmask.training.setup import TrainingConfig, train_step
 
 
 def share_of_dark_pixels(images, prompts):

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from swiftmask.methods.speed_rl import FilterConfig, Prompts, Rounds, SpeedRLTrainer, train_step
+from swiftmask.methods.speed_rl import FilterConfig, Prompts, Rounds, SpeedRLTrainer
 from swiftmask.methods.speed_rl.policy import trained_parameters
 from swiftmask.methods.speed_rl.round_metrics import diversity
 from swiftmask.methods.speed_rl.rounds import prompt_indices, share, step_counts
 from swiftmask.training.loop import Progress, train
+from swiftmask.training.setup import train_step
 
 PROMPTS = Prompts([0, 1, 2])
 NO_FILTER = FilterConfig(percentile=0)

@@ -67,9 +67,3 @@ def flat(timesteps_X: Tensor, signal_T: Tensor) -> Tensor:
 def noise_level(timesteps_X: Tensor, signal_T: Tensor) -> Tensor:
     """sigma: takes back the 1 / sigma of a score, which makes the last, least noisy timesteps the loudest."""
     return (1 - signal_T[timesteps_X]).sqrt().float()
-
-
-def diffusion_rate(timesteps_X: Tensor, signal_T: Tensor) -> Tensor:
-    """beta / 2, with which the squared distance integrates to the Kullback-Leibler divergence."""
-    before_X = torch.where(timesteps_X > 0, signal_T[(timesteps_X - 1).clamp(min=0)], 1.0)
-    return 0.5 * (1 - signal_T[timesteps_X] / before_X).float()

@@ -178,14 +178,6 @@ class RegularizedTrainer(nn.Module):
         return loss + self._reward_loss.value.config.divergence_weight * divergence, metrics | held
 
 
-def train_step(
-    model: Callable[..., tuple[Tensor, dict[str, Tensor]]],
-    batch: RewardBatch | RegularizedBatch | MarvalBatch,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One update."""
-    return model(batch)
-
-
 class RecomputedFeatures:
     """The full model's feature function, computed again in the backward pass instead of kept."""
 

@@ -279,13 +279,6 @@ def make_trainer(
     return MarvalTrainer(teacher, student, Auxiliary(copy_of(teacher, own)), config, weight=weight)
 
 
-def train_step(
-    model: Callable[..., tuple[Tensor, dict[str, Tensor]]], batch: MarvalBatch
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One turn."""
-    return model(batch)
-
-
 def _same_backbone(copied: DenoisingModel, teacher: DenoisingModel) -> bool:
     """Whether all but the head are the teacher's own parameters, so that the contexts are the teacher's."""
     teachers = dict(as_module(teacher).named_parameters())

@@ -7,8 +7,6 @@ same code: what `fresh` returns goes to the network as it is. Upstream's loss fo
 and decided codes too; here only rows that are still sampled from count. The batches are those of rounds.py.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -80,13 +78,6 @@ class ShortcutTrainer(nn.Module):
         distribution = teacher.tokens(features_GBTD, link.positions_BM, link.guidance)
         assert isinstance(distribution, CategoricalTokens)
         return (distribution.logits_BMV.float() / link.temperature).log_softmax(-1)
-
-
-def train_step(
-    model: Callable[..., tuple[Tensor, dict[str, Tensor]]], batch: RolloutBatch
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One roll-out batch through the shortcut."""
-    return model(batch)
 
 
 def _at(features_GBTD: Tensor, rows_BM: Tensor) -> Tensor:

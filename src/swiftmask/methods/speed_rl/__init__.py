@@ -5,7 +5,7 @@ from swiftmask.methods.speed_rl.filtering import FilterConfig
 from swiftmask.methods.speed_rl.policy import TuningConfig, make_policy
 from swiftmask.methods.speed_rl.rounds import Rounds
 from swiftmask.methods.speed_rl.scorers import Judge, Prompts, Reward, Scorers
-from swiftmask.methods.speed_rl.training import SpeedRLTrainer, train_step
+from swiftmask.methods.speed_rl.training import SpeedRLTrainer
 from swiftmask.methods.speed_rl.weights import merged, read_policy, write_policy
 
 __all__ = [
@@ -21,6 +21,5 @@ __all__ = [
     "make_policy",
     "merged",
     "read_policy",
-    "train_step",
     "write_policy",
 ]

@@ -5,7 +5,7 @@ rewards.py and filtering.py. Not implemented: the likelihood of the order in whi
 decided, a learned head for the number of steps, and synchronising the reference.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -133,11 +133,6 @@ class SpeedRLTrainer(nn.Module):
         return _Outcome(
             (lesson.weights_B * loss_B).sum(), surrogate, scores, lesson.replay.trajectory.decided_at_BL
         )
-
-
-def train_step(model: Callable[..., tuple[Tensor, Metrics]], batch: SpeedRLBatch) -> tuple[Tensor, Metrics]:
-    """One update."""
-    return model(batch)
 
 
 @dataclass(frozen=True, slots=True)
