@@ -205,7 +205,7 @@ def update_row(run: Run, model: Any, scale: Scale) -> Row:
 
 
 def _maskgit(model: Any, batch: int) -> tuple[nn.Module, object]:
-    from swiftmask.models.maskgit.objective import MaskedBatch, TransformerTrainer
+    from swiftmask.models.maskgit.training import MaskedBatch, TransformerTrainer
 
     labels_B = torch.zeros(batch, dtype=torch.int64)
     drawn = MaskedBatch.draw(_codes(model, batch), labels_B, model.transformer.config, torch.Generator())
@@ -213,7 +213,7 @@ def _maskgit(model: Any, batch: int) -> tuple[nn.Module, object]:
 
 
 def _mar(model: Any, batch: int) -> tuple[nn.Module, object]:
-    from swiftmask.models.mar.objective import MARTrainer, MaskedBatch, shared_mask_rate
+    from swiftmask.models.mar.training import MARTrainer, MaskedBatch, shared_mask_rate
 
     generator, spec = torch.Generator(), model.spec
     tokens_BLC = torch.randn(batch, spec.num_tokens, spec.channels)
@@ -222,7 +222,7 @@ def _mar(model: Any, batch: int) -> tuple[nn.Module, object]:
 
 
 def _meissonic(model: Any, batch: int) -> tuple[nn.Module, object]:
-    from swiftmask.models.meissonic.objective import MaskedBatch, TransformerTrainer
+    from swiftmask.models.meissonic.training import MaskedBatch, TransformerTrainer
 
     length = model.text_encoder.config.max_position_embeddings
     drawn = MaskedBatch.draw(
@@ -237,7 +237,7 @@ def _meissonic(model: Any, batch: int) -> tuple[nn.Module, object]:
 
 
 def _dimoo(model: Any, batch: int) -> tuple[nn.Module, object]:
-    from swiftmask.models.lumina_dimoo.objective import BackboneTrainer, MaskedBatch
+    from swiftmask.models.lumina_dimoo.training import BackboneTrainer, MaskedBatch
 
     prompts = [model.prompts.ids("a")] * batch
     codes_BL = _codes(model, batch).to(model.device)

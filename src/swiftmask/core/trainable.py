@@ -46,6 +46,11 @@ class Subject:
         return self.resolution // self.codec.config.downscale
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoSettings:
+    """Of a loss that has none."""
+
+
 class Task(Protocol):
     """One model in training."""
 

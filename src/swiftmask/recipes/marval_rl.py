@@ -16,7 +16,6 @@ from swiftmask.api import find_method
 from swiftmask.core.ranges import check_fields
 from swiftmask.data.sources import DataConfig
 from swiftmask.methods.marval import Student, read_student, write_student
-from swiftmask.methods.marval.masking import MaskLaw
 from swiftmask.methods.marval.reward_tuning import (
     Pixels,
     RegularizedBatches,
@@ -29,7 +28,7 @@ from swiftmask.methods.marval.reward_tuning import (
     roll_out,
 )
 from swiftmask.methods.marval.student import copy_of
-from swiftmask.methods.marval.training import Auxiliary, MarvalBatches, MarvalConfig, MarvalTrainer
+from swiftmask.methods.marval.training import Auxiliary, MarvalBatches, MarvalConfig, MarvalTrainer, MaskLaw
 from swiftmask.methods.speed_rl.scorers import Judge, Prompts
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar.generator import to_latents

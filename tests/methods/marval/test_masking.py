@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from swiftmask.methods.marval.masking import MaskLaw, mask_tokens
+from swiftmask.methods.marval.training import MaskLaw, mask_tokens
 
 
 def test_moments_of_mars_law():

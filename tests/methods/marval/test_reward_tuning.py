@@ -11,7 +11,6 @@ from swiftmask.core.decode import FullFeatures
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.rng import SeededNoise
 from swiftmask.methods.marval import reward_tuning
-from swiftmask.methods.marval.masking import MaskLaw
 from swiftmask.methods.marval.reward_tuning import (
     RegularizedBatch,
     RegularizedBatches,
@@ -25,7 +24,7 @@ from swiftmask.methods.marval.reward_tuning import (
     roll_out,
 )
 from swiftmask.methods.marval.student import Student, as_module, contexts_at, make_student
-from swiftmask.methods.marval.training import MarvalBatch, MarvalBatches, MarvalConfig, make_trainer
+from swiftmask.methods.marval.training import MarvalBatch, MarvalBatches, MarvalConfig, MaskLaw, make_trainer
 from swiftmask.training.loop import train
 from swiftmask.training.setup import TrainingConfig, step_seed, train_step
 

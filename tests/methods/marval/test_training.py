@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from swiftmask.methods.marval.masking import MaskLaw
 from swiftmask.methods.marval.student import contexts_at
 from swiftmask.methods.marval.training import (
     MarvalBatch,
     MarvalBatches,
     MarvalConfig,
     MarvalTrainer,
+    MaskLaw,
     Turn,
     make_trainer,
     turn_of,

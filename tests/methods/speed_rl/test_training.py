@@ -10,8 +10,7 @@ from torch import Tensor
 
 from swiftmask.methods.speed_rl import FilterConfig, Prompts, Rounds, SpeedRLTrainer
 from swiftmask.methods.speed_rl.policy import trained_parameters
-from swiftmask.methods.speed_rl.round_metrics import diversity
-from swiftmask.methods.speed_rl.rounds import prompt_indices, share, step_counts
+from swiftmask.methods.speed_rl.rounds import diversity, prompt_indices, share, step_counts
 from swiftmask.training.loop import Progress, train
 from swiftmask.training.setup import train_step
 

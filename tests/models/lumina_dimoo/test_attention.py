@@ -12,7 +12,7 @@ from swiftmask.core.attention import attend
 from swiftmask.methods.caching import MLCacheFeatures
 from swiftmask.methods.shortcut import RotaryShortcut, RotaryShortcutConfig, ShortcutFeatures
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
-from swiftmask.models.lumina_dimoo.objective import BackboneTrainer, MaskedBatch
+from swiftmask.models.lumina_dimoo.training import BackboneTrainer, MaskedBatch
 from swiftmask.pipeline import Pipeline
 
 EQUAL = ["a red circle", "a blue circle"]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from swiftmask.models.lumina_dimoo.initialisation import initialise
 from swiftmask.models.lumina_dimoo.network import Backbone, BackboneConfig
+from swiftmask.models.lumina_dimoo.training import initialise
 
 SIZES = BackboneConfig(width=64, depth=2, num_heads=2, mlp_width=96, vocabulary_size=40)
 

@@ -5,7 +5,7 @@ import torch
 
 from swiftmask.models.lumina_dimoo.layout import Layout, Vocabulary
 from swiftmask.models.lumina_dimoo.network import Backbone, BackboneConfig
-from swiftmask.models.lumina_dimoo.objective import BackboneTrainer, MaskedBatch
+from swiftmask.models.lumina_dimoo.training import BackboneTrainer, MaskedBatch
 
 WORDS = Vocabulary(
     mask=10,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from swiftmask.models.mar.initialisation import initialise
 from swiftmask.models.mar.network import Network, NetworkConfig
+from swiftmask.models.mar.training import initialise
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from swiftmask.models.mar import objective as o
+from swiftmask.models.mar import training as o
 from swiftmask.models.mar.diffusion import add_noise, noise_error, variational_bound
 from swiftmask.models.mar.network import KnownTokens, Network, NetworkConfig
 

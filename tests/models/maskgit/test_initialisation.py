@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from swiftmask.models.maskgit.initialisation import initialise
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
+from swiftmask.models.maskgit.training import initialise
 
 
 @pytest.fixture(scope="module")

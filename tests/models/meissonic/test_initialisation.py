@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from swiftmask.models.meissonic.initialisation import ignore_micro_conditions, initialise
 from swiftmask.models.meissonic.network import Transformer, TransformerConfig
 from swiftmask.models.meissonic.rotary import places_of, rotary_at
+from swiftmask.models.meissonic.training import ignore_micro_conditions, initialise
 
 CONFIG = TransformerConfig(
     num_heads=4,

@@ -8,7 +8,7 @@ import torch
 
 from swiftmask.core.schedule import meissonic_schedule
 from swiftmask.models.meissonic import Meissonic
-from swiftmask.models.meissonic.objective import MaskedBatch, TransformerTrainer, steps_left_at
+from swiftmask.models.meissonic.training import MaskedBatch, TransformerTrainer, steps_left_at
 
 MICRO = [8.0, 8.0, 0.0, 0.0, 6.0]
 

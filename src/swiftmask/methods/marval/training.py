@@ -10,9 +10,11 @@ What the paper leaves open and what stands here: both networks start as copies o
 uniform, the student's clipped; the distance is taken per token; masks follow MAR's law.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from statistics import NormalDist
 from typing import Self
 
 import torch
@@ -23,7 +25,6 @@ from swiftmask.core.protocol import DenoisingModel
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.tokens import guide
 from swiftmask.core.types import Canvas
-from swiftmask.methods.marval.masking import MaskLaw, mask_tokens
 from swiftmask.methods.marval.objective import TimeWeight, add_noise, denoising_loss, flat, gsim_loss
 from swiftmask.methods.marval.student import (
     Student,
@@ -35,6 +36,47 @@ from swiftmask.methods.marval.student import (
 )
 from swiftmask.training.frozen import Outside, keep_frozen_out_of_state
 from swiftmask.training.setup import step_seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskLaw:
+    """The share of tokens that is masked: a normal distribution truncated to [lowest, highest].
+
+    The defaults are MAR's (arXiv 2406.11838). A decode also visits lower shares, which a smaller `lowest`
+    and a larger `std` cover.
+    """
+
+    mean: float = 1.0
+    std: float = 0.25
+    lowest: float = 0.7
+    highest: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.lowest >= self.highest:
+            raise ValueError(f"lowest must be below highest, got {self.lowest} and {self.highest}")
+
+    def num_masked(self, num_tokens: int, uniform: float) -> int:
+        """Masked tokens, at least one, by inverting the distribution at `uniform` in [0, 1)."""
+        normal = NormalDist(self.mean, self.std)
+        low, high = normal.cdf(self.lowest), normal.cdf(self.highest)
+        rate = normal.inv_cdf(low + uniform * (high - low))
+        return min(num_tokens, max(1, math.ceil(num_tokens * rate)))
+
+
+def mask_tokens(tokens_BLC: Tensor, law: MaskLaw, generator: torch.Generator) -> Canvas:
+    """Real tokens with one number of positions masked at random in every image.
+
+    Args:
+        generator: on the CPU.
+    """
+    batch, length = tokens_BLC.shape[:2]
+    num_masked = law.num_masked(length, torch.rand((), generator=generator).item())
+    order_BL = torch.rand(batch, length, generator=generator).argsort(dim=1)
+    masked_BL = torch.zeros(batch, length, dtype=torch.bool).scatter(1, order_BL[:, :num_masked], True)
+    masked_BL = masked_BL.to(tokens_BLC.device)
+    return Canvas(tokens_BLC.masked_fill(masked_BL[..., None], 0.0), masked_BL, num_masked)
+
 
 _MASK_STREAM = 0x6D61736B
 """Keeps the draws of masks apart from those the training loop makes with the same seed and step."""

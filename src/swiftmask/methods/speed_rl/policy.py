@@ -1,22 +1,23 @@
 """The policy: a copy of the base model that owns only what is trained.
 
-Low-rank adapters (adapters.py) or whole parameters; everything else is the base's
-memory, frozen. The base itself is therefore the reference of the KL term: for adapters it is the policy with
-them off, for whole parameters the frozen copy, and neither costs memory of its own.
+Low-rank adapters (arXiv 2106.09685, through peft, which is optional) or whole parameters; everything else is
+the base's memory, frozen. The base itself is therefore the reference of the KL term: for adapters it is the
+policy with them off, for whole parameters the frozen copy, and neither costs memory of its own.
 """
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from swiftmask.core.compiled import Repeating
+from swiftmask.core.optional import library
 from swiftmask.core.protocol import MaskedGenerator, ScoringModel, Spec
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.reading import some
-from swiftmask.methods.speed_rl.adapters import add_adapters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,3 +119,38 @@ def _targeted(base: MaskedGenerator, names: list[str], pattern: str, what: str) 
             f"tuning.targets {pattern!r} matches none of the {what} of {base.spec.name}: {some(names)}"
         )
     return chosen
+
+
+_ADAPTERS = "default"
+"""What peft calls the adapters, inside the names of their parameters."""
+
+
+def add_adapters(module: nn.Module, layers: Sequence[str], *, rank: int, alpha: int, seed: int) -> None:
+    """Put adapters on the linear layers so named, and freeze everything else.
+
+    Args:
+        alpha: their scale in units of 1 / rank.
+        seed: of the first factor; the second is zero, so that nothing changes yet.
+
+    Errors: ValueError without peft.
+    """
+    peft = library("peft", "training adapters")
+    # One pattern for these names alone: peft reads a list as endings, which other layers may share.
+    pattern = "|".join(re.escape(name) for name in layers)
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(config, module, adapter_name=_ADAPTERS)
+
+
+def fold_adapters(module: nn.Module) -> None:
+    """Add what the adapters do to the weights below them, in place, and take them away."""
+    wrapped = [(name, layer) for name, layer in module.named_modules() if hasattr(layer, "base_layer")]
+    for name, layer in wrapped:
+        layer.merge(safe_merge=True)  # type: ignore[operator]
+        module.set_submodule(name, layer.get_base_layer())  # type: ignore[operator]
+
+
+def name_on_disk(name: str) -> str:
+    """A parameter's name without peft's own part, as diffusers writes adapters."""
+    return name.replace(f".{_ADAPTERS}.", ".")

@@ -18,11 +18,12 @@ from swiftmask.core.protocol import BaseModel, MaskedGenerator, SamplingOptions
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.reading import read_tensors, some
 from swiftmask.core.settings import read_settings
-from swiftmask.methods.speed_rl.adapters import fold_adapters, name_on_disk
 from swiftmask.methods.speed_rl.policy import (
     TuningConfig,
     as_module,
+    fold_adapters,
     make_policy,
+    name_on_disk,
     trained_parameters,
 )
 

@@ -1,18 +1,123 @@
-"""Training MaskGIT on any tokenized images with classes."""
+"""Training MaskGIT on any tokenized images with classes: predict the codes that were masked (Chang et al.,
+arXiv 2202.04200, section 3.1).
 
+As in valeoai v1.0, each picture draws r ~ U(0, 1) and masks every token with probability arccos(r) /
+(pi/2), a tenth of the labels are dropped for guidance, and positions that were not masked are predicted too
+(the shortcut reads their features), here with a small weight. Left out: label smoothing, which a small model
+reads as noise in its samples.
+
+`initialise` is for small transformers trained for an hour instead of a week. The released model starts from
+normal weights of deviation 0.02, which suits its width of 768 and leaves a width of 160 with nearly uniform
+attention for hundreds of steps; its positions start unrelated to each other, its codes to what they look
+like, and its classes to what they have in common. All four can be told beforehand (docs/log.md).
+"""
+
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swiftmask.core.embeddings import attribute_sums, codes_like_latents, other_classes
+from swiftmask.core.positions import grid_waves
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import check_fields
-from swiftmask.core.trainable import Subject, Trainable, require_same
+from swiftmask.core.trainable import NoSettings, Subject, Trainable, require_same
 from swiftmask.models.maskgit.generator import MaskGIT
-from swiftmask.models.maskgit.initialisation import initialise, with_classes
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
-from swiftmask.models.maskgit.objective import MaskedBatch, TransformerTrainer
+
+LABEL_DROP = 0.1
+VISIBLE_WEIGHT = 0.1
+"""Weight of positions that were not masked, relative to masked ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedBatch:
+    """Input ids of the whole sequence [B, L + 1], target codes [B, L], and which were masked [B, L]."""
+
+    ids_BT: Tensor
+    codes_BL: Tensor
+    masked_BL: Tensor
+
+    @classmethod
+    def draw(
+        cls, codes_BL: Tensor, labels_B: Tensor, config: TransformerConfig, generator: torch.Generator
+    ) -> Self:
+        """Mask codes and drop labels with `generator` (on the CPU)."""
+        ratio_B1 = torch.rand(len(codes_BL), 1, generator=generator).arccos() / (math.pi / 2)
+        masked_BL = torch.rand(codes_BL.shape, generator=generator) < ratio_B1
+        dropped_B = torch.rand(len(codes_BL), generator=generator) < LABEL_DROP
+        class_B = torch.where(dropped_B, config.null_id, config.first_class_id + labels_B)
+        ids_BL = codes_BL.masked_fill(masked_BL, config.mask_id)
+        return cls(torch.cat([ids_BL, class_B[:, None]], dim=1), codes_BL, masked_BL)
+
+
+class TransformerTrainer(nn.Module):
+    """The transformer with its loss as `forward`, so that data-parallel wrapping sees one call per step."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, batch: MaskedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy over masked positions plus a little over visible ones; accuracy on masked ones."""
+        features_BLD = self.transformer(batch.ids_BT)[:, :-1]
+        logits_BLK = self.transformer.logits(features_BLD)
+        error_BL = F.cross_entropy(logits_BLK.transpose(1, 2), batch.codes_BL, reduction="none")
+        num_masked = batch.masked_BL.sum().clamp(min=1)
+        masked_loss = (error_BL * batch.masked_BL).sum() / num_masked
+        visible_loss = (error_BL * ~batch.masked_BL).sum() / (~batch.masked_BL).sum().clamp(min=1)
+        right_BL = (logits_BLK.detach().argmax(-1) == batch.codes_BL) & batch.masked_BL
+        metrics = {"masked_loss": masked_loss, "accuracy": right_BL.sum() / num_masked}
+        return masked_loss + VISIBLE_WEIGHT * visible_loss, metrics
+
+
+_DEVIATION = 0.02
+"""Of embeddings, as upstream: the tied head turns them into logits."""
+
+_CLASS_DEVIATION = 0.1
+"""Of class embeddings, which no head reads: far enough apart for training not to wipe out what they share."""
+
+
+@torch.no_grad()
+def initialise(transformer: Transformer, codebook_KC: Tensor, attributes_NA: Tensor) -> Transformer:
+    """Weights of unit gain, positions that know rows and columns, codes that resemble their latents, and
+    classes that are the sum of their attributes.
+
+    Args:
+        codebook_KC: the tokenizer's codebook, in the order of the codes.
+        attributes_NA: integers, A for each class, such as its shape and its colour.
+    """
+    for name, parameter in transformer.named_parameters():
+        if parameter.ndim == 2 and name not in ("tok_emb.weight", "bias"):
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    config = transformer.config
+    waves_LD = grid_waves(config.grid, config.width)
+    transformer.pos_emb[0, : config.num_tokens] = _DEVIATION * waves_LD / waves_LD.std()
+    rows_KD = codes_like_latents(codebook_KC, config.width)
+    transformer.tok_emb.weight[: config.codebook_size] = _DEVIATION * rows_KD
+    first = config.first_class_id
+    class_ND = transformer.tok_emb.weight[first : first + config.num_classes]
+    class_ND.copy_(_CLASS_DEVIATION * attribute_sums(attributes_NA, config.width))
+    return transformer
+
+
+@torch.no_grad()
+def with_classes(transformer: Transformer, attributes_NA: Tensor) -> Transformer:
+    """A copy for other classes, whose embeddings are new; that of the null class is kept."""
+    first, null = transformer.config.first_class_id, transformer.config.null_id
+    state = transformer.state_dict()
+    tokens_VD, bias_TV = state["tok_emb.weight"], state["bias"]
+    classes_ND = other_classes(tokens_VD[first:null], attributes_NA)
+    state["tok_emb.weight"] = torch.cat([tokens_VD[:first], classes_ND, tokens_VD[null:]])
+    unread_TN = bias_TV.new_zeros(len(bias_TV), len(classes_ND))
+    state["bias"] = torch.cat([bias_TV[:, :first], unread_TN, bias_TV[:, null:]], dim=1)
+    changed = Transformer(replace(transformer.config, num_classes=len(classes_ND)))
+    changed.load_state_dict(state)
+    return changed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,11 +132,6 @@ class Sizes:
 
     def __post_init__(self) -> None:
         check_fields(self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Objective:
-    """MaskGIT's loss has no settings."""
 
 
 class MaskGITTask:
@@ -59,16 +159,11 @@ class MaskGITTask:
         return MaskGIT(trainer.transformer, subject.codec, sampling=sampling, steps=steps, class_names=names)
 
 
-def fresh(sizes: Sizes, subject: Subject, objective: Objective) -> MaskGITTask:
+def fresh(sizes: Sizes, subject: Subject, objective: NoSettings) -> MaskGITTask:
     """A transformer whose codes start like their latents, and its classes like what they have in common."""
-    assert sizes.width and sizes.depth and sizes.num_heads and sizes.mlp_width
     assert subject.attributes_NA is not None
     config = TransformerConfig(
-        width=sizes.width,
-        depth=sizes.depth,
-        num_heads=sizes.num_heads,
-        mlp_width=sizes.mlp_width,
-        dropout=sizes.dropout or 0.0,
+        **asdict(sizes),
         codebook_size=len(subject.codec.codebook_VC),
         num_classes=len(subject.class_names),
         grid=subject.grid,
@@ -77,7 +172,7 @@ def fresh(sizes: Sizes, subject: Subject, objective: Objective) -> MaskGITTask:
     return MaskGITTask(transformer, subject)
 
 
-def resumed(model: MaskGIT, subject: Subject, objective: Objective) -> MaskGITTask:
+def resumed(model: MaskGIT, subject: Subject, objective: NoSettings) -> MaskGITTask:
     """From a model of the same codec sizes; classes that are not its own get new embeddings."""
     config, transformer = model.transformer.config, model.transformer
     require_same("codes", config.codebook_size, len(subject.codec.codebook_VC))
@@ -102,7 +197,7 @@ TRAINABLE = Trainable(
         "released": _sizes(768, 24, 16),
     },
     unset=Sizes(),
-    objective=Objective(),
+    objective=NoSettings(),
     sampling=SamplingOptions(guidance=2.0, temperature=1.0, choice_temperature=10.0),
     fresh=fresh,
     resumed=resumed,
