@@ -170,43 +170,34 @@ class Pipeline:
             require_type("sampling", sampling, SamplingOptions, "SamplingOptions")
         if canvas is not None:
             require_type("canvas", canvas, Canvas, "a Canvas, as start_canvas gives it")
-        if (guidance, sampling, size) != (None, None, None):
-            asked = SamplingOptions(guidance=guidance).over(sampling or SamplingOptions())
-            sized = self if size is None else self.sized(*height_and_width(size))
-            return replace(sized, sampling=asked.over(self.sampling), _flops={}).generate(
-                labels,
-                prompts=prompts,
-                negative_prompt=negative_prompt,
-                seeds=seeds,
-                steps=steps,
-                canvas=canvas,
-                output_type=output_type,
-                on_step=on_step,
-            )
+        asked = SamplingOptions(guidance=guidance).over(sampling or SamplingOptions())
+        pipeline = self if size is None else self.sized(*height_and_width(size))
+        if asked != SamplingOptions():
+            pipeline = replace(pipeline, sampling=asked.over(self.sampling), _flops={})
         with torch.no_grad():  # not inference_mode: models keep what they computed, and may be trained later
-            condition = self._encode(labels, prompts, negative_prompt)
+            condition = pipeline._encode(labels, prompts, negative_prompt)
         seeds = chosen_seeds(seeds, len(condition))
         if canvas is None:
-            canvas = self.model.blank(len(condition))
+            canvas = pipeline.model.blank(len(condition))
         else:
-            _check_start(canvas, self.model.blank(len(condition)).tokens_BL.shape)
-        schedule = self.schedule(steps, num_masked=canvas.num_masked)
-        if isinstance(self.model, WeighedGenerator):
-            method = "backbone" if self.features_fn is None else self.features_fn.name
-            self.model.check_room(condition, branches=self.calls(schedule)["branches"], method=method)
-        noise = SeededNoise(seeds, self.model.spec.num_tokens, self.model.device)
-        _synchronise(self.model.device)
+            _check_start(canvas, pipeline.model.blank(len(condition)).tokens_BL.shape)
+        schedule = pipeline.schedule(steps, num_masked=canvas.num_masked)
+        if isinstance(pipeline.model, WeighedGenerator):
+            method = "backbone" if pipeline.features_fn is None else pipeline.features_fn.name
+            pipeline.model.check_room(condition, branches=pipeline.calls(schedule)["branches"], method=method)
+        noise = SeededNoise(seeds, pipeline.model.spec.num_tokens, pipeline.model.device)
+        _synchronise(pipeline.model.device)
         started = time.perf_counter()
         with torch.no_grad():
-            trajectory = self._decode(condition, schedule, noise, canvas, on_step)
-            _synchronise(self.model.device)
+            trajectory = pipeline._decode(condition, schedule, noise, canvas, on_step)
+            _synchronise(pipeline.model.device)
             decoded = time.perf_counter()
-            images_B3HW = self.model.to_pixels(trajectory.tokens_BL)
-            _synchronise(self.model.device)
+            images_B3HW = pipeline.model.to_pixels(trajectory.tokens_BL)
+            _synchronise(pipeline.model.device)
         finished = time.perf_counter()
-        check_finite(trajectory, images_B3HW, _dtype(self.model))
+        check_finite(trajectory, images_B3HW, pipeline.dtype)
         cost = Cost(
-            self.calls(schedule), decoded - started, finished - decoded, partial(self.flops, schedule)
+            pipeline.calls(schedule), decoded - started, finished - decoded, partial(pipeline.flops, schedule)
         )
         images = images_B3HW if output_type == "pt" else to_pil(images_B3HW)
         return Result(images, trajectory, cost, seeds)
@@ -442,11 +433,6 @@ def _check_start(canvas: Canvas, shape: torch.Size) -> None:
             "every start canvas of a batch needs the same number of masked tokens, and at least one: "
             f"got {sorted(counts)} in masked_BL and num_masked={canvas.num_masked}"
         )
-
-
-def _dtype(model: MaskedGenerator) -> torch.dtype:
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    return next(parameters, torch.empty(())).dtype
 
 
 def _synchronise(device: torch.device) -> None:

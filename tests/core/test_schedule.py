@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from verify.kinds.maskgit_schedules import CURVES
 
 from swiftmask.core import schedule as s
 from swiftmask.core.types import Denoising, Step
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "maskgit_schedules.json").read_text())
-CURVES = {"arccos": s.arccos, "cosine": s.cosine, "linear": s.linear, "square": s.square, "root": s.root}
 DIALECTS = [s.valeo_schedule, s.mar_schedule, s.meissonic_schedule, s.dimoo_schedule]
 
 MEISSONIC_LEFT = {

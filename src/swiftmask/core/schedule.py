@@ -26,22 +26,6 @@ def arccos(remaining: Tensor) -> Tensor:
     return remaining.arccos() / (math.pi / 2)
 
 
-def cosine(remaining: Tensor) -> Tensor:
-    return torch.cos(remaining * math.pi / 2)
-
-
-def linear(remaining: Tensor) -> Tensor:
-    return 1 - remaining
-
-
-def square(remaining: Tensor) -> Tensor:
-    return 1 - remaining**2
-
-
-def root(remaining: Tensor) -> Tensor:
-    return 1 - remaining**0.5
-
-
 def valeo_reveal_counts(
     num_masked: int, num_steps: int, curve: Curve = arccos, power: float = 1.0
 ) -> list[int]:

@@ -97,12 +97,10 @@ def test_a_written_policy_reads_back_and_merges(base, make_tuning, method, tmp_p
 
 def test_only_sampling_that_was_chosen_is_written(base, make_tuning, tmp_path):
     policy, tuning = make_policy(base, make_tuning("lora")), make_tuning("lora")
-    for sampling, written in (
-        (SamplingOptions(), None),
-        (SamplingOptions(temperature=0.6), {"temperature": 0.6}),
-    ):
+    for sampling, written in ((SamplingOptions(), None), (SamplingOptions(temperature=0.6),) * 2):
         write_policy(tmp_path, policy, tuning=tuning, provenance={}, sampling=sampling)
-        assert json.loads((tmp_path / "config.json").read_text()).get("sampling") == written
+        found = json.loads((tmp_path / "config.json").read_text())["sampling"]
+        assert (found and SamplingOptions(**found)) == written
 
 
 def test_merging_leaves_the_policy_alone(base, make_tuning):

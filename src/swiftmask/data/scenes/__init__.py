@@ -14,7 +14,6 @@ from swiftmask.data.scenes.facts import (
     check,
     check_kinds,
     class_facts,
-    concat_facts,
 )
 from swiftmask.data.scenes.mixture import World
 from swiftmask.data.scenes.render import render
@@ -24,14 +23,12 @@ from swiftmask.data.scenes.world import (
     MAX_OBJECTS,
     NUM_CLASSES,
     PATTERNS,
-    RELATIONS,
     SHAPES,
     SIZES,
     Scenes,
     class_attributes,
     class_scenes,
     concat_scenes,
-    relation,
     sample_scenes,
     simple_scenes,
 )
@@ -43,7 +40,6 @@ __all__ = [
     "MAX_OBJECTS",
     "NUM_CLASSES",
     "PATTERNS",
-    "RELATIONS",
     "SHAPES",
     "SIZES",
     "Facts",
@@ -56,11 +52,9 @@ __all__ = [
     "class_attributes",
     "class_facts",
     "class_scenes",
-    "concat_facts",
     "concat_scenes",
     "parse_caption",
     "parse_captions",
-    "relation",
     "render",
     "sample_scenes",
     "simple_scenes",

@@ -134,7 +134,7 @@ def add_adapters(module: nn.Module, layers: Sequence[str], *, rank: int, alpha: 
 
     Errors: ValueError without peft.
     """
-    peft = library("peft", "training adapters")
+    peft = library("peft", "tuning.method=lora (unlike full)")
     # One pattern for these names alone: peft reads a list as endings, which other layers may share.
     pattern = "|".join(re.escape(name) for name in layers)
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern)
