@@ -61,14 +61,10 @@ def apply_preset(
         )
     settings = preset.settings if beside is None else beside.over(preset.settings)
     applied = apply_settings(pipeline, settings)
-    if settings.same_accelerators(preset.settings):
-        _require_measured_weights(applied, preset)
-    return applied
-
-
-def _require_measured_weights(applied: Pipeline, preset: Preset) -> None:
-    if weights_fingerprint(applied.model, applied.features_fn) != preset.accelerated_fingerprint:
+    measured = settings.same_accelerators(preset.settings)
+    if measured and weights_fingerprint(applied.model, applied.features_fn) != preset.accelerated_fingerprint:
         raise ValueError(
             f"the accelerator of the preset for {preset.model} has other weights or settings now than when "
             "it was measured: run `swiftmask tune` again"
         )
+    return applied

@@ -6,6 +6,8 @@ from numbers import Integral
 from types import UnionType
 from typing import Any
 
+from torch import Tensor
+
 from swiftmask.core.protocol import SamplingOptions, Spec
 from swiftmask.core.ranges import SEED, check
 from swiftmask.core.types import Schedule, Step
@@ -61,3 +63,23 @@ def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
     if len(sides) != 2 or isinstance(size, str | bytes):
         raise ValueError(f"size must be one number of pixels, or height and width, got {size!r}")
     return sides  # type: ignore[return-value]  # of what kind the sides are is checked with their range
+
+
+def check_size(size: tuple[int, int], multiple: int) -> None:
+    """Errors: ValueError naming the nearest size, unless height and width are multiples of a number."""
+    if any(side < multiple or side % multiple for side in size):
+        near = [max(multiple, round(side / multiple) * multiple) for side in size]
+        raise ValueError(
+            f"height and width must be multiples of {multiple}, got {size[0]}x{size[1]}: take "
+            f"{near[0]}x{near[1]}"
+        )
+
+
+def check_images(images_B3HW: Tensor, size: tuple[int, int]) -> None:
+    """Errors: ValueError for images of another size than a model draws."""
+    height, width = images_B3HW.shape[-2:]
+    if (height, width) != tuple(size):
+        raise ValueError(
+            f"expected images of {size[0]}x{size[1]} (height x width), got {height}x{width}: resize them, or "
+            "take sized"
+        )

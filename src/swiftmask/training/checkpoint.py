@@ -95,7 +95,11 @@ def load_checkpoint(
         except ValueError as error:
             damages.append(str(error))
             continue
-        _check_fingerprint(each, metadata.get("fingerprint", ""), fingerprint)
+        if (found := metadata.get("fingerprint", "")) != fingerprint:
+            raise ValueError(
+                f"{each} was written with other settings ({found}) than this run ({fingerprint}): "
+                "use the same settings, or another output folder"
+            )
         reached = _reached(each, metadata)
         if not 0 <= reached.step <= num_steps:
             raise ValueError(f"{each} is of step {reached.step}: expected 0 to {num_steps}; delete it")
@@ -114,14 +118,6 @@ def _reached(path: Path, metadata: Mapping[str, str]) -> Reached:
         return Reached(int(metadata["step"]), {key: (float(total), int(n)) for key, (total, n) in totals})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is no checkpoint of a training ({first_line(error)}): delete it") from error
-
-
-def _check_fingerprint(path: Path, found: str, expected: str) -> None:
-    if found != expected:
-        raise ValueError(
-            f"{path} was written with other settings ({found}) than this run ({expected}): "
-            "use the same settings, or another output folder"
-        )
 
 
 def _state(modules: dict[str, nn.Module], optimizers: Sequence[Optimizer]) -> Iterator[tuple[str, Tensor]]:

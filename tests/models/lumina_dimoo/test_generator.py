@@ -99,7 +99,7 @@ def test_other_sizes_share_the_weights(golden_dimoo: LuminaDiMOO) -> None:
     result = Pipeline(wide).generate(prompts=["circle"], steps=3, output_type="pt")
     assert isinstance(result.images, Tensor)
     assert result.images.shape == (1, 3, 4, 12)
-    with pytest.raises(ValueError, match="divisible by 2, got 5x8"):
+    with pytest.raises(ValueError, match="multiples of 2, got 5x8"):
         golden_dimoo.sized(5, 8)
 
 
@@ -107,7 +107,7 @@ def test_pictures_to_codes_and_their_size(golden_dimoo: LuminaDiMOO) -> None:
     codes_BL = golden_dimoo.to_tokens(torch.rand(2, 3, 8, 8))
     assert codes_BL.shape == (2, 16)
     assert codes_BL.max() < 24
-    with pytest.raises(ValueError, match=r"expected images of 8x8, got 8x16: resize them"):
+    with pytest.raises(ValueError, match=r"expected images of 8x8 .*got 8x16: resize them"):
         golden_dimoo.to_tokens(torch.rand(1, 3, 8, 16))
 
 

@@ -78,5 +78,5 @@ def test_no_prompts() -> None:
     ("size", "near"), [((512, 520), "512x512"), ((1000, 1024), "992x1024"), ((8, 16), "16x16")]
 )
 def test_sizes_not_divisible_by_16_are_refused(size: tuple[int, int], near: str) -> None:
-    with pytest.raises(ValueError, match=f"divisible by 16, got {size[0]}x{size[1]}: take {near}"):
+    with pytest.raises(ValueError, match=f"multiples of 16, got {size[0]}x{size[1]}: take {near}"):
         grid_of(*size, 16)

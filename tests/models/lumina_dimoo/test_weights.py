@@ -60,7 +60,7 @@ def test_the_released_folder(dtype: torch.dtype, released: Path) -> None:
 
 
 def test_a_size_that_is_no_multiple_of_16(released: Path) -> None:
-    with pytest.raises(ValueError, match="divisible by 16, got 100x96"):
+    with pytest.raises(ValueError, match="multiples of 16, got 100x96"):
         LuminaDiMOO.from_released(released, size=(100, 96))
 
 

@@ -74,7 +74,7 @@ def build_emoji(
             source = out / ".packages"
             fetch_packages(source)
         concepts = read_concepts(source)
-        records = [_record(concept, style) for style in STYLES for concept in concepts]
+        records = [EmojiRecord.of(c.key, style, c.group, c.keywords) for style in STYLES for c in concepts]
         images = _rendered(concepts, size)
     if len(records) != NUM_IMAGES:
         raise ValueError(f"{source} has {len(records)} images, expected {NUM_IMAGES}: use the named versions")
@@ -123,10 +123,6 @@ def pack_images(pack: Path, records: list[EmojiRecord]) -> Iterator[Image.Image]
         for place in range(sum(record.style == style for record in records)):
             x, y = corner_of(place)
             yield sheet.crop((x, y, x + SIZE, y + SIZE))
-
-
-def _record(concept: Concept, style: str) -> EmojiRecord:
-    return EmojiRecord.of(concept.key, style, concept.group, concept.keywords)
 
 
 def _rendered(concepts: list[Concept], size: int) -> Iterator[Callable[[], Image.Image]]:

@@ -44,7 +44,8 @@ def start_picture(
     room = [whole - side for whole, side in zip(size, (image.height, image.width), strict=True)]
     top, left = (_first_token(*place) for place in zip(room, size, grid, strict=True))
     edges = (left, room[1] - left, top, room[0] - top)
-    image_3HW = F.pad(_pixels(image)[None], edges, mode="replicate")[0]
+    pixels_3hw = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    image_3HW = F.pad(pixels_3hw[None], edges, mode="replicate")[0]
     drawn_HW = F.pad(torch.from_numpy(white_hw).float(), edges, value=1.0)
     drawn_L = F.adaptive_max_pool2d(drawn_HW[None, None], grid).flatten() > 0
     if not drawn_L.any():
@@ -112,11 +113,6 @@ def _require_fit(image: Image.Image, white_hw: np.ndarray | None, size: tuple[in
 def _first_token(room: int, side: int, num_tokens: int) -> int:
     """Pixels before an image in the middle, with its edge where a token begins."""
     return -(-round(room / 2 * num_tokens / side) * side // num_tokens)
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    """[3, h, w] in [0, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
 def _text(size: tuple[int, ...]) -> str:

@@ -47,7 +47,8 @@ class ShortcutTrainer(nn.Module):
         for link in batch.links:
             features_GBTD = self._advance(features_GBTD, link)
             predicted, target, start = (
-                _at(f, link.rows_BM) for f in (features_GBTD, link.target_GBTD, batch.start_GBTD)
+                gather_rows(f.float(), link.rows_BM)
+                for f in (features_GBTD, link.target_GBTD, batch.start_GBTD)
             )
             mse = F.mse_loss(predicted, target)
             divergence = self._divergence(features_GBTD, link)
@@ -78,7 +79,3 @@ class ShortcutTrainer(nn.Module):
         distribution = teacher.tokens(features_GBTD, link.positions_BM, link.guidance)
         assert isinstance(distribution, CategoricalTokens)
         return (distribution.logits_BMV.float() / link.temperature).log_softmax(-1)
-
-
-def _at(features_GBTD: Tensor, rows_BM: Tensor) -> Tensor:
-    return gather_rows(features_GBTD.float(), rows_BM)

@@ -4,7 +4,7 @@ A picture is kept as its tokens and the step that decided each (2 KB), never as 
 and its schedule follow from these.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,13 +57,11 @@ def roll_out(
     """Draw one picture per entry of `what`, those with the same planned number of steps together."""
     shape = (len(what), model.spec.num_tokens)
     tokens_BL, decided_at_BL = torch.zeros(2, *shape, dtype=torch.int32, device=model.device)
-    for num_steps in sorted(set(planned)):
-        alike = [i for i, count in enumerate(planned) if count == num_steps]
-        for rows in _chunks(alike, images_per_forward):
-            some_what: Any = [what[i] for i in rows]
-            drawn = as_planned(model, some_what, [seeds[i] for i in rows], plan(num_steps))
-            tokens_BL[rows] = drawn.tokens_BL.int()
-            decided_at_BL[rows] = drawn.decided_at_BL.int()
+    for num_steps, rows in _together(planned, images_per_forward):
+        some_what: Any = [what[i] for i in rows]
+        drawn = as_planned(model, some_what, [seeds[i] for i in rows], plan(num_steps))
+        tokens_BL[rows] = drawn.tokens_BL.int()
+        decided_at_BL[rows] = drawn.decided_at_BL.int()
     return Rollouts(tokens_BL, decided_at_BL)
 
 
@@ -92,20 +90,16 @@ def replays(
 ) -> list[Replay]:
     """Pictures grouped by the schedule they followed, at most `images_per_forward` together."""
     grouped = []
-    for num_steps in sorted(set(planned)):
-        members = [row for row, count in enumerate(planned) if count == num_steps]
-        schedule = tuple(plan(num_steps))
-        for rows in _chunks(members, images_per_forward):
-            some_what: Any = [what[i] for i in rows]
-            trajectory = Trajectory(
-                model.blank(len(rows)),
-                rollouts.tokens_BL[rows].long(),
-                rollouts.decided_at_BL[rows].long(),
-                None,
-            )
-            grouped.append(Replay(tuple(rows), some_what, schedule, trajectory))
+    for num_steps, rows in _together(planned, images_per_forward):
+        some_what: Any = [what[i] for i in rows]
+        tokens_BL, decided_at_BL = rollouts.tokens_BL[rows].long(), rollouts.decided_at_BL[rows].long()
+        trajectory = Trajectory(model.blank(len(rows)), tokens_BL, decided_at_BL, None)
+        grouped.append(Replay(tuple(rows), some_what, tuple(plan(num_steps)), trajectory))
     return grouped
 
 
-def _chunks(rows: list[int], size: int) -> list[list[int]]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+def _together(planned: Sequence[int], size: int) -> Iterator[tuple[int, list[int]]]:
+    """At most `size` pictures of one number of steps: the number, and which they are."""
+    for num_steps in sorted(set(planned)):
+        rows = [row for row, count in enumerate(planned) if count == num_steps]
+        yield from ((num_steps, rows[start : start + size]) for start in range(0, len(rows), size))

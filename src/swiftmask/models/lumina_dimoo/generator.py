@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from swiftmask.core.arguments import check_images
 from swiftmask.core.compiled import RepeatedBlocks
 from swiftmask.core.files import write_model
 from swiftmask.core.llama import FreshTokens
@@ -261,12 +262,8 @@ class LuminaDiMOO(nn.Module):
 
         Errors: ValueError unless they have the size that this model draws.
         """
-        expected = tuple(self.codec.config.downscale * side for side in self.layout.grid)
-        if images_B3HW.shape[-2:] != expected:
-            raise ValueError(
-                f"expected images of {expected[0]}x{expected[1]}, got "
-                f"{images_B3HW.shape[-2]}x{images_B3HW.shape[-1]}: resize them, or take model.sized(...)"
-            )
+        height, width = (self.codec.config.downscale * side for side in self.layout.grid)
+        check_images(images_B3HW, (height, width))
         return self.codec.encode(images_B3HW).flatten(1)
 
     def blank(self, batch: int) -> Canvas:

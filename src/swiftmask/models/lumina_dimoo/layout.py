@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swiftmask.core.arguments import check_size
 from swiftmask.core.ranges import check_fields
 
 _BEFORE = 2
@@ -193,9 +194,5 @@ def grid_of(height: int, width: int, patch: int) -> tuple[int, int]:
     """The grid of a picture whose codes are `patch` pixels wide. Errors: ValueError unless both sides are
     multiples of that.
     """
-    if min(height, width) < patch or height % patch or width % patch:
-        near = tuple(max(patch, round(side / patch) * patch) for side in (height, width))
-        raise ValueError(
-            f"images have sides divisible by {patch}, got {height}x{width}: take {near[0]}x{near[1]}"
-        )
+    check_size((height, width), patch)
     return height // patch, width // patch

@@ -176,17 +176,10 @@ def _smaller(plan: Plan, free: int) -> str:
     ways = {"": one, " without ml-cache": replace(one, cached=False)}
     ways[" without ml-cache and guidance"] = replace(one, cached=False, branches=1)
     for how, draw in ways.items():
-        most = max(
-            (n for n in range(1, plan.draw.batch + 1) if _working(plan, replace(draw, batch=n)) <= free),
-            default=0,
-        )
-        if most:
+        plans = [replace(plan, draw=replace(draw, batch=n)) for n in range(1, plan.draw.batch + 1)]
+        if most := sum(working_bytes(each) <= free for each in plans):
             return f"take {most} at a time{how}"
     return "take a smaller size, or free some memory"
-
-
-def _working(plan: Plan, draw: Draw) -> int:
-    return working_bytes(replace(plan, draw=draw))
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -215,8 +208,9 @@ def _left_in_container() -> int | None:
 def _complaint(plan: Plan, need: Need, device: torch.device, place: torch.device, free: int) -> str:
     what = f"{_gb(need.total)} on {device} ({_gb(need.weights)} of weights, {_gb(need.working)} to generate "
     waiting = f" and {_gb(need.host)} of host memory for {plan.num_waiting} blocks" if need.host else ""
+    precision = str(plan.dtype).removeprefix("torch.")
     return (
-        f"Lumina-DiMOO as {_name(plan.dtype)} needs about {what}{plan.size}){waiting}, but {_gb(free)} are "
+        f"Lumina-DiMOO as {precision} needs about {what}{plan.size}){waiting}, but {_gb(free)} are "
         f"free on {place}: {_mend(plan, device)}"
     )
 
@@ -246,7 +240,3 @@ def _fits(plan: Plan, device: torch.device) -> bool:
 
 def _gb(count: int) -> str:
     return f"{count / 1e9:.1f} GB"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -14,6 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from swiftmask.core.arguments import check_images, check_size
 from swiftmask.core.compiled import RepeatedBlocks
 from swiftmask.core.files import write_model
 from swiftmask.core.portions import in_portions
@@ -100,7 +101,7 @@ class Meissonic(nn.Module):
     ) -> None:
         super().__init__()
         _check_fit(transformer, text_encoder, codec)
-        _check_size(size, codec.config.downscale * transformer.config.stride)
+        check_size(size, codec.config.downscale * transformer.config.stride)
         self.transformer = transformer
         self.text_encoder = text_encoder
         self.codec = codec
@@ -271,12 +272,7 @@ class Meissonic(nn.Module):
 
         Errors: ValueError for pictures of another size than the model draws.
         """
-        if tuple(images_B3HW.shape[-2:]) != self.size:
-            height, width = images_B3HW.shape[-2:]
-            raise ValueError(
-                f"expected images of {_pixels(self.size)} (height x width), got {height}x{width}: resize "
-                "them, or take sized"
-            )
+        check_images(images_B3HW, self.size)
         return self.codec.encode(images_B3HW).flatten(1)
 
     def blank(self, batch: int) -> Canvas:
@@ -322,16 +318,3 @@ def _check_fit(transformer: Transformer, text_encoder: TextEncoder, codec: VQCod
             f"the transformer generates {sizes.codebook_size} codes, the codec has "
             f"{codec.config.num_vq_embeddings}: use the codec it was trained with"
         )
-
-
-def _check_size(size: tuple[int, int], multiple: int) -> None:
-    if any(side < multiple or side % multiple for side in size):
-        height, width = (max(multiple, round(side / multiple) * multiple) for side in size)
-        raise ValueError(
-            f"height and width must be multiples of {multiple}, got {_pixels(size)}: take "
-            f"{_pixels((height, width))}"
-        )
-
-
-def _pixels(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
