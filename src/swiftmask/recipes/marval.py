@@ -17,13 +17,13 @@ from swiftmask.data.encoded import EncodedImages, encoded_images
 from swiftmask.data.sources import Classes, DataConfig, Source, held_out, labels_of, open_source
 from swiftmask.methods.marval import Student, write_student
 from swiftmask.methods.marval.held_out import HeldOutScore
-from swiftmask.methods.marval.masking import mask_tokens
 from swiftmask.methods.marval.objective import flat, noise_level
 from swiftmask.methods.marval.training import (
     CleanTokens,
     MarvalBatches,
     MarvalConfig,
     make_trainer,
+    mask_tokens,
 )
 from swiftmask.models.mar import MAR
 from swiftmask.models.mar.training import sampled_tokens

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from swiftmask.methods.marval import head_parameters, make_student
+from swiftmask.methods.marval import make_student
 from swiftmask.methods.marval.held_out import HeldOutScore
-from swiftmask.methods.marval.masking import MaskLaw, mask_tokens
 from swiftmask.methods.marval.student import Student
+from swiftmask.methods.marval.training import MaskLaw, mask_tokens
 from swiftmask.models.mar import MAR
 
 
@@ -39,21 +39,21 @@ def canvas(golden_mar: MAR):
 
 def test_the_score_is_lowest_for_the_teachers_own_distribution(golden_mar: MAR, canvas) -> None:
     score = HeldOutScore(golden_mar, canvas, [0, 1, 2, 3, 4, 0, 1, 2], guidance=1.0)
-    exact = Teachers(golden_mar, head_parameters(golden_mar))
+    exact = Teachers(golden_mar, golden_mar.head_parameters())
     found = []  # untrained tokens are some 1e4 large
     for off in (0.0, 3e4, 1e5):
         exact.off = off
         found.append(score(exact))
     assert found == sorted(found)
     assert found[1] > 1.2 * found[0]
-    untrained = make_student(copy.deepcopy(golden_mar), head_parameters(golden_mar))
+    untrained = make_student(copy.deepcopy(golden_mar), golden_mar.head_parameters())
     first, again = score(untrained), score(untrained)
     assert first == again
     assert first > 0
 
 
 def test_the_teacher_is_guided(golden_mar: MAR, canvas) -> None:
-    student = make_student(copy.deepcopy(golden_mar), head_parameters(golden_mar))
+    student = make_student(copy.deepcopy(golden_mar), golden_mar.head_parameters())
     unguided, guided = (
         HeldOutScore(golden_mar, canvas, [1] * 8, guidance)(student) for guidance in (1.0, 3.0)
     )
