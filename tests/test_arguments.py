@@ -187,7 +187,7 @@ def test_wrong_full_steps(tiny: swiftmask.Pipeline, full_steps: Any) -> None:
 
 def test_a_shortcut_of_another_width_says_both(tiny: swiftmask.Pipeline) -> None:
     other = Shortcut(ShortcutConfig(width=96, bottleneck_width=32, num_heads=4))
-    with pytest.raises(ValueError, match=f"width 96, and tiny has width {tiny.model.spec.width}"):
+    with pytest.raises(ValueError, match=f"width 96, but maskgit has width {tiny.model.spec.width}"):
         swiftmask.accelerate(tiny, shortcut=other)
 
 

@@ -382,13 +382,9 @@ def _refuse_model_file(path: Path, what: str) -> None:
 
 
 def _shortcut(pipeline: Pipeline, shortcut: AnyShortcut) -> FeatureFn:
-    if shortcut.config.width != pipeline.model.spec.width:
-        raise ValueError(
-            f"this shortcut is for features of width {shortcut.config.width}, and {pipeline.name} has width "
-            f"{pipeline.model.spec.width}: give the shortcut of this model"
-        )
-    shortcut = shortcut.to(device=pipeline.model.device, dtype=pipeline.dtype).eval()
-    return ShortcutFeatures(pipeline.model, shortcut)
+    features_fn = ShortcutFeatures(pipeline.model, shortcut)
+    shortcut.to(device=pipeline.model.device, dtype=pipeline.dtype).eval()
+    return features_fn
 
 
 def _caching(pipeline: Pipeline, caching: str) -> FeatureFn:
