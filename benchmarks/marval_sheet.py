@@ -49,7 +49,7 @@ def main() -> None:
         Settings(steps=chosen.steps, sampling=SamplingOptions(denoising_steps=count, sampler="ddim"))
         for count in chosen.ddim_steps
     ]
-    students = [measure.marval_of(chosen.model, student) for student in chosen.marval]
+    students = [measure.own(chosen.model, student, "marval") for student in chosen.marval]
     ways += [Settings(steps=chosen.steps, marval=student) for student in students]
     rows_of = Rows(base)
     lines = [draw(rows_of.pipeline(way), chosen.steps, chosen.images) for way in ways]

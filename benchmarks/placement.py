@@ -23,7 +23,8 @@ from swiftmask.cli.asked import Asked
 from swiftmask.cli.bench import parse_budget
 from swiftmask.cli.rows import Rows
 from swiftmask.cli.scoring import measured, study_of
-from swiftmask.cli.search import Search, Space, placements_of
+from swiftmask.cli.search import Search, placements_of
+from swiftmask.cli.tune import Space
 from swiftmask.core.schedule import uniform_full_steps
 from swiftmask.core.writing import write_text
 from swiftmask.evaluate.presets import Settings
@@ -36,7 +37,7 @@ def accelerators(chosen: argparse.Namespace) -> list[Settings]:
     """Those whose drift depends on the last full step alone."""
     found = [Settings(caching="reuse")] if chosen.reuse else []
     if chosen.shortcut != "none":
-        found.insert(0, Settings(shortcut=measure.shortcut_of(chosen.model, chosen.shortcut)))
+        found.insert(0, Settings(shortcut=measure.own(chosen.model, chosen.shortcut, "shortcut")))
     return found
 
 
@@ -61,7 +62,7 @@ def placements(search: Search, chosen: argparse.Namespace) -> Iterator[tuple[Row
                     for name in DISTANCES
                     if name in placements_of(settings, search.rows_of.base)
                 }
-                row = replace(search.candidate(placed, placement).row, reference=f"vanilla-{steps}")
+                row = replace(search.rows_of.row(placed, placement=placement), reference=f"vanilla-{steps}")
                 yield row, {"placement": placement, "full_steps_at": indices, "drift": drifts}
 
 
@@ -75,12 +76,12 @@ def compare(chosen: argparse.Namespace, command: str) -> tuple[Report, list[dict
     search = Search(
         rows_of=Rows(base),
         study=study,
-        space=Space(steps=tuple(all_steps), reference_steps=base.steps),
+        space=Space(steps=tuple(all_steps)),
         searched=sample,
         confirming=sample,
         drift_images=chosen.drift_images,
     )
-    full = [search.candidate(Settings(steps=steps)).row for steps in all_steps]
+    full = [search.rows_of.row(Settings(steps=steps)) for steps in all_steps]
     placed = list(placements(search, chosen))
     rows = [*full, *(row for row, _ in placed)]
     found = measured(study, rows, sample, "generating and scoring")

@@ -21,7 +21,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 REPORTS = ROOT / "docs" / "reports"
 
 _SPEED = (
-    "{swiftmask} bench speed maskgit-512 --random-weights --device cpu --batch 1 --steps 32 --full-steps 12"
+    "{swiftmask} bench speed maskgit-512 --random-weights --device cpu --batch-size 1 --steps 32 "
+    "--full-steps 12"
 )
 _DIMOO = "{swiftmask} bench speed lumina-dimoo --random-weights --out {file}"
 _SAMPLER = "{python} benchmarks/mar_straightforward.py mar-b"
@@ -96,9 +97,9 @@ COMMANDS = {
         "{python} benchmarks/meissonic_speed.py --device cpu --precision bf16 --method lora --batch 1 "
         "--steps 1 --repeats 2 --matmul-sizes 2048 --out {file}"
     ),
-    "dimoo-speed": _DIMOO + " --layers 4 --batch 1 --dtype bfloat16 --repeats 3",
-    "dimoo-speed-2-layers-batch1": _DIMOO + " --layers 2 --batch 1 --dtype float32 --repeats 2",
-    "dimoo-speed-2-layers-batch4": _DIMOO + " --layers 2 --batch 4 --dtype float32 --repeats 2",
+    "dimoo-speed": _DIMOO + " --layers 4 --batch-size 1 --dtype bfloat16 --repeats 3",
+    "dimoo-speed-2-layers-batch1": _DIMOO + " --layers 2 --batch-size 1 --dtype float32 --repeats 2",
+    "dimoo-speed-2-layers-batch4": _DIMOO + " --layers 2 --batch-size 4 --dtype float32 --repeats 2",
     "dimoo-straightforward": (
         "{python} benchmarks/dimoo_straightforward.py --layers 1 4 --dtype bfloat16 --json {file}"
     ),

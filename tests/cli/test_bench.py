@@ -289,9 +289,9 @@ def test_what_the_model_does_anyway_is_one_row(tiny_scenes: Path, tmp_path: Path
     from swiftmask.evaluate.processes import Processes
     from swiftmask.evaluate.study import Sample
 
-    _, ways = bench._prepared(base, Rows(base), Sample(num_images=12, num_seeds=1), Processes())
-    assert [row.name for _, row in ways][:2] == ["vanilla-2", "vanilla-4"]
-    assert not any("temperature" in row.name or "power" in row.name for _, row in ways)
+    _, rows = bench._prepared(base, Rows(base), Sample(num_images=12, num_seeds=1), Processes())
+    assert [row.name for row in rows][:2] == ["vanilla-2", "vanilla-4"]
+    assert not any("temperature" in row.name or "power" in row.name for row in rows)
 
 
 @pytest.mark.parametrize("text", ["0", "x", "4:", "4:8"])
@@ -372,14 +372,14 @@ def test_scorers_are_told_apart_by_their_names(tmp_path: Path) -> None:
         assert not is_extractor(text)
 
 
-def test_options_by_earlier_names_and_several_scorers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_scorers_and_options_given_twice(capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "m",
-        "--batch",
+        "--batch-size",
         "7",
-        "--shortcut-budgets",
+        "--budgets",
         "8:2",
-        "--extractor",
+        "--scorer",
         "scenes",
         "pixels",
         "--steps",

@@ -107,7 +107,7 @@ def test_both_branches_count(tiny_scenes: Path) -> None:
         ({"model": "mar-b", "random_weights": True, "layers": 2}, "layers is a positive number of blocks"),
         ({"model": "maskgit-scenes", "layers": 2}, "--layers is for --random-weights"),
         ({"model": "maskgit-scenes", "steps": 1}, "--steps must be at least 2, got 1"),
-        ({"model": "maskgit-scenes", "batch_size": 0}, "--batch-size and --repeats must be at least 1"),
+        ({"model": "maskgit-scenes", "matmul_sizes": ()}, "--matmul-sizes is empty: name at least one"),
     ],
 )
 def test_wrong_options_are_one_clear_line(options: dict[str, Any], message: str) -> None:

@@ -18,11 +18,11 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from swiftmask.cli import main
-from swiftmask.cli.compare import shown
 from swiftmask.cli.loading import own_device
+from swiftmask.cli.progress import counted
 from swiftmask.evaluate.extractors import files_sha256, load_extractor
 from swiftmask.evaluate.feature_store import describe
-from swiftmask.evaluate.folder_metrics import MetricSettings, compare_with_pictures
+from swiftmask.evaluate.folder_metrics import MetricSettings, compare_sets
 from swiftmask.evaluate.pictures import folder_pictures
 from swiftmask.evaluate.processes import Processes
 
@@ -89,7 +89,7 @@ def test_against_a_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ours, real = (
         describe(folder_pictures(name), extractor, here / f"own-{name}") for name in ("ours", "real")
     )
-    expected = compare_with_pictures(ours, real, MetricSettings(nearest=2, splits=4))
+    expected = compare_sets(ours, real, MetricSettings(nearest=2, splits=4))
     assert by_name(found) == {metric.name: metric.value for metric in expected.metrics}
     assert [metric["floor"] for metric in found["metrics"]] == [m.floor for m in expected.metrics]
     assert list(by_name(found)) == [f"{kind}_means" for kind in KINDS]
@@ -141,7 +141,7 @@ def test_saved_statistics_are_a_reference(here: Path, capsys: pytest.CaptureFixt
 
 
 def test_statistics_of_others_are_a_reference(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    features_XD = load_extractor("means.pt")(folder_pictures("real").images(range(26))).features_BD.numpy()
+    features_XD = load_extractor("means.pt")(folder_pictures("real").images(range(26)))["features"].numpy()
     np.savez("adm.npz", mu=features_XD.mean(axis=0), sigma=np.cov(features_XD.T))
     found = compared(capsys, "ours", "--reference", "adm.npz", "--extractor", "means.pt")
     whole = compared(capsys, *AGAINST_REAL)
@@ -270,7 +270,7 @@ def test_interrupted(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_the_time_left_is_of_what_is_left() -> None:
     """Pictures found described are no speed."""
     bar = Progress(disable=True)
-    on_progress = shown(bar, "pictures")
+    on_progress = counted(bar, "pictures")
     on_progress(500, 1000)
     (task,) = bar.tasks
     assert (task.description, task.completed, task.total) == ("pictures", 500, 1000)

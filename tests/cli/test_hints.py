@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from swiftmask.cli import COMMANDS, main
-from swiftmask.cli.measure import marval_of, shortcut_of, speed_rl_of
+from swiftmask.cli.measure import METHODS, own
 from swiftmask.registry import bundled_names, recipe_names, recipe_purpose
 
 ROOT = Path(__file__).parents[2]
@@ -38,11 +38,11 @@ def test_every_file_of_the_repository_that_is_named_exists() -> None:
     assert not [(file, name) for file, name in named if not (ROOT / name).exists()]
 
 
-@pytest.mark.parametrize("where", [shortcut_of, marval_of, speed_rl_of])
-def test_no_recipe_is_invented_for_a_missing_accelerator(where: object) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_no_recipe_is_invented_for_a_missing_accelerator(method: str) -> None:
     for model in ("runs/some/model", *bundled_names("model")):
         try:
-            where(model, "auto")  # type: ignore[operator]
+            own(model, "auto", method)
         except ValueError as error:
             assert f"{model} has no" in str(error)
             assert set(re.findall(r"train ([\w-]+)\)", str(error))) <= set(recipe_names())

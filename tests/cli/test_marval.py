@@ -106,7 +106,7 @@ def test_head_calls_have_a_column_of_their_own(results: Path) -> None:
 
 
 def test_a_student_under_a_rival_is_one_series(tiny_mar_scenes: Path) -> None:
-    student = measure.marval_of(str(tiny_mar_scenes), "auto")
+    student = measure.own(str(tiny_mar_scenes), "auto", "marval")
     way = Settings(steps=2, marval=student, caching="reuse", full_steps=1)
     row = Rows(swiftmask.load(tiny_mar_scenes)).row(way)
     assert (row.name, row.series) == ("tiny-mar-marval+reuse-2:1", "tiny-mar-marval+reuse")

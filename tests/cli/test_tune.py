@@ -14,13 +14,13 @@ from swiftmask.cli import main
 from swiftmask.cli.asked import Asked
 from swiftmask.cli.rows import Rows, StepCosts
 from swiftmask.cli.scoring import study_of
-from swiftmask.cli.search import Found, Search, Space
-from swiftmask.cli.tune import Tune, _answer
+from swiftmask.cli.search import Found, Search
+from swiftmask.cli.tune import Space, Tune, _answer
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.evaluate.presets import Settings, read_preset
 from swiftmask.evaluate.quantities import Quantity, Spread
-from swiftmask.evaluate.study import Sample
-from swiftmask.evaluate.tuning.halving import Candidate, Goal, Tried
+from swiftmask.evaluate.study import Row, Sample
+from swiftmask.evaluate.tuning.halving import Goal, Tried
 from swiftmask.presets import apply_settings
 from swiftmask.registry import weights_name
 
@@ -30,12 +30,14 @@ def tune_command(model: Path, out: Path) -> Tune:
         model=str(model),
         speedup=2,
         objective="fd_scenes",  # untrained, it scores 0 on few pictures
-        reference_steps=4,
-        steps=(2, 4),
-        baselines=("reuse",),
-        guidance=(3.0,),
-        temperature=(0.9, 1.0),
-        choice_temperature=(),
+        space=Space(
+            reference_steps=4,
+            steps=(2, 4),
+            baselines=("reuse",),
+            guidance=(3.0,),
+            temperature=(0.9, 1.0),
+            choice_temperature=(),
+        ),
         search_images=4,
         images=6,
         seeds=2,
@@ -74,7 +76,14 @@ def searching(folder: Path, model: Path, space: Space) -> Search:
 
 @pytest.fixture(scope="module")
 def search(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Search:
-    space = Space(steps=(2, 6), reference_steps=6, baselines=("reuse",))
+    space = Space(
+        steps=(2, 6),
+        reference_steps=6,
+        baselines=("reuse",),
+        shortcut="none",
+        marval="none",
+        speed_rl="none",
+    )
     return searching(tmp_path_factory.mktemp("drift"), tiny_scenes, space)
 
 
@@ -123,7 +132,8 @@ def test_the_same_search_again_draws_nothing(
 def test_nothing_is_cheap_enough(
     bound: dict[str, float], complaint: str, tiny_scenes: Path, tmp_path: Path
 ) -> None:
-    hopeless = replace(tune_command(tiny_scenes, tmp_path), **{"speedup": None, "steps": (4,)} | bound)
+    command = tune_command(tiny_scenes, tmp_path)
+    hopeless = replace(command, **{"speedup": None, "space": replace(command.space, steps=(4,))} | bound)
     with pytest.raises(ValueError, match=complaint):
         hopeless.run()
     assert not list(tmp_path.iterdir())
@@ -131,7 +141,7 @@ def test_nothing_is_cheap_enough(
 
 def test_finalists_that_lose_too_much_are_no_answer(search: Search, tmp_path: Path) -> None:
     goal = Goal(cost=1e12, objective=SCORE, max_loss=0.01)
-    dear, cheap = (search.candidate(Settings(steps=steps)) for steps in (4, 2))
+    dear, cheap = (search.rows_of.row(Settings(steps=steps)) for steps in (4, 2))
     found = Found(
         finalists=[_tried(cheap, loss=0.05)],
         best_full=_tried(dear, loss=0.0),
@@ -144,13 +154,13 @@ def test_finalists_that_lose_too_much_are_no_answer(search: Search, tmp_path: Pa
     assert goal.met_by(_tried(cheap, loss=0.009))
 
 
-def _tried(candidate: Candidate, *, loss: float) -> Tried:
+def _tried(row: Row, *, loss: float) -> Tried:
     return Tried(
-        candidate=candidate,
+        row=row,
         images=12,
         values={"score": Spread(0.9, 0.01)},
         loss=Spread(loss, 0.002),
-        cost=candidate.row.flops,
+        cost=row.flops,
         ms=1.0,
     )
 
@@ -164,13 +174,14 @@ def test_any_model_against_real_images(
     for index in range(12):
         pixels = torch.randint(0, 255, (8, 12, 3), dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(tmp_path / "real" / f"{index}.png")
+    command = tune_command(tiny_folder, tmp_path / "out")
     command = replace(
-        tune_command(tiny_folder, tmp_path / "out"),
+        command,
         asked=Asked(reference=str(tmp_path / "real"), scorer=("scenes",)),
         objective=None,
         search_images=10,
         images=10,
-        temperature=(),
+        space=replace(command.space, temperature=()),
         **bound,  # type: ignore[arg-type]
     )
     code = command.run()
@@ -266,20 +277,20 @@ def test_a_sum_of_steps_costs_what_the_decode_costs(search: Search) -> None:
 
 def test_budgets_under_a_bound_on_cost_and_on_loss(search: Search) -> None:
     reference = search.rows_of.flops(Settings(steps=6))
-    for_cost = {one.row.name for one in search.budgets(Goal(cost=reference / 2, objective=SCORE))}
+    for_cost = {one.name for one in search.budgets(Goal(cost=reference / 2, objective=SCORE))}
     assert for_cost == {"vanilla-2", "vanilla-3", "unguided-2", "reuse-2:1", "reuse-6:2"}
     bounded = Goal(cost=reference * 0.98, objective=SCORE, max_loss=0.01)
-    for_loss = {one.row.name for one in search.budgets(bounded)}
+    for_loss = {one.name for one in search.budgets(bounded)}
     assert {"reuse-6:3", "reuse-6:4"} < for_loss
     assert "vanilla-6" not in for_loss, "the reference is no answer to how it could be cheaper"
 
 
 def test_placements_of_a_candidate(search: Search) -> None:
-    uniform = search.candidate(Settings(steps=6, caching="reuse", full_steps=3))
-    assert uniform.row.name == "reuse-6:3"
+    uniform = search.rows_of.row(Settings(steps=6, caching="reuse", full_steps=3))
+    assert uniform.name == "reuse-6:3"
     others = list(search._placements(uniform))
     moved = ("front-loaded", "feature-drift", "token-drift")
-    assert {one.row.name for one in others} <= {f"reuse-6:3 {placement}" for placement in moved}
+    assert {one.name for one in others} <= {f"reuse-6:3 {placement}" for placement in moved}
     placed = [one.settings.full_steps for one in others]
     assert all(isinstance(full, tuple) and len(full) == 3 and full != (0, 2, 4) for full in placed)
     assert len(set(placed)) == len(placed) > 0
@@ -288,8 +299,8 @@ def test_placements_of_a_candidate(search: Search) -> None:
     kept[0].write_text("[[1]")
     with pytest.raises(ValueError, match=kept[0].name):
         search.drift(uniform.settings, kept[0].name.rpartition("-reuse")[0])
-    looking_back = search.candidate(Settings(steps=6, caching="extrapolation-1", full_steps=3))
-    names = [one.row.name for one in search._placements(looking_back)]
+    looking_back = search.rows_of.row(Settings(steps=6, caching="extrapolation-1", full_steps=3))
+    names = [one.name for one in search._placements(looking_back)]
     assert names == ["extrapolation-1-6:3 front-loaded"]
 
 
@@ -297,7 +308,7 @@ def test_the_sampling_grid_leaves_out_what_the_model_does_anyway() -> None:
     own = SamplingOptions(guidance=2.0, temperature=1.0)
 
     def grid(guided: bool = True, **values: tuple[float, ...]) -> list[SamplingOptions]:
-        space = replace(Space(steps=(2,), reference_steps=2), **values)  # type: ignore[arg-type]
+        space = replace(Space(schedule_power=()), **values)  # type: ignore[arg-type]
         return space.sampling(own, guided=guided)
 
     assert grid(guidance=(2.0, 3.0), temperature=(1.0,)) == [SamplingOptions(guidance=3.0)]
@@ -311,5 +322,7 @@ def test_what_is_changed_is_in_the_name(search: Search) -> None:
     reuse = Settings(steps=6, caching="reuse", full_steps=3)
     warmer = replace(reuse, sampling=SamplingOptions(temperature=0.9))
     moved = search.placed(warmer, 3, "front-loaded")
-    assert search.candidate(moved, "front-loaded").row.name == "temperature-0.9+reuse-6:3 front-loaded"
+    assert (
+        search.rows_of.row(moved, placement="front-loaded").name == "temperature-0.9+reuse-6:3 front-loaded"
+    )
     assert weights_name(Path("runs/mine/model")) == "mine"

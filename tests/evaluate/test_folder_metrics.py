@@ -13,15 +13,14 @@ from torch import Tensor
 
 from swiftmask.evaluate import feature_store
 from swiftmask.evaluate.distances import frechet_distance
-from swiftmask.evaluate.extractors import CANONICAL_INCEPTION, Description, Identity
+from swiftmask.evaluate.extractors import CANONICAL_INCEPTION, Identity, Readings
 from swiftmask.evaluate.feature_store import FeatureStore, describe
 from swiftmask.evaluate.folder_metrics import (
     FolderMetrics,
     MetricSettings,
-    compare_with_moments,
-    compare_with_pictures,
+    compare_sets,
 )
-from swiftmask.evaluate.pictures import Pictures, cropped_pictures, folder_pictures
+from swiftmask.evaluate.pictures import Pictures, folder_pictures
 from swiftmask.evaluate.statistics import FeatureStatistics, Moments
 
 SETTINGS = MetricSettings(nearest=2, kid_subsets=5, splits=2)
@@ -34,11 +33,11 @@ class Means:
     identity: Identity = Identity("means", "abc")
     seen: list[int] = field(default_factory=list)
 
-    def __call__(self, images_B3HW: Tensor) -> Description:
+    def __call__(self, images_B3HW: Tensor) -> Readings:
         self.seen.append(len(images_B3HW))
         mean_BD = images_B3HW.mean(dim=(2, 3))
         features_BD = torch.cat([mean_BD, images_B3HW.flatten(2).std(dim=2)], dim=1)
-        return Description(features_BD, (9 * mean_BD).log_softmax(dim=1))
+        return {"features": features_BD, "log_probabilities": (9 * mean_BD).log_softmax(dim=1)}
 
 
 @pytest.fixture(autouse=True)
@@ -110,13 +109,13 @@ def test_two_shares_are_one_run(tmp_path: Path) -> None:
     two = describe(pictures(), Means(), tmp_path / "two", rank=1, num_ranks=2)
     assert torch.equal(one.moments().covariance_DD, two.moments().covariance_DD)
     reference = describe(pictures(30, shift=0.2), Means(), tmp_path / "reference")
-    results = [compare_with_pictures(store, reference, SETTINGS) for store in (one, two)]
+    results = [compare_sets(store, reference, SETTINGS) for store in (one, two)]
     assert results[0] == results[1]
 
 
 def test_moments_are_those_of_all_features(tmp_path: Path) -> None:
     store = describe(pictures(), Means(), tmp_path)
-    expected = Means()(drawn(range(23))).features_BD
+    expected = Means()(drawn(range(23)))["features"]
     torch.testing.assert_close(store.readings()["features"], expected)
     moments = store.moments()
     np.testing.assert_allclose(moments.covariance_DD.numpy(), np.cov(expected.double().numpy().T), rtol=1e-5)
@@ -130,7 +129,7 @@ def by_name(result: FolderMetrics) -> dict[str, tuple[float, float | None]]:
 def test_every_metric_stands_beside_its_floor(tmp_path: Path) -> None:
     ours = describe(pictures(20, shift=0.3), Means(), tmp_path / "ours")
     real = describe(pictures(60), Means(), tmp_path / "real")
-    result = compare_with_pictures(ours, real, SETTINGS)
+    result = compare_sets(ours, real, SETTINGS)
     found = by_name(result)
     assert list(found) == [
         f"{kind}_means" for kind in ("fd", "is", "kid", "precision", "recall", "density", "coverage")
@@ -158,14 +157,14 @@ def test_kernel_distances_do_not_depend_on_the_size_of_features(tmp_path: Path) 
         identity: Identity
         factor: float
 
-        def __call__(self, images_B3HW: Tensor) -> Description:
-            return Description(self.factor * Means()(images_B3HW).features_BD)
+        def __call__(self, images_B3HW: Tensor) -> Readings:
+            return {"features": self.factor * Means()(images_B3HW)["features"]}
 
     def kid(identity: Identity, factor: float) -> float:
         extractor = Scaled(identity, factor)
         folder = tmp_path / f"{identity.sha256}-{factor}"
         stores = [describe(pictures(12, shift=shift), extractor, folder / str(shift)) for shift in (0.0, 0.3)]
-        result = compare_with_pictures(*stores, SETTINGS)
+        result = compare_sets(*stores, SETTINGS)
         assert result.left_out == (identity.metric("is"),)
         return by_name(result)[identity.metric("kid")][0]
 
@@ -176,14 +175,14 @@ def test_kernel_distances_do_not_depend_on_the_size_of_features(tmp_path: Path) 
 
 def test_against_reference_statistics(tmp_path: Path) -> None:
     ours = describe(pictures(), Means(), tmp_path)
-    result = compare_with_moments(ours, Moments(torch.zeros(6).double(), torch.eye(6).double()), SETTINGS)
+    result = compare_sets(ours, Moments(torch.zeros(6).double(), torch.eye(6).double()), SETTINGS)
     assert list(by_name(result)) == ["fd_means", "is_means"]
     assert result.left_out == tuple(
         f"{kind}_means" for kind in ("kid", "precision", "recall", "density", "coverage")
     )
     other = FeatureStatistics.of(torch.rand(5, 6)).moments("def")
     with pytest.raises(ValueError, match="different weights"):
-        compare_with_moments(ours, other, SETTINGS)
+        compare_sets(ours, other, SETTINGS)
 
 
 def test_generated_folders_are_read_as_they_are(tmp_path: Path) -> None:
@@ -203,9 +202,9 @@ def test_generated_folders_are_read_as_they_are(tmp_path: Path) -> None:
 def test_real_folders_are_cropped(tmp_path: Path) -> None:
     save(tmp_path / "a", 2, size=(9, 14))
     save(tmp_path / "b", 2, size=(20, 16))
-    found = cropped_pictures(tmp_path, 8)
+    found = folder_pictures(tmp_path, crop=8)
     assert found.images(range(4)).shape == (4, 3, 8, 8)
-    assert found.fingerprint != cropped_pictures(tmp_path, 6).fingerprint
+    assert found.fingerprint != folder_pictures(tmp_path, crop=6).fingerprint
 
 
 def test_bad_pictures_are_named_and_what_is_done_stays(tmp_path: Path) -> None:
@@ -231,10 +230,10 @@ def test_too_few_pictures(tmp_path: Path) -> None:
     few, many = (describe(pictures(n), Means(), tmp_path / str(n)) for n in (2, 20))
     for settings, fewest in ((SETTINGS, 3), (replace(SETTINGS, splits=5), 5)):
         with pytest.raises(ValueError, match=f"at least {fewest} images on either side, got 2"):
-            compare_with_pictures(few, many, settings)
+            compare_sets(few, many, settings)
     with pytest.raises(ValueError, match="1 to 2 splits of 2 images, got 5"):
-        compare_with_moments(few, many.moments(), replace(SETTINGS, splits=5))
-    result = compare_with_pictures(many, describe(pictures(4), Means(), tmp_path / "4"), SETTINGS)
+        compare_sets(few, many.moments(), replace(SETTINGS, splits=5))
+    result = compare_sets(many, describe(pictures(4), Means(), tmp_path / "4"), SETTINGS)
     assert result.floor_pictures == 0
     assert all(metric.floor is None for metric in result.metrics)
 
@@ -251,7 +250,7 @@ def test_a_folder_of_features_belongs_to_its_pictures_and_extractor(tmp_path: Pa
     assert json.loads((tmp_path / "features.json").read_text())["extractor"]["sha256"] == "abc"
     foreign = FeatureStore(tmp_path, Identity("means", "def"), store.fingerprint, store.count)
     with pytest.raises(ValueError, match="or other weights of it"):
-        compare_with_pictures(store, foreign, SETTINGS)
+        compare_sets(store, foreign, SETTINGS)
 
 
 @pytest.mark.parametrize("damage", [b"", b"nothing"])

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from swiftmask.data.scenes import World, class_scenes, render
-from swiftmask.evaluate.extractors import Description, Identity
+from swiftmask.evaluate.extractors import Identity, Readings
 from swiftmask.evaluate.feature_store import FeatureStore, describe
 from swiftmask.evaluate.folder_metrics import MetricSettings
 from swiftmask.evaluate.frontier import frontier_png, legend_columns, style_of
@@ -81,8 +81,8 @@ class _MeanColour:
 
     identity = Identity("toy", "0" * 64)
 
-    def __call__(self, images_B3HW: Tensor) -> Description:
-        return Description(images_B3HW.mean(dim=(2, 3)))
+    def __call__(self, images_B3HW: Tensor) -> Readings:
+        return {"features": images_B3HW.mean(dim=(2, 3))}
 
 
 def _real(folder: Path) -> FeatureStore:
@@ -302,14 +302,11 @@ def test_a_legend_has_as_many_columns_as_fit_beside_each_other() -> None:
 
 
 def test_frontier_and_page(report: Report) -> None:
-    from swiftmask.evaluate.report import Picture, html_report
+    from swiftmask.evaluate.report import html_report
 
-    png = frontier_png(report)
-    assert png.startswith(b"\x89PNG")
-    picture = Picture(heading="Grid", png=png, alt="<plot>", caption="a & b")
-    page = html_report("A title", "A summary.", report, [picture])
+    assert frontier_png(report).startswith(b"\x89PNG")
+    page = html_report("A title", "A summary.", report)
     assert "http" not in page.replace("http-equiv", "")
-    assert "&lt;plot&gt;" in page
     data = json.loads(page.partition('id="report-data">')[2].partition("</script>")[0])
     assert [quantity["key"] for quantity in data["quantities"]] == ["score", "fd_scenes"]
     assert [row["name"] for row in data["rows"]] == [row.name for row in report.rows]

@@ -24,7 +24,7 @@ from swiftmask.data.encoded import encoded_images
 from swiftmask.data.images.decode import read_picture
 from swiftmask.data.prompts import read_prompts
 from swiftmask.data.sources.folder import FolderSource
-from swiftmask.evaluate.extractors import Description, Identity, load_extractor
+from swiftmask.evaluate.extractors import Identity, load_extractor
 from swiftmask.evaluate.feature_store import FeatureStore
 from swiftmask.evaluate.presets import read_preset, write_preset
 from swiftmask.evaluate.quantities import Quantity, Spread
@@ -198,7 +198,7 @@ def write_features(folder: Path, _: Models) -> None:
     store = store_of(folder)
     store.begin()
     logits_BV = torch.rand(5, 3).log_softmax(dim=1)
-    store.write(0, Description(torch.rand(5, 4), logits_BV).readings(), {"alpha": 2})
+    store.write(0, {"features": torch.rand(5, 4), "log_probabilities": logits_BV}, {"alpha": 2})
 
 
 def read_features(folder: Path, _: Models) -> object:
@@ -478,7 +478,7 @@ LOADERS = {
 
 def described(extractor: Any) -> object:
     """What it says of some pictures."""
-    return extractor(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))).features_BD
+    return extractor(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))["features"]
 
 
 def digest(found: object) -> object:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from swiftmask.cli import main
 from swiftmask.cli.picture_folder import PictureFolder
-from swiftmask.evaluate.extractors import Description, Identity
+from swiftmask.evaluate.extractors import Identity, Readings
 from swiftmask.evaluate.feature_store import CHUNK, describe
-from swiftmask.evaluate.folder_metrics import MetricSettings, compare_with_pictures
+from swiftmask.evaluate.folder_metrics import MetricSettings, compare_sets
 from swiftmask.evaluate.pictures import Pictures
 
 STATUS = Path("/proc/self/status")
@@ -65,8 +65,8 @@ class _Wide:
     def __init__(self, width: int) -> None:
         self._width = width
 
-    def __call__(self, images_B3HW: Tensor) -> Description:
-        return Description(torch.randn(len(images_B3HW), self._width), None)
+    def __call__(self, images_B3HW: Tensor) -> Readings:
+        return {"features": torch.randn(len(images_B3HW), self._width)}
 
 
 def _pictures(count: int) -> Pictures:
@@ -97,6 +97,6 @@ def test_metrics_of_pictures(tmp_path: Path) -> None:
         )
         forget_peak()
         before = memory()
-        assert compare_with_pictures(ours, real, settings).floor_pictures == count // 2
+        assert compare_sets(ours, real, settings).floor_pictures == count // 2
         peaks.append(memory("VmHWM") - before)
     assert peaks[1] < 250 * MB, f"{peaks[1] // MB} MB; without blocks, more than 350"

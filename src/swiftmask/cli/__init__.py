@@ -115,8 +115,6 @@ def overview() -> str:
 
 def _choose(args: list[str]) -> tuple[str, list[str]]:
     """The command named by the first word or two, and what follows."""
-    if args[:2] in (["bench", "quality"], ["bench", "report"]):  # names of earlier versions
-        args = ["bench", *args[2:]]
     if args[0] == "bench" and "--random-weights" in args:  # only speed can be measured without weights
         return "bench speed", args[1:] if args[1:2] != ["speed"] else args[2:]
     for length in (2, 1):

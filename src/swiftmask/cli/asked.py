@@ -51,12 +51,8 @@ class Asked:
         from swiftmask.rewards.named import READER, Entry, require_weights
 
         self.decoding()  # complains about a background that is no colour
-        path = Path(self.reference or ".").expanduser()
-        if not (path.exists() or str(self.reference).startswith(("hub:", "scenes:"))):
-            raise FileNotFoundError(
-                f"no such reference: {self.reference} (expected a folder of real images, or a .npz or "
-                ".safetensors file of their statistics)"
-            )
+        if not str(self.reference).startswith(("hub:", "scenes:")):
+            require_reference(Path(self.reference or ".").expanduser())
         for text in self.scorer:
             _, _, source = text.rpartition("=")
             if text.partition("=")[0] == READER:
@@ -69,6 +65,15 @@ class Asked:
                     )
                 if self.reference is None:
                     raise ValueError(f"--scorer {text} compares with real images: add --reference FOLDER")
+
+
+def require_reference(path: Path) -> None:
+    """Errors: FileNotFoundError."""
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no such reference: {path} (expected a folder of real images, or a .npz or .safetensors file of "
+            "their statistics)"
+        )
 
 
 def is_extractor(text: str) -> bool:

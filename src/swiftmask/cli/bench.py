@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,19 +11,14 @@ import tyro
 
 from swiftmask.cli import measure
 from swiftmask.cli.asked import Asked
-from swiftmask.cli.loading import budgets_of, own_device, say_where, shares_of
+from swiftmask.cli.loading import budgets_of, own_device, shares_of
 
 if TYPE_CHECKING:
     from swiftmask.cli.rows import Rows
     from swiftmask.evaluate.presets import Settings
     from swiftmask.evaluate.processes import Processes
-    from swiftmask.evaluate.report import Timeline
     from swiftmask.evaluate.study import Row, Sample, Study
-    from swiftmask.evaluate.summary import Report
     from swiftmask.pipeline import Pipeline
-
-Way = tuple["Settings", "Row"]
-"""Settings, and the row they make."""
 
 _STEPS = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 _BUDGETS = ((1, 1 / 4), (1, 3 / 8))
@@ -103,33 +98,25 @@ class Bench:
         """Measure what is missing, generate what is shown, write, print."""
         from swiftmask.api import load
         from swiftmask.cli.rows import Rows
-        from swiftmask.cli.scoring import measured, resumable
+        from swiftmask.cli.shown import measure_and_publish
         from swiftmask.evaluate.processes import Processes
         from swiftmask.evaluate.study import Sample
-        from swiftmask.evaluate.summary import summarise
 
         self._check_options()
         sample = Sample(num_images=self.images, num_seeds=self.seeds, batch_size=self.batch_size)
         processes = Processes.here()
         base = load(self.model, dtype=self.dtype, device=own_device(processes, self.device))
         command = measure.command_of("bench", self)
-        measure.refuse_another_report(self.out / "report.json", base.name, command, overwrite=self.overwrite)
+        if not self.overwrite:
+            measure.refuse_another_report(self.out / "report.json", base.name, command)
         rows_of = Rows(base)
-        study, ways = self._prepared(base, rows_of, sample, processes)
-        rows = [row for _, row in ways]
-        if processes.rank == 0:
-            say_where(base)
-        with resumable():
-            found = measured(study, rows, sample, "generating and scoring")
-        if processes.rank == 0:
-            origin = measure.origin(base.name, command)
-            report = summarise(rows, found, sample, origin, study.scorers)
-            self._publish(report, rows_of, ways, study)
+        study, rows = self._prepared(base, rows_of, sample, processes)
+        measure_and_publish(self, command, rows_of, rows, study, sample)
         return 0
 
     def _prepared(
         self, base: "Pipeline", rows_of: "Rows", sample: "Sample", processes: "Processes"
-    ) -> "tuple[Study, list[Way]]":
+    ) -> "tuple[Study, list[Row]]":
         """What is measured. Mistakes in settings are told before operations are counted, which takes long."""
         from swiftmask.cli.scoring import study_of
 
@@ -142,10 +129,10 @@ class Bench:
         compared = any(reference for _, reference in wanted) and not self.only
         folder = self.out / f"{measure.file_name(base)}.partial"
         study = study_of(base, self.asked, sample, folder, compared=compared, processes=processes)
-        ways = [(settings, rows_of.row(settings, reference=reference)) for settings, reference in wanted]
-        once: dict[str, Way] = {}
-        for settings, row in ways:
-            once.setdefault(row.fingerprint, (settings, row))
+        once: dict[str, Row] = {}
+        for settings, reference in wanted:
+            row = rows_of.row(settings, reference=reference)
+            once.setdefault(row.fingerprint, row)
         return study, self._chosen(list(once.values()))
 
     def _check_options(self) -> None:
@@ -161,23 +148,23 @@ class Bench:
         budgets = budgets_of(base.steps, *_BUDGETS) if self.budgets is None else self.budgets
         steps = shares_of(base.steps, *_STEPS) if self.steps is None else self.steps
         unguided = (str(base.steps),) if measure.is_guided(base) else ()
-        own = {
-            method: tuple(
+        marval, speed_rl = (
+            tuple(
                 source
-                for name in getattr(self, method.replace("-", "_"))
-                if (source := measure.own_or_none(self.model, name, method)) is not None
+                for name in getattr(self, method)
+                if (source := measure.own_or_none(self.model, name, method)) != "none"
             )
-            for method in ("marval", "speed-rl")
-        }
+            for method in ("marval", "speed_rl")
+        )
         return replace(
             self,
             steps=tuple(sorted({*steps, *(parse_budget(text)[0] for text in budgets)})),
             budgets=budgets,
             unguided=unguided if self.unguided is None else self.unguided,
             baselines=measure.baselines_of(base) if self.baselines is None else self.baselines,
-            shortcut=measure.own_or_none(self.model, self.shortcut, "shortcut") or "none",
-            marval=own["marval"] if measure.has_diffusion_head(base) or self.marval != ("auto",) else (),
-            speed_rl=own["speed-rl"],
+            shortcut=measure.own_or_none(self.model, self.shortcut, "shortcut"),
+            marval=marval if measure.has_diffusion_head(base) or self.marval != ("auto",) else (),
+            speed_rl=speed_rl,
         )
 
     def _settings(self, base: "Pipeline") -> "list[tuple[Settings, str | None]]":
@@ -246,59 +233,13 @@ class Bench:
             yield from tuned
             yield from self._resampled(tuned)
 
-    def _chosen(self, ways: "list[Way]") -> "list[Way]":
-        known = [row.name for _, row in ways]
+    def _chosen(self, rows: "list[Row]") -> "list[Row]":
+        known = [row.name for row in rows]
         if unknown := [name for name in self.only if name not in known]:
             raise ValueError(f"--only {unknown[0]}: no row is called that, there are {', '.join(known)}")
         if not self.only:
-            return ways
-        return [(one, replace(row, reference=None)) for one, row in ways if row.name in self.only]
-
-    def _publish(self, report: "Report", rows_of: "Rows", ways: "list[Way]", study: "Study") -> None:
-        """Generate what is shown, write the four files, print."""
-        from swiftmask.cli.progress import counting
-        from swiftmask.cli.shown import gallery_of, generate_shown
-        from swiftmask.core.writing import write_bytes, write_text
-        from swiftmask.evaluate.frontier import frontier_png
-        from swiftmask.evaluate.report import findings, html_report, model_card
-        from swiftmask.evaluate.summary import write_report
-
-        shown = study.requests.shown(self.shown, self.images)
-        with counting("generating what is shown", len(ways), unit="rows") as advance:
-            generated = generate_shown([row for _, row in ways], shown, lambda name: advance(1, name))
-            timelines = self._timelines(report, rows_of, ways, shown)
-        found = findings(report)
-        page = html_report(
-            f"{report.model}: what acceleration costs",
-            found,
-            report,
-            gallery=gallery_of(generated, shown, study.requests),
-            timelines=timelines,
-        )
-        write_report(report, self.out / "report.json")
-        write_text(self.out / "report.md", model_card(report))
-        write_bytes(self.out / "frontier.png", frontier_png(report))
-        write_text(self.out / "report.html", page)
-        if self.json:
-            measure.print_json(asdict(report))
-        else:
-            measure.print_report(report)
-            print(f"{found}\nreport: {self.out / 'report.html'}")
-
-    def _timelines(
-        self, report: "Report", rows_of: "Rows", ways: "list[Way]", shown: "tuple[list, list[int]]"
-    ) -> "list[Timeline]":
-        """Of the full model and of one row of each method, at the same budget if it was measured there."""
-        from swiftmask.cli.shown import timeline_of
-
-        full, picked = report.full, report.picked()
-        wanted = {} if full is None else {full.series: full.name}
-        for _, row in ways:
-            same = picked is not None and (row.steps, row.full_steps) == (picked.steps, picked.full_steps)
-            if row.series not in wanted or (same and row.series != "vanilla"):
-                wanted[row.series] = row.name
-        chosen = [(settings, row) for settings, row in ways if row.name in wanted.values()]
-        return [timeline_of(rows_of.pipeline(settings), row, shown) for settings, row in chosen]
+            return rows
+        return [replace(row, reference=None) for row in rows if row.name in self.only]
 
 
 def parse_budget(text: str) -> tuple[int, int]:

@@ -88,8 +88,8 @@ class BenchSpeed:
         return found if student is None else [*found, step_kind("marval", student)]
 
     def _check(self) -> None:
-        if self.batch_size < 1 or self.repeats < 1 or not self.matmul_sizes:
-            raise ValueError("--batch-size and --repeats must be at least 1, --matmul-sizes given")
+        if not self.matmul_sizes:
+            raise ValueError("--matmul-sizes is empty: name at least one")
         if self.steps is not None and self.steps < 2:
             raise ValueError(f"--steps must be at least 2, got {self.steps}")
         if self.layers is not None and not self.random_weights:
@@ -160,7 +160,7 @@ class BenchSpeed:
         ):
             return None
         else:
-            network, full_steps = measure.shortcut_of(self.model, self.shortcut), self.full_steps
+            network, full_steps = measure.own(self.model, self.shortcut, "shortcut"), self.full_steps
         if full_steps is not None:
             measure.check_budget(base.steps, full_steps)
         return accelerate(base, shortcut=network, full_steps=full_steps)
@@ -174,7 +174,7 @@ class BenchSpeed:
             return None if student is None else accelerate(base, marval=student)
         if self.marval == "none" or (self.marval == "auto" and not measure.has_own(self.model, "marval")):
             return None
-        return accelerate(base, marval=measure.marval_of(self.model, self.marval))
+        return accelerate(base, marval=measure.own(self.model, self.marval, "marval"))
 
 
 def step_kind(name: str, pipeline: "Pipeline") -> "StepKind":

@@ -17,15 +17,15 @@ def option(field: str) -> str:
 
 def check_command(command: Any) -> None:
     """Errors: ValueError or FileNotFoundError naming the option, or what it was given."""
-    check_fields(command, option)
-    for field in fields(command):
-        if is_dataclass(shared := getattr(command, field.name)):
-            check_fields(shared, option)
     _check_out(command)
-    for field, what in _ACCELERATORS.items():
-        given = getattr(command, field, None)
-        for source in (given,) if isinstance(given, str) else given or ():
-            _check_accelerator(source, what)
+    for part in (command, *(getattr(command, field.name) for field in fields(command))):
+        if not is_dataclass(part):
+            continue
+        check_fields(part, option)
+        for field, what in _ACCELERATORS.items():
+            given = getattr(part, field, None)
+            for source in (given,) if isinstance(given, str) else given or ():
+                _check_accelerator(source, what)
 
 
 def _check_out(command: Any) -> None:

@@ -1,7 +1,6 @@
 """`swiftmask compare`: distribution metrics (FID and kin) of a folder of pictures."""
 
 import platform
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -9,13 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 from tyro.conf import Positional
 
 from swiftmask.cli import measure
-from swiftmask.cli.checks import option
+from swiftmask.cli.asked import require_reference
 from swiftmask.cli.loading import device_text, own_device
-from swiftmask.cli.progress import note, progress_bar
+from swiftmask.cli.progress import counted, note, progress_bar
 
 if TYPE_CHECKING:
     from swiftmask.data.images import Decoding
@@ -110,16 +109,9 @@ class Compare:
 
     def _check_options(self) -> None:
         """Errors: ValueError or FileNotFoundError for what is wrong before any picture is read."""
-        for name in ("crop", "nearest", "splits", "batch_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{option(name)} must be at least 1, got {value}")
         self._decoding()  # complains about a background that is no colour
         reference = self.reference.expanduser()
-        if not reference.exists():
-            raise FileNotFoundError(
-                f"no such reference: {reference} (expected a folder of real images, or a .npz or "
-                ".safetensors file of their statistics)"
-            )
+        require_reference(reference)
         for flag, value in (("--crop", self.crop), ("--save-statistics", self.save_statistics)):
             if value is not None and not reference.is_dir():
                 raise ValueError(f"{flag} goes with a folder of real images, and {reference} is a file")
@@ -127,18 +119,13 @@ class Compare:
             raise ValueError(f"--save-statistics {self.save_statistics}: name a .safetensors file")
 
     def _reference(self, generated: "Pictures") -> "Pictures | Moments":
-        from swiftmask.evaluate.pictures import cropped_pictures, folder_pictures
+        from swiftmask.evaluate.pictures import folder_pictures
         from swiftmask.evaluate.statistics import read_moments
 
         path = self.reference.expanduser()
         if not path.is_dir():
             return read_moments(path)
-        decoding = self._decoding()
-        real = (
-            folder_pictures(path, decoding)
-            if self.crop is None
-            else cropped_pictures(path, self.crop, decoding)
-        )
+        real = folder_pictures(path, self._decoding(), crop=self.crop)
         self._check_numbers(generated, real)
         _check_sizes(generated, real)
         return real
@@ -175,7 +162,7 @@ class Compare:
                 batch_size=self.batch_size,
                 rank=processes.rank,
                 num_ranks=processes.count,
-                on_progress=shown(bar, what),
+                on_progress=counted(bar, what),
             )
 
         if isinstance(reference, Moments):
@@ -206,19 +193,11 @@ class Compare:
         )
 
     def _compared(self, ours: "FeatureStore", real: "FeatureStore | Moments") -> "FolderMetrics":
-        from swiftmask.evaluate.folder_metrics import (
-            MetricSettings,
-            compare_with_moments,
-            compare_with_pictures,
-        )
-        from swiftmask.evaluate.statistics import Moments
+        from swiftmask.evaluate.folder_metrics import MetricSettings, compare_sets
 
-        settings = MetricSettings(nearest=self.nearest, splits=self.splits)
         with progress_bar() as bar:
             bar.add_task("metrics", total=None)
-            if isinstance(real, Moments):
-                return compare_with_moments(ours, real, settings)
-            return compare_with_pictures(ours, real, settings)
+            return compare_sets(ours, real, MetricSettings(nearest=self.nearest, splits=self.splits))
 
     def _print(self, result: "FolderMetrics", ours: dict[str, int], real: dict[str, int]) -> None:
         from swiftmask.recipes.provenance import commit, machine
@@ -235,20 +214,6 @@ class Compare:
             measure.print_json(compared | asdict(result) | read | origin | {"versions": _versions()})
         else:
             _print_table(result, origin)
-
-
-def shown(bar: Progress, what: str) -> Callable[[int, int], None]:
-    """`on_progress(done, total)` as a task of the bar. It begins with what was there already, which would
-    otherwise count as speed.
-    """
-    tasks: list[TaskID] = []
-
-    def on_progress(done: int, total: int) -> None:
-        if not tasks:
-            tasks.append(bar.add_task(what, total=total, completed=done, unit="images"))
-        bar.update(tasks[0], completed=done)
-
-    return on_progress
 
 
 def _said_of(reference: "Pictures | Moments") -> tuple[str, ...]:

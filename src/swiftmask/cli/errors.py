@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from swiftmask.cli.checks import check_command
-from swiftmask.cli.words import check_words, complaint, with_new_names
+from swiftmask.cli.words import check_words, complaint
 
 USER_MISTAKES = (ValueError, OSError, FloatingPointError)
 """What our own functions raise for a wrong name, number or file, a full disk, or weights or a dtype that give
@@ -64,7 +64,7 @@ def parse(
     """
     import tyro
 
-    words, said = with_left_out(with_new_names(args, command_class)), io.StringIO()
+    words, said = with_left_out(args), io.StringIO()
     check_words(command_class, words)
     options: tuple[Any, ...] = (tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff)
     try:

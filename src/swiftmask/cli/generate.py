@@ -3,9 +3,9 @@
 import json as json_module
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from swiftmask.core.types import Canvas, Record
     from swiftmask.data.images import Decoding
     from swiftmask.evaluate.presets import Settings
-    from swiftmask.pipeline import Cost, Pipeline
+    from swiftmask.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,21 +131,22 @@ class Generate:
         with sole_writer(self.out):
             processes.wait()  # none draws before the first holds the folder
             drawn = self._draw(pipeline, folder, processes.share(wanted), canvas)
-            spent = _Spent.sum(processes.gathered(drawn))
+            spent = [batch for batches in processes.gathered(drawn) for batch in batches]
             if processes.rank == 0:
                 self._summarise(folder, wanted, spent)
         return 0
 
-    def _summarise(self, folder: PictureFolder, wanted: Sequence[Job], spent: "_Spent") -> None:
+    def _summarise(self, folder: PictureFolder, wanted: Sequence[Job], spent: "list[_Spent]") -> None:
         """The overview, generate.json, and what is said on stdout, once all pictures are there."""
         from swiftmask.evaluate.pictures import OVERVIEW
 
         folder.save_overview(OVERVIEW, wanted)
+        drawn = sum(batch.num_images for batch in spent)
         summary = {
             "settings": folder.settings,
-            "drawn": spent.num_pictures,
-            "skipped": len(wanted) - spent.num_pictures,
-            "cost": spent.cost(),
+            "drawn": drawn,
+            "skipped": len(wanted) - drawn,
+            "cost": _cost(spent),
             "pictures": [{"file": job.file_name, **job.facts()} for job in wanted],
         }
         text = json_module.dumps(summary, indent=2)
@@ -160,10 +161,6 @@ class Generate:
             raise ValueError(
                 "nothing to generate: name classes, as in `swiftmask generate MODEL 0 1 2` (or --prompt)"
             )
-        if self.num < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"--num and --batch-size must be at least 1, got {self.num} and {self.batch_size}"
-            )
         if self.seeds and (self.seed, self.num) != (0, 1):
             raise ValueError("--seeds beside --seed or --num: name the seeds, or the first one and how many")
         if self.negative_prompt and (self.classes or self.guidance == 1.0):
@@ -172,12 +169,9 @@ class Generate:
         accelerated = self.shortcut is not None or self.caching is not None or self.preset is not None
         if self.full_steps is not None and not accelerated:
             raise ValueError("--full-steps needs --shortcut or --caching: without them every step is full")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"--steps must be at least 1, got {self.steps}")
         if self.mask is not None and self.init_image is None:
             raise ValueError("--mask says what of --init-image is generated anew: give both")
         self._decoding()  # complains about a background that is no colour
-        _refuse_file(self.out)
         if len(self.size) > 2:
             raise ValueError(
                 f"--size takes one number, or a height and a width, got {len(self.size)} numbers"
@@ -222,12 +216,15 @@ class Generate:
         from swiftmask.core.protocol import SamplingOptions
         from swiftmask.evaluate.presets import Settings
 
+        accelerators = {
+            method: measure.own(self.model, chosen, method)
+            for method in measure.METHODS
+            if (chosen := getattr(self, method)) is not None
+        }
         return Settings(
+            **accelerators,
             steps=self.steps,
-            shortcut=None if self.shortcut is None else measure.shortcut_of(self.model, self.shortcut),
             caching=self.caching,
-            marval=None if self.marval is None else measure.marval_of(self.model, self.marval),
-            speed_rl=None if self.speed_rl is None else measure.speed_rl_of(self.model, self.speed_rl),
             full_steps=self.full_steps,
             size=(self.size[0], self.size[-1]) if self.size else None,
             sampling=SamplingOptions(
@@ -285,9 +282,10 @@ class Generate:
 
     def _draw(
         self, pipeline: "Pipeline", folder: PictureFolder, jobs_here: Sequence[Job], canvas: "Canvas | None"
-    ) -> "_Spent":
+    ) -> "list[_Spent]":
         """Draw what is missing, and keep of it nothing but what it cost."""
-        spent, of_class = _Spent(), pipeline.model.spec.draws == "class"
+        spent: list[_Spent] = []
+        of_class = pipeline.model.spec.draws == "class"
         missing = folder.missing(jobs_here)
         if missing:
             say_where(pipeline)
@@ -310,59 +308,35 @@ class Generate:
                 assert isinstance(result.images, list)
                 for job, image in zip(batch, result.images, strict=True):
                     folder.save(image, job)
-                spent = spent.plus(result.cost, len(batch), count_flops=self.flops)
+                cost = result.cost
+                gflop = round(cost.flops / 1e9, 4) if self.flops and not spent else None
+                spent.append(_Spent(len(batch), cost.seconds, cost.decoder_seconds, cost.calls, gflop))
         return spent
 
 
 @dataclass(frozen=True, slots=True)
 class _Spent:
-    """Sums over the images that were generated, and what each of them took alike."""
+    """What a batch of images took; calls and operations are the same for every image."""
 
-    num_pictures: int = 0
-    seconds: float = 0.0
-    decoder_seconds: float = 0.0
-    calls: dict[str, int] = field(default_factory=dict)
-    gflop: float | None = None
-
-    def plus(self, cost: "Cost", num_pictures: int, *, count_flops: bool) -> Self:
-        """With one batch more; operations are counted once, as they are the same for every picture."""
-        gflop = round(cost.flops / 1e9, 4) if count_flops and self.gflop is None else self.gflop
-        return replace(
-            self,
-            num_pictures=self.num_pictures + num_pictures,
-            seconds=self.seconds + cost.seconds,
-            decoder_seconds=self.decoder_seconds + cost.decoder_seconds,
-            calls=self.calls or cost.calls,
-            gflop=gflop,
-        )
-
-    @classmethod
-    def sum(cls, parts: Sequence[Self]) -> Self:
-        """Of all processes."""
-        told = next((part for part in parts if part.num_pictures), cls())
-        return cls(
-            sum(part.num_pictures for part in parts),
-            sum(part.seconds for part in parts),
-            sum(part.decoder_seconds for part in parts),
-            told.calls,
-            told.gflop,
-        )
-
-    def cost(self) -> dict[str, Any] | None:
-        """Of one picture, for generate.json; None if nothing was drawn."""
-        if not self.num_pictures:
-            return None
-        return {
-            "calls_per_picture": self.calls,
-            **({} if self.gflop is None else {"gflop_per_picture": self.gflop}),
-            "ms_per_picture": round(1000 * self.seconds / self.num_pictures, 3),
-            "decoder_ms_per_picture": round(1000 * self.decoder_seconds / self.num_pictures, 3),
-        }
+    num_images: int
+    seconds: float
+    decoder_seconds: float
+    calls: dict[str, int]
+    gflop: float | None
 
 
-def _refuse_file(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out {folder} is a file: name a folder")
+def _cost(batches: Sequence[_Spent]) -> dict[str, Any] | None:
+    """Of one image, for generate.json; None if nothing was generated."""
+    if not batches:
+        return None
+    count = sum(spent.num_images for spent in batches)
+    gflop = next((spent.gflop for spent in batches if spent.gflop is not None), None)
+    return {
+        "calls_per_picture": batches[0].calls,
+        **({} if gflop is None else {"gflop_per_picture": gflop}),
+        "ms_per_picture": round(1000 * sum(spent.seconds for spent in batches) / count, 3),
+        "decoder_ms_per_picture": round(1000 * sum(spent.decoder_seconds for spent in batches) / count, 3),
+    }
 
 
 def _fingerprint(pipeline: "Pipeline") -> str:

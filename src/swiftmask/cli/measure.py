@@ -26,32 +26,26 @@ def baselines_of(pipeline: "Pipeline") -> tuple[Caching, ...]:
     return (*anywhere, "ml-cache", "ml-cache-refreshed")
 
 
-def shortcut_of(model: str, shortcut: str) -> str:
-    """Where the shortcut of a model is: `shortcut`, or for "auto" beside the model, `NAME-shortcut`."""
-    return own(model, shortcut, "shortcut")
-
-
-def marval_of(model: str, marval: str) -> str:
-    """Where the MARVAL student of a model is: `marval`, or for "auto" beside the model, `NAME-marval`."""
-    return own(model, marval, "marval")
-
-
-def speed_rl_of(model: str, speed_rl: str) -> str:
-    """Where the Speed-RL weights of a model are: `speed_rl`, or for "auto" beside it, `NAME-speed-rl`."""
-    return own(model, speed_rl, "speed-rl")
+METHODS = ("shortcut", "marval", "speed_rl")
+"""Options that name weights which a model may have beside it."""
 
 
 def own(model: str, chosen: str, method: str) -> str:
-    """Errors: ValueError where "auto" finds nothing."""
+    """Where the weights of one of `METHODS` for a model are: as chosen, or for "auto" beside the model, as
+    in `MODEL-speed-rl`.
+
+    Errors: ValueError where "auto" finds nothing.
+    """
     if chosen != "auto":
         return chosen
     beside = _beside(model, method)
     if beside is None:
         from swiftmask.registry import recipe_names
 
-        name = Path(f"{model.rstrip('/')}-{method}").name
+        what = method.replace("_", "-")
+        name = Path(f"{model.rstrip('/')}-{what}").name
         trained = f", or train it (swiftmask train {name})" if name in recipe_names() else ""
-        raise ValueError(f"{model} has no {method} of its own: name one, or its folder{trained}")
+        raise ValueError(f"{model} has no {what} of its own: name one, or its folder{trained}")
     return beside
 
 
@@ -60,10 +54,10 @@ def has_own(model: str, method: str) -> bool:
     return _beside(model, method) is not None
 
 
-def own_or_none(model: str, chosen: str, method: str) -> str | None:
-    """The same, None for "none" and where "auto" finds nothing; a path in a form that a preset can keep."""
+def own_or_none(model: str, chosen: str, method: str) -> str:
+    """As `own`, in a form that a preset can keep; "none" where that is chosen or "auto" finds nothing."""
     if chosen == "none" or (chosen == "auto" and not has_own(model, method)):
-        return None
+        return "none"
     source = own(model, chosen, method)
     path = Path(source).expanduser()
     return str(path.resolve()) if path.exists() else source
@@ -72,7 +66,7 @@ def own_or_none(model: str, chosen: str, method: str) -> str | None:
 def _beside(model: str, method: str) -> str | None:
     from swiftmask.registry import bundled_names
 
-    beside = Path(f"{model.rstrip('/')}-{method}")
+    beside = Path(f"{model.rstrip('/')}-{method.replace('_', '-')}")
     return str(beside) if beside.is_dir() or beside.name in bundled_names() else None
 
 
@@ -118,29 +112,25 @@ def file_name(base: "Pipeline") -> str:
     return base.name.replace("/", "--")
 
 
-REPORTS = ("report.json", "demo.json")
-"""What `bench` and `demo` write beside their report.html."""
-
-
-def refuse_another_report(path: Path, model: str, command: str, *, overwrite: bool) -> None:
-    """Before anything is measured. Errors: ValueError if the folder of `path`, one of `REPORTS`, holds the
-    report of another model, of other settings, or of the other command.
+def refuse_another_report(path: Path, model: str, command: str) -> None:
+    """Before anything is measured. Errors: ValueError if `path` is the report of another model, of other
+    settings or of another command.
     """
     from swiftmask.core.settings import read_json
 
-    there = [path.with_name(name) for name in REPORTS if path.with_name(name).exists()]
-    for other in () if overwrite else there:
-        found = read_json(other, expected="expected a report")
-        if found.get("model") != model:
-            raise ValueError(
-                f"{other} is the report of another model ({found.get('model')}, this is {model}): choose "
-                "another --out, or --overwrite to replace it"
-            )
-        if other != path or _what_is_measured(str(found.get("command"))) != _what_is_measured(command):
-            raise ValueError(
-                f"{path.parent} holds the report of other settings ({found.get('command')}): choose another "
-                "--out, or --overwrite to replace it"
-            )
+    if not path.exists():
+        return
+    found = read_json(path, expected="expected a report")
+    if found.get("model") != model:
+        raise ValueError(
+            f"{path} is the report of another model ({found.get('model')}, this is {model}): choose "
+            "another --out, or --overwrite to replace it"
+        )
+    if _what_is_measured(str(found.get("command"))) != _what_is_measured(command):
+        raise ValueError(
+            f"{path.parent} holds the report of other settings ({found.get('command')}): choose another "
+            "--out, or --overwrite to replace it"
+        )
 
 
 def _what_is_measured(command: str) -> list[str]:
@@ -150,7 +140,7 @@ def _what_is_measured(command: str) -> list[str]:
     return [word for place, word in enumerate(words) if place not in own and place - 1 not in own]
 
 
-_UNTOLD = ("overwrite", "json", "shown", "results")
+_UNTOLD = ("overwrite", "json", "shown")
 """Options that change no number."""
 
 

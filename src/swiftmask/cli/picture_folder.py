@@ -34,7 +34,7 @@ class PictureFolder:
 
     def missing(self, jobs: Sequence[Job]) -> list[Job]:
         """Those not drawn yet, drawn with other settings, or damaged."""
-        return [job for job in jobs if _whole_stamp(self.path / job.file_name) != self._stamp(job)]
+        return [job for job in jobs if _stamp_of(self.path / job.file_name, pixels=True) != self._stamp(job)]
 
     def refuse_others(self, jobs: Sequence[Job]) -> None:
         """Errors: ValueError naming a picture of other settings and the difference, or one of `jobs` whose
@@ -73,26 +73,20 @@ class PictureFolder:
         return json.dumps({**self.settings, **job.facts()}, sort_keys=True)
 
 
-def _stamp_of(path: Path) -> str | None:
-    """What a PNG says of itself; "" if it is not ours, None if there is none or it is damaged."""
+def _stamp_of(path: Path, *, pixels: bool = False) -> str | None:
+    """What a PNG says of itself; "" if it is not ours, None if there is none or it is damaged.
+
+    Args:
+        pixels: whether they are read, too, which is the only way to see that they are damaged.
+    """
     from PIL import Image
 
     try:
         with Image.open(path) as image:
+            if pixels:
+                image.load()
             return str(image.info.get(_STAMP, ""))
     except Exception:  # Pillow raises almost anything for files that are damaged or too large
-        return None
-
-
-def _whole_stamp(path: Path) -> str | None:
-    """As `_stamp_of`, None also for a picture whose pixels are damaged."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return str(image.info.get(_STAMP, ""))
-    except Exception:  # as above
         return None
 
 

@@ -62,6 +62,20 @@ def counting(
         yield lambda amount, what: progress.update(task, advance=amount, description=f"{title}: {what}")
 
 
+def counted(bar: Progress, what: str) -> Callable[[int, int], None]:
+    """`on_progress(done, total)` as a task of images of a bar. It begins with what was there already, which
+    would otherwise count as speed.
+    """
+    tasks: list[TaskID] = []
+
+    def on_progress(done: int, total: int) -> None:
+        if not tasks:
+            tasks.append(bar.add_task(what, total=total, completed=done, unit="images"))
+        bar.update(tasks[0], completed=done)
+
+    return on_progress
+
+
 def note(text: str) -> None:
     """A line for the person at the keyboard; under `notes_held` not before work begins."""
     if not _HELD.keep(text):

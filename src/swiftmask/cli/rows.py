@@ -1,7 +1,8 @@
 """From settings to rows of a study: pipelines, their names, and what they cost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from swiftmask.presets import apply_settings
 from swiftmask.registry import weights_name
 
 if TYPE_CHECKING:
-    from swiftmask.core.types import Schedule, Step
+    from swiftmask.core.types import Record, Schedule, Step
     from swiftmask.pipeline import Pipeline
 
 
@@ -51,9 +52,11 @@ class Rows:
             calls=pipeline.calls(schedule),
             flops=pipeline.flops(schedule),
             fingerprint=measure.fingerprint(pipeline, schedule),
-            generate=_generate_with(pipeline),
+            generate=partial(generated, pipeline),
             device=pipeline.model.device,
             reference=reference,
+            settings=settings,
+            placement=placement,
         )
 
     def pipeline(self, settings: Settings) -> "Pipeline":
@@ -125,16 +128,21 @@ def _denoising(pipeline: "Pipeline") -> str:
     return f"x{chosen}" if isinstance(chosen, int) else f"x{chosen[0]}-{chosen[1]}"
 
 
-def _generate_with(pipeline: "Pipeline") -> Any:
-    of_class = pipeline.model.spec.draws == "class"
-
-    def generate(asked: Sequence[Any], seeds: list[int]) -> Generated:
-        labels, prompts = (asked, None) if of_class else (None, asked)
-        result = pipeline.generate(labels, prompts=prompts, seeds=seeds, output_type="pt")
-        assert not isinstance(result.images, list)
-        return Generated(result.images, result.trajectory.tokens_BL, result.cost.seconds)
-
-    return generate
+def generated(
+    pipeline: "Pipeline",
+    asked: Sequence[Any],
+    seeds: Sequence[int],
+    *,
+    steps: int | None = None,
+    on_step: "Callable[[Record], None] | None" = None,
+) -> Generated:
+    """One image per class or prompt, whichever the model takes, and image seed."""
+    labels, prompts = (asked, None) if pipeline.model.spec.draws == "class" else (None, asked)
+    result = pipeline.generate(
+        labels, prompts=prompts, seeds=seeds, steps=steps, output_type="pt", on_step=on_step
+    )
+    assert not isinstance(result.images, list)
+    return Generated(result.images, result.trajectory.tokens_BL, result.cost.seconds)
 
 
 StepKey = tuple[object, ...]

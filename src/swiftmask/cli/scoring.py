@@ -19,7 +19,8 @@ import torch
 
 from swiftmask.cli import jobs
 from swiftmask.cli.asked import PIXELS, Asked, is_extractor
-from swiftmask.cli.progress import counting, note
+from swiftmask.cli.progress import counted, counting, note, progress_bar
+from swiftmask.cli.rows import generated
 from swiftmask.core.settings import read_json, settings_of
 from swiftmask.evaluate.extractors import (
     JUDGE,
@@ -42,6 +43,8 @@ from swiftmask.evaluate.study import Measurement, Row, Sample, Study
 from swiftmask.rewards.named import READER, Entry, label_of, require_weights
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from swiftmask.data.sources import Source
     from swiftmask.evaluate.extractors import Extractor
     from swiftmask.pipeline import Pipeline
@@ -190,7 +193,7 @@ def _scorer(
             return _reader(text, base, requests, asked)
         return _reward(text, base, requests)
     name, _, source = text.rpartition("=")
-    extractor: Any = load_extractor(source, base.model.device)
+    extractor = load_extractor(source, base.model.device)
     if name and not extractor.identity.canonical:
         extractor = replace(extractor, identity=Identity(name, extractor.identity.sha256))
     if text == JUDGE and not asked.scorer and processes.rank == 0:
@@ -299,15 +302,7 @@ def _real(
     _check_numbers(real, sample)
     own = folder / f"real-{real.fingerprint[:12]}-{identity.name}-{identity.sha256[:12]}"
     shown = processes.rank == 0
-    with counting(
-        "describing real images", real.count / processes.count, unit="images", shown=shown
-    ) as advance:
-        last = [0]
-
-        def on_progress(done: int, total: int) -> None:
-            advance(done - last[0], source.name)
-            last[0] = done
-
+    with progress_bar(shown=shown) as bar:
         store = describe(
             real,
             extractor,
@@ -315,7 +310,7 @@ def _real(
             batch_size=sample.batch_size,
             rank=processes.rank,
             num_ranks=processes.count,
-            on_progress=on_progress,
+            on_progress=counted(bar, f"describing real images of {source.name}"),
         )
     processes.wait()
     for line in real.notices() if shown else ():
@@ -324,11 +319,10 @@ def _real(
     return store
 
 
-def _one_image(base: "Pipeline", asked: Asked) -> Any:
+def _one_image(base: "Pipeline", asked: Asked) -> "Tensor":
     """As small a decode as there is: [1, 3, H, W]."""
     first = requests_of(base, asked).asked(0, 1)
-    labels, prompts = (first, None) if base.model.spec.draws == "class" else (None, first)
-    return base.generate(labels, prompts=prompts, seeds=[0], steps=1, output_type="pt").images
+    return generated(base, first, [0], steps=1).images_B3HW
 
 
 def _say_size(source: "Source", side: int) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from swiftmask.cli import measure
 from swiftmask.cli.rows import Rows, own_sampling
 from swiftmask.cli.scoring import measured
+from swiftmask.cli.tune import Space
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.schedule import uniform_full_steps
 from swiftmask.core.settings import first_line, parse_json_list, read_text
@@ -25,7 +26,6 @@ from swiftmask.evaluate.presets import Settings
 from swiftmask.evaluate.study import Measurement, Row, Sample, Study
 from swiftmask.evaluate.tuning.feature_drift import DISTANCES, Recording, drift, record_decode
 from swiftmask.evaluate.tuning.halving import (
-    Candidate,
     Goal,
     Round,
     Tried,
@@ -47,48 +47,6 @@ _KEPT = {"budgets": 3, "placements": 2, "sampling": 3}
 
 _DRIFT_SEED = 10_000
 """Evaluation seed of the images that drift is measured on."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Space:
-    """What is searched.
-
-    Attributes:
-        steps: step counts.
-        reference_steps: of the full model that speed-ups are relative to.
-        shortcut, marval, speed_rl: accelerators that need weights, where there are any.
-        baselines: cachings.
-        denoising_steps: of a diffusion head.
-        guidance, temperature, choice_temperature, schedule_power: values to try on the best of what the rest
-            gives.
-    """
-
-    steps: tuple[int, ...]
-    reference_steps: int
-    shortcut: str | None = None
-    marval: str | None = None
-    speed_rl: str | None = None
-    baselines: tuple[str, ...] = ()
-    denoising_steps: tuple[int, ...] = ()
-    guidance: tuple[float, ...] = ()
-    temperature: tuple[float, ...] = ()
-    choice_temperature: tuple[float, ...] = ()
-    schedule_power: tuple[float, ...] = ()
-
-    def sampling(self, own: SamplingOptions, *, guided: bool) -> list[SamplingOptions]:
-        """Every combination of the values but what the model does anyway, whose own values stay unsaid."""
-        given = (
-            (self.guidance if guided else (), own.guidance),
-            (self.temperature, own.temperature),
-            (self.choice_temperature, own.choice_temperature),
-            (self.schedule_power, own.power),
-        )
-        values = [[None if value == ours else value for value in some] or [None] for some, ours in given]
-        grid = [
-            SamplingOptions(guidance=g, temperature=t, choice_temperature=c, schedule_power=p)
-            for g, t, c, p in product(*values)
-        ]
-        return [options for options in dict.fromkeys(grid) if options != SamplingOptions()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +78,12 @@ class Search:
     _recordings: dict[int, Recording] = field(default_factory=dict)
 
     @property
-    def reference(self) -> Candidate:
-        return self.candidate(Settings(steps=self.space.reference_steps))
+    def reference(self) -> Row:
+        return self.rows_of.row(Settings(steps=self.reference_steps))
+
+    @property
+    def reference_steps(self) -> int:
+        return self.space.reference_steps or self.rows_of.base.steps
 
     def run(self, goal: Goal) -> Found:
         """What is left, on fresh images. Errors: ValueError if nothing is cheap enough to be tried."""
@@ -132,23 +94,23 @@ class Search:
                 f"nothing in {min(self.space.steps)} or more decode steps meets the bound of "
                 f"{goal.cost / 1e9:.4g} GFLOP an image: one step of the full model takes {gflop:.4g}"
             )
-        counts = sorted({*self.space.steps, self.space.reference_steps})
-        full = [self.candidate(Settings(steps=steps)) for steps in counts]
+        counts = sorted({*self.space.steps, self.reference_steps})
+        full = [self.rows_of.row(Settings(steps=steps)) for steps in counts]
         best = halve(pool, full, goal, self.measure, keep=_KEPT["budgets"], on_round=self._remember)
         for stage, changed in (("placements", self._placements), ("sampling", self._sampled)):
             newcomers = [other for one in best.candidates for other in changed(one)]
             best = challenge(best, newcomers, goal, self.measure, keep=_KEPT[stage], on_round=self._remember)
-        full = list({one.row.name: one for one in (best.full[0], self.reference)}.values())
-        every = list({one.row.name: one for one in (*best.candidates, *full)}.values())
+        full = list({one.name: one for one in (best.full[0], self.reference)}.values())
+        every = list({one.name: one for one in (*best.candidates, *full)}.values())
         fresh = compare(
             every, full, goal, measured(self.study, rows_of(every), self.confirming, "fresh images")
         )
         by_name = {tried.name: tried for tried in fresh.tried}
-        names = {one.row.name for one in best.candidates}
+        names = {one.name for one in best.candidates}
         return Found(
             finalists=[tried for tried in fresh.tried if tried.name in names],
-            best_full=by_name[fresh.full[0].row.name],
-            reference=by_name[self.reference.row.name],
+            best_full=by_name[fresh.full[0].name],
+            reference=by_name[self.reference.name],
         )
 
     def ranked(self, goal: Goal) -> list[Tried]:
@@ -160,17 +122,13 @@ class Search:
         sample = replace(self.searched, num_seeds=num_seeds)
         return measured(self.study, rows, sample, f"{len(rows)} candidates")
 
-    def candidate(self, settings: Settings, placement: str = "") -> Candidate:
-        row = self.rows_of.row(settings, placement=placement)
-        return Candidate(settings=settings, row=row, placement=placement)
-
     def require_affordable(self, goal: Goal) -> None:
         """Errors: ValueError if the cheapest decode there can be costs more operations than the bound."""
         guided = own_sampling(self.rows_of.base).guidance not in (None, 1.0)
         fewest = min(self.space.denoising_steps, default=None)
         unguided = SamplingOptions(guidance=1.0 if guided else None, denoising_steps=fewest)
         a_step = [Settings(steps=1, sampling=unguided)]
-        a_step += [Settings(steps=1, marval=source) for source in (self.space.marval,) if source]
+        a_step += [Settings(steps=1, marval=source) for source in _named(self.space.marval)]
         cheapest = min(map(self.rows_of.flops, a_step))
         if not goal.in_ms and not goal.affords(cheapest):
             raise ValueError(
@@ -185,22 +143,22 @@ class Search:
             if known is None or known.images <= tried.images:
                 self.seen[tried.name] = tried
 
-    def budgets(self, goal: Goal) -> list[Candidate]:
+    def budgets(self, goal: Goal) -> list[Row]:
         """Everything that the bound on the cost affords: fewer steps, other weights, and accelerators with as
         many full steps as it pays for. Where it is not in operations, or the loss is bounded: with several
         shares of full steps. The reference itself is no answer and left out.
         """
         wanted = dict.fromkeys([*self._unaccelerated(goal), *self._accelerated(goal)])
-        wanted.pop(Settings(steps=self.space.reference_steps), None)
+        wanted.pop(Settings(steps=self.reference_steps), None)
         cheap = [one for one in wanted if goal.in_ms or goal.affords(self.rows_of.flops(one))]
-        return [self.candidate(one) for one in cheap]
+        return [self.rows_of.row(one) for one in cheap]
 
     def _unaccelerated(self, goal: Goal) -> Iterator[Settings]:
         """The full model with fewer steps, unguided, with shorter denoising, and other weights."""
         space, counts = self.space, {*self.space.steps}
         if not goal.in_ms:  # as many steps as the bound pays for
-            a_step = self.rows_of.flops(Settings(steps=space.reference_steps)) / space.reference_steps
-            fitting = min(int(goal.cost / a_step + 0.5), space.reference_steps)
+            a_step = self.rows_of.flops(Settings(steps=self.reference_steps)) / self.reference_steps
+            fitting = min(int(goal.cost / a_step + 0.5), self.reference_steps)
             counts |= {count for count in (fitting - 1, fitting) if count > 0}
         for steps in sorted(counts):
             yield Settings(steps=steps)
@@ -210,12 +168,12 @@ class Search:
             off = [Settings(steps=n, sampling=SamplingOptions(guidance=1.0)) for n in sorted(space.steps)]
             yield from [one for one in off if goal.in_ms or goal.affords(self.rows_of.flops(one))][-1:]
         for steps in space.steps:
-            yield from (Settings(steps=steps, marval=source) for source in (space.marval,) if source)
-            yield from (Settings(steps=steps, speed_rl=source) for source in (space.speed_rl,) if source)
+            yield from (Settings(steps=steps, marval=source) for source in _named(space.marval))
+            yield from (Settings(steps=steps, speed_rl=source) for source in _named(space.speed_rl))
 
     def _accelerated(self, goal: Goal) -> Iterator[Settings]:
-        accelerators = [Settings(shortcut=source) for source in (self.space.shortcut,) if source]
-        accelerators += [Settings(caching=baseline) for baseline in self.space.baselines]
+        accelerators = [Settings(shortcut=source) for source in _named(self.space.shortcut)]
+        accelerators += [Settings(caching=baseline) for baseline in self.space.baselines or ()]
         for steps, accelerator in product((n for n in self.space.steps if n > 1), accelerators):
             settings = replace(accelerator, steps=steps)
             shares = _SHORTCUT_SHARES if settings.caching is None else _BASELINE_SHARES
@@ -230,7 +188,7 @@ class Search:
                 counts |= {n for n in [next(fitting, steps)] if n < max(counts, default=steps)}
             yield from (replace(settings, full_steps=count) for count in sorted(counts))
 
-    def _placements(self, candidate: Candidate) -> Iterator[Candidate]:
+    def _placements(self, candidate: Row) -> Iterator[Row]:
         """The candidate with its full steps elsewhere, as many of them, where that makes a difference."""
         settings = candidate.settings
         if not isinstance(settings.full_steps, int) or settings.steps is None:
@@ -241,9 +199,9 @@ class Search:
             assert isinstance(moved.full_steps, tuple)
             if moved.full_steps not in seen:
                 seen.add(moved.full_steps)
-                yield self.candidate(moved, placement)
+                yield self.rows_of.row(moved, placement=placement)
 
-    def _sampled(self, candidate: Candidate) -> Iterator[Candidate]:
+    def _sampled(self, candidate: Row) -> Iterator[Row]:
         """The candidate with other guidance, temperatures and schedules; a guidance that makes it cheap is
         left alone.
         """
@@ -251,7 +209,7 @@ class Search:
         guided = settings.sampling.guidance is None and settings.marval is None
         for options in self.space.sampling(own_sampling(self.rows_of.base), guided=guided):
             changed = replace(settings, sampling=options.over(settings.sampling))
-            yield self.candidate(changed, candidate.placement)
+            yield self.rows_of.row(changed, placement=candidate.placement)
 
     def placed(self, settings: Settings, num_full: int, placement: str) -> Settings:
         """The settings of an accelerator with so many full steps, placed.
@@ -291,9 +249,13 @@ class Search:
         return _kept_drift(path)
 
 
+def _named(source: str) -> list[str]:
+    """The weights that an option names, if it names any."""
+    return [] if source == "none" else [source]
+
+
 def _kept_drift(path: Path) -> Tensor:
     """What was measured before. Errors: ValueError if the file is damaged."""
-
     rows = parse_json_list(read_text(path, expected="expected a drift"), source=str(path))
     try:
         found_SS = torch.tensor(rows, dtype=torch.float64)

@@ -52,8 +52,6 @@ class ServeReward:
 
     def server(self) -> ThreadingHTTPServer:
         """Listens already. Errors: ValueError or FileNotFoundError naming the wrong name, file or number."""
-        if self.max_images < 1 or self.max_megabytes < 1:
-            raise ValueError("--max-images and --max-megabytes must be at least 1")
         for option, given in (("--weights", self.weights), ("--clip", self.clip)):
             if given == "":
                 raise ValueError(f"{option} is empty: name a file or a folder, or leave it out")

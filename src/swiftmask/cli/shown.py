@@ -1,66 +1,92 @@
-"""What a report page shows of the rows: images at equal seeds, and how one of them came about."""
+"""The report of `bench` and `demo`: rows measured, images at equal seeds, and how one of them came about."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from swiftmask.cli import measure
+from swiftmask.cli.loading import say_where
+from swiftmask.cli.progress import counting
+from swiftmask.cli.rows import Rows, generated
+from swiftmask.cli.scoring import measured, resumable
+from swiftmask.core.writing import write_bytes, write_text
+from swiftmask.evaluate.frontier import frontier_png
+from swiftmask.evaluate.report import (
+    Gallery,
+    Timeline,
+    TimelineRecorder,
+    findings,
+    html_report,
+    model_card,
+    picture_uri,
+)
+from swiftmask.evaluate.sheets import side_by_side
+from swiftmask.evaluate.study import Row, Sample, Study
+from swiftmask.evaluate.summary import VANILLA, Report, summarise, write_report
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from swiftmask.cli.bench import Bench
+    from swiftmask.cli.demo import Demo
 
-    from swiftmask.core.types import Record
-    from swiftmask.evaluate.report import Gallery, Timeline
-    from swiftmask.evaluate.requests import Requests
-    from swiftmask.evaluate.study import Row
-    from swiftmask.pipeline import Pipeline
-
-Shown = tuple[list[Any], list[int]]
-"""Classes or prompts, and image seeds."""
+_IN_GRID = 6
+"""Rows of at most so many are also shown in one PNG."""
 
 
-def generate_shown(
-    rows: "Sequence[Row]", shown: Shown, on_row: Callable[[str], None] = lambda name: None
-) -> "dict[str, Tensor]":
-    """The same images by every row: [count, 3, H, W] by row name."""
-    generated = {}
+def measure_and_publish(
+    options: "Bench | Demo", command: str, rows_of: Rows, rows: Sequence[Row], study: Study, sample: Sample
+) -> None:
+    """Measure rows, write their report to the folder `options.out`, and print it. Of several processes, the
+    first one writes.
+    """
+    speaks = study.processes.rank == 0
+    if speaks:
+        say_where(rows_of.base)
+    with resumable():
+        found = measured(study, rows, sample, "generating and scoring")
+    if not speaks:
+        return
+    origin, out = measure.origin(rows_of.base.name, command), options.out
+    report = summarise(rows, found, sample, origin, study.scorers)
+    shown = study.requests.shown(options.shown, sample.num_images)
+    with counting("generating what is shown", len(rows), unit="rows") as advance:
+        images = {}
+        for row in rows:
+            images[row.name] = row.generate(*shown).images_B3HW
+            advance(1, row.name)
+        first = tuple(part[:1] for part in shown)
+        timelines = [_timeline(rows_of, row, *first) for row in _telling(report, rows)]
+    gallery = Gallery(
+        captions=tuple(f"{study.requests.text(one)}, seed {seed}" for one, seed in zip(*shown, strict=True)),
+        images={name: tuple(map(picture_uri, images_B3HW)) for name, images_B3HW in images.items()},
+    )
+    told, title = findings(report), f"{report.model}: what acceleration costs"
+    write_report(report, out / "report.json")
+    write_text(out / "report.md", model_card(report))
+    write_bytes(out / "frontier.png", frontier_png(report))
+    if len(rows) <= _IN_GRID:
+        write_bytes(out / "grid.png", side_by_side(list(images.values())))
+    write_text(out / "report.html", html_report(title, told, report, gallery=gallery, timelines=timelines))
+    if options.json:
+        measure.print_json(asdict(report))
+    else:
+        measure.print_report(report)
+        print(f"{told}\nreport: {out / 'report.html'}")
+
+
+def _telling(report: Report, rows: Sequence[Row]) -> list[Row]:
+    """The full model and one row of each method, at the same budget if it was measured there."""
+    full, picked = report.full, report.picked()
+    wanted = {} if full is None else {full.series: full.name}
     for row in rows:
-        generated[row.name] = row.generate(*shown).images_B3HW
-        on_row(row.name)
-    return generated
+        same = picked is not None and (row.steps, row.full_steps) == (picked.steps, picked.full_steps)
+        if row.series not in wanted or (same and row.series != VANILLA):
+            wanted[row.series] = row.name
+    return [row for row in rows if row.name in wanted.values()]
 
 
-def gallery_of(generated: "Mapping[str, Tensor]", shown: Shown, requests: "Requests") -> "Gallery":
-    """What `generate_shown` gave, with captions."""
-    from swiftmask.evaluate.report import Gallery, picture_uri
-
-    captions = [f"{requests.text(entry)}, seed {seed}" for entry, seed in zip(*shown, strict=True)]
-    images = {name: tuple(map(picture_uri, images_B3HW)) for name, images_B3HW in generated.items()}
-    return Gallery(captions=tuple(captions), images=images)
-
-
-def timeline_of(pipeline: "Pipeline", row: "Row", shown: Shown) -> "Timeline":
-    """How the gallery's first image fills up under a row."""
-    from swiftmask.evaluate.report import TimelineRecorder
-
+def _timeline(rows_of: Rows, row: Row, asked: list, seeds: list[int]) -> Timeline:
+    """How one image fills up under a row."""
+    pipeline = rows_of.pipeline(row.settings)
     recorder = TimelineRecorder(pipeline.model)
-    _watch(pipeline, shown, recorder)
+    generated(pipeline, asked, seeds, on_step=recorder)
     return recorder.timeline(row.name)
-
-
-def filmstrip(pipeline: "Pipeline", shown: Shown, num_frames: int = 8) -> bytes:
-    """A PNG of the first shown image filling up."""
-    import torch
-
-    from swiftmask.evaluate.sheets import canvas_picture, side_by_side
-
-    frames: list[Tensor] = []
-    _watch(pipeline, shown, lambda record: frames.append(canvas_picture(pipeline.model, record.after)))
-    last = len(frames) - 1
-    chosen = sorted({round(index * last / (num_frames - 1)) for index in range(num_frames)})
-    return side_by_side([torch.stack([frames[index] for index in chosen])])
-
-
-def _watch(pipeline: "Pipeline", shown: Shown, on_step: "Callable[[Record], None]") -> None:
-    asked, seeds = (part[:1] for part in shown)
-    labels: Any
-    prompts: Any
-    labels, prompts = (asked, None) if pipeline.model.spec.draws == "class" else (None, asked)
-    pipeline.generate(labels, prompts=prompts, seeds=seeds, output_type="pt", on_step=on_step)

@@ -1,7 +1,8 @@
 """`swiftmask tune`: the best settings under a bound on cost or quality, as a preset."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +13,8 @@ from swiftmask.cli.asked import Asked
 from swiftmask.cli.loading import say_where, shares_of
 
 if TYPE_CHECKING:
-    from swiftmask.cli.search import Found, Search, Space
+    from swiftmask.cli.search import Found, Search
+    from swiftmask.core.protocol import SamplingOptions
     from swiftmask.evaluate.quantities import Quantity
     from swiftmask.evaluate.study import Study
     from swiftmask.evaluate.tuning.halving import Goal, Tried
@@ -26,6 +28,80 @@ _STEPS = (1 / 2, 3 / 4, 1, 3 / 2)
 
 _FRESH_SEED = 1_000
 """First evaluation seed of the finalists; no search gets that far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What is searched.
+
+    Attributes:
+        reference_steps: decode steps of the full model that is the reference (default: the model's own).
+        steps: step counts to try (default: from half of the model's own to one and a half times as many).
+        shortcut: the shortcut to try ("auto" is the model's own, if it has one; "none" leaves it out).
+        baselines: training-free accelerators to try (default: reuse and extrapolation-1 for models of codes).
+        marval: the MARVAL student to try ("auto" and "none" as above).
+        speed_rl: the Speed-RL weights to try ("auto" and "none" as above).
+        denoising_steps: of a diffusion head, to try.
+        guidance: values to try on the best of what the rest gives (default: half, as much and twice as
+            strong).
+        temperature: the same (default: 0.9 times and as much).
+        choice_temperature: the same (default: half and as much).
+        schedule_power: the same (default: 1 and 2; 1 is the model's own schedule).
+    """
+
+    reference_steps: int | None = None
+    steps: tuple[int, ...] = ()
+    shortcut: str = "auto"
+    baselines: tuple[measure.Caching, ...] | None = None
+    marval: str = "auto"
+    speed_rl: str = "auto"
+    denoising_steps: tuple[int, ...] = ()
+    guidance: tuple[float, ...] | None = None
+    temperature: tuple[float, ...] | None = None
+    choice_temperature: tuple[float, ...] | None = None
+    schedule_power: tuple[float, ...] = (1.0, 2.0)
+
+    def fitted_to(self, base: "Pipeline", model: str) -> "Space":
+        """With what "auto" and options that were left out mean for a model and the name it was given."""
+        from swiftmask.cli.rows import own_sampling
+
+        diffusion, own = measure.has_diffusion_head(base), own_sampling(base)
+        strength = 0.0 if own.guidance is None else own.guidance - 1
+        choice = own.choice_temperature
+        defaults: dict[str, tuple[Any, ...]] = {
+            "baselines": () if diffusion else ("reuse", "extrapolation-1"),
+            "guidance": tuple(1 + strength * share for share in (0.5, 1.0, 2.0)) if strength else (),
+            "temperature": tuple((own.temperature or 1.0) * factor for factor in (0.9, 1.0)),
+            "choice_temperature": () if choice is None else (0.5 * choice, choice),
+        }
+        return replace(
+            self,
+            reference_steps=self.reference_steps or base.steps,
+            steps=self.steps or shares_of(base.steps, *_STEPS),
+            shortcut=measure.own_or_none(model, self.shortcut, "shortcut"),
+            marval=measure.own_or_none(model, self.marval, "marval") if diffusion else "none",
+            speed_rl=measure.own_or_none(model, self.speed_rl, "speed_rl"),
+            **{name: value for name, value in defaults.items() if getattr(self, name) is None},
+        )
+
+    def sampling(self, own: "SamplingOptions", *, guided: bool) -> "list[SamplingOptions]":
+        """Every combination of the values but what the model does anyway, whose own values stay unsaid."""
+        from swiftmask.core.protocol import SamplingOptions
+
+        given = (
+            (self.guidance if guided else (), own.guidance),
+            (self.temperature, own.temperature),
+            (self.choice_temperature, own.choice_temperature),
+            (self.schedule_power, own.power),
+        )
+        values = [
+            [None if value == ours else value for value in some or ()] or [None] for some, ours in given
+        ]
+        grid = [
+            SamplingOptions(guidance=g, temperature=t, choice_temperature=c, schedule_power=p)
+            for g, t, c, p in product(*values)
+        ]
+        return [options for options in dict.fromkeys(grid) if options != SamplingOptions()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,18 +119,6 @@ class Tune:
         max_loss: the cheapest that loses at most this share against the best full model.
         objective: key of the quantity that is lost, such as score, fd_scenes or pickscore (default: the first
             of the first scorer).
-        reference_steps: decode steps of the full model that is the reference (default: the model's own).
-        steps: step counts to try (default: from half of the model's own to one and a half times as many).
-        shortcut: the shortcut to try ("auto" is the model's own, if it has one; "none" leaves it out).
-        baselines: training-free accelerators to try (default: reuse and extrapolation-1 for models of codes).
-        marval: the MARVAL student to try ("auto" and "none" as above).
-        speed_rl: the Speed-RL weights to try ("auto" and "none" as above).
-        denoising_steps: of a diffusion head, to try.
-        guidance: values to try on the best of what the rest gives (default: half, as much and twice as
-            strong).
-        temperature: the same (default: 0.9 times and as much).
-        choice_temperature: the same (default: half and as much).
-        schedule_power: the same (default: 1 and 2; 1 is the model's own schedule).
         search_images: images that every candidate generates at first.
         images: images for each of --seeds evaluation seeds that the finalists are measured on.
         seeds: evaluation seeds of the finalists.
@@ -73,17 +137,7 @@ class Tune:
     gflop: float | None = None
     max_loss: float | None = None
     objective: str | None = None
-    reference_steps: int | None = None
-    steps: tuple[int, ...] = ()
-    shortcut: str = "auto"
-    baselines: tuple[measure.Caching, ...] | None = None
-    marval: str = "auto"
-    speed_rl: str = "auto"
-    denoising_steps: tuple[int, ...] = ()
-    guidance: tuple[float, ...] | None = None
-    temperature: tuple[float, ...] | None = None
-    choice_temperature: tuple[float, ...] | None = None
-    schedule_power: tuple[float, ...] = (1.0, 2.0)
+    space: Annotated[Space, tyro.conf.OmitArgPrefixes] = Space()
     search_images: int = 48
     images: int = 192
     seeds: int = 3
@@ -111,7 +165,7 @@ class Tune:
         search = Search(
             rows_of=rows_of,
             study=study,
-            space=self._space(base),
+            space=self.space.fitted_to(base, self.model),
             searched=searched,
             confirming=Sample(
                 num_images=self.images,
@@ -142,7 +196,7 @@ class Tune:
     def _goal(self, search: "Search", objective: "Quantity") -> "Goal":
         from swiftmask.evaluate.tuning.halving import Goal
 
-        reference = search.reference.row
+        reference = search.reference
         cost = float(reference.flops)
         if self.time:
             reference.generate(*search.study.requests.shown(2, 2))  # what a first call takes is no speed
@@ -150,33 +204,6 @@ class Tune:
         share = CHEAPER if self.speedup is None else 1 / self.speedup
         bound = cost * share if self.gflop is None else self.gflop * 1e9
         return Goal(cost=bound, objective=objective, max_loss=self.max_loss, in_ms=self.time)
-
-    def _space(self, base: "Pipeline") -> "Space":
-        """What to search, with what "auto" and options that were left out mean for this model."""
-        from swiftmask.cli.rows import own_sampling
-        from swiftmask.cli.search import Space
-
-        diffusion, own = measure.has_diffusion_head(base), own_sampling(base)
-        strength = 0.0 if own.guidance is None else own.guidance - 1
-        guidance = tuple(1 + strength * share for share in (0.5, 1.0, 2.0)) if strength else ()
-        temperature = tuple((own.temperature or 1.0) * factor for factor in (0.9, 1.0))
-        choice = (
-            () if own.choice_temperature is None else (0.5 * own.choice_temperature, own.choice_temperature)
-        )
-        baselines: tuple[str, ...] = () if diffusion else ("reuse", "extrapolation-1")
-        return Space(
-            steps=self.steps or shares_of(base.steps, *_STEPS),
-            reference_steps=self.reference_steps or base.steps,
-            shortcut=measure.own_or_none(self.model, self.shortcut, "shortcut"),
-            marval=measure.own_or_none(self.model, self.marval, "marval") if diffusion else None,
-            speed_rl=measure.own_or_none(self.model, self.speed_rl, "speed-rl"),
-            baselines=baselines if self.baselines is None else self.baselines,
-            denoising_steps=self.denoising_steps,
-            guidance=guidance if self.guidance is None else self.guidance,
-            temperature=temperature if self.temperature is None else self.temperature,
-            choice_temperature=choice if self.choice_temperature is None else self.choice_temperature,
-            schedule_power=self.schedule_power,
-        )
 
     def _publish(self, base: "Pipeline", search: "Search", goal: "Goal", found: "Found") -> int:
         """Write the report and, if there is an answer, the preset; print."""
@@ -205,7 +232,7 @@ class Tune:
         """What was asked, tried and found."""
         asked = f"at most {_cost(goal.cost, goal)} an image"
         if self.speedup is not None:
-            asked += f" ({self.speedup:g} times less than {search.space.reference_steps} full steps)"
+            asked += f" ({self.speedup:g} times less than {search.reference_steps} full steps)"
         if self.max_loss is None:
             asked = f"the best {goal.objective.key} for {asked}"
         else:
@@ -232,34 +259,29 @@ class Tune:
         from swiftmask.evaluate.presets import Measured, Numbers, Preset, write_preset
 
         base = search.rows_of.base
-        origin = measure.origin(self.model, measure.command_of("tune", self))
-        found_pipeline = search.rows_of.pipeline(winner.candidate.settings)
+        origin = asdict(measure.origin(base.name, measure.command_of("tune", self)))
+        found_pipeline = search.rows_of.pipeline(winner.row.settings)
 
         def numbers(tried: "Tried") -> Numbers:
-            gflop = tried.candidate.row.flops / 1e9
-            return Numbers(name=tried.name, gflop=gflop, ms=tried.ms, values=tried.values)
+            return Numbers(name=tried.name, gflop=tried.row.flops / 1e9, ms=tried.ms, values=tried.values)
 
-        measured = Measured(
-            found=numbers(winner),
-            reference=numbers(found.reference),
-            best_full=numbers(found.best_full),
-            speedup=found.reference.cost / winner.cost,
-            objective=goal.objective.key,
-            loss=winner.loss,
-            pictures=self.images,
-            seeds=self.seeds,
-            dtype=self.dtype,
-            commit=origin.commit,
-            date=origin.date,
-            machine=origin.machine,
-            command=origin.command,
-        )
         preset = Preset(
-            model=base.name,
+            model=origin.pop("model"),
             fingerprint=weights_fingerprint(base.model),
             accelerated_fingerprint=weights_fingerprint(found_pipeline.model, found_pipeline.features_fn),
-            settings=winner.candidate.settings,
-            measured=measured,
+            settings=winner.row.settings,
+            measured=Measured(
+                found=numbers(winner),
+                reference=numbers(found.reference),
+                best_full=numbers(found.best_full),
+                speedup=found.reference.cost / winner.cost,
+                objective=goal.objective.key,
+                loss=winner.loss,
+                pictures=self.images,
+                seeds=self.seeds,
+                dtype=self.dtype,
+                **origin,
+            ),
         )
         write_preset(preset, path)
 
@@ -287,12 +309,12 @@ def _line(tried: "Tried") -> dict[str, Any]:
     """A candidate as it is published."""
     return {
         "name": tried.name,
-        "gflop": tried.candidate.row.flops / 1e9,
+        "gflop": tried.row.flops / 1e9,
         "ms": tried.ms,
         "images": tried.images,
         "values": {key: asdict(spread) for key, spread in tried.values.items()},
         "loss": asdict(tried.loss),
-        "settings": asdict(tried.candidate.settings),
+        "settings": asdict(tried.row.settings),
     }
 
 

@@ -37,22 +37,6 @@ def check_words(command_class: type, args: Sequence[str]) -> None:
             raise ValueError(f"{name} takes no value, got {value if equals else following!r}")
 
 
-_EARLIER = {
-    "--batch": "--batch-size",
-    "--extractor": "--scorer",
-    "--lora": "--speed-rl",
-    "--shortcut-budgets": "--budgets",
-}
-"""Options by the names that they had, in commands that have the new one alone."""
-
-
-def with_new_names(args: Sequence[str], command_class: type) -> list[str]:
-    """The arguments, with options called what they are called now."""
-    known = _options(command_class)
-    renamed = {old: new for old, new in _EARLIER.items() if new in known and old not in known}
-    return [renamed.get(arg, arg) for arg in args]
-
-
 def complaint(command_class: type, args: Sequence[str], boxed: str) -> str:
     """What tyro says in a box (of lines, or in ASCII) on one line, with what an option takes."""
     known, text = _options(command_class), flatten(boxed)

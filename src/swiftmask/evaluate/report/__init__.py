@@ -9,12 +9,11 @@ A package of its own because it carries those files; everything is plain data in
 
 from swiftmask.evaluate.report.findings import findings, model_card
 from swiftmask.evaluate.report.gallery import Gallery, picture_uri
-from swiftmask.evaluate.report.page import Picture, html_report
+from swiftmask.evaluate.report.page import html_report
 from swiftmask.evaluate.report.timeline import Timeline, TimelineRecorder
 
 __all__ = [
     "Gallery",
-    "Picture",
     "Timeline",
     "TimelineRecorder",
     "findings",

@@ -48,11 +48,7 @@ def picture_uri(image_3HW: Tensor, *, at_most: int | None = None) -> str:
     buffer = BytesIO()
     if max(image.size) <= _LOSSLESS_UP_TO:
         image.save(buffer, format="PNG", optimize=True)
-        return png_uri(buffer.getvalue())
-    image.save(buffer, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-def png_uri(png: bytes) -> str:
-    """A PNG file as a data URI."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+    else:
+        image.save(buffer, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    kind = "png" if max(image.size) <= _LOSSLESS_UP_TO else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

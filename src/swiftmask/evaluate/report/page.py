@@ -7,13 +7,13 @@ timeline) is drawn from one JSON block by plot.js, pictures.js and timeline.js.
 import base64
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from html import escape
 from importlib.resources import files
 from string import Template
 
 from swiftmask.evaluate.report.findings import meaningless, model_card
-from swiftmask.evaluate.report.gallery import Gallery, png_uri
+from swiftmask.evaluate.report.gallery import Gallery
 from swiftmask.evaluate.report.timeline import Timeline
 from swiftmask.evaluate.summary import Report
 from swiftmask.evaluate.table import caption, groups, headings, table
@@ -23,22 +23,10 @@ _SAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 """Inside a script element nothing may look like markup, whatever a model is called."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """A further PNG with its heading and caption; `pixels` keeps small pictures crisp when enlarged."""
-
-    heading: str
-    png: bytes
-    alt: str
-    caption: str
-    pixels: bool = False
-
-
 def html_report(
     title: str,
     summary: str,
     report: Report,
-    pictures: Sequence[Picture] = (),
     *,
     gallery: Gallery | None = None,
     timelines: Sequence[Timeline] = (),
@@ -47,7 +35,6 @@ def html_report(
 
     Args:
         summary: what was found, in a few sentences.
-        pictures: shown as they are, below the table.
         gallery: pictures of the rows at equal seeds, compared with a slider.
         timelines: how one picture of some rows came about.
     """
@@ -60,7 +47,6 @@ def html_report(
         table=_table(headings(report), table(report)),
         caption=escape(caption(report)),
         further="\n".join(_further(report, group) for group in groups(report)),
-        pictures="\n".join(_figure(picture) for picture in pictures),
         command=escape(report.command),
         commands="\n".join(
             _command(row.name, command)
@@ -124,15 +110,6 @@ def _further(report: Report, group: str) -> str:
         f'<section aria-labelledby="{mark}"><h2 id="{mark}">{escape(group)}</h2>\n'
         f'<div class="scroll" tabindex="0" role="region" aria-labelledby="{mark}"><table>\n'
         f"{_table(headings(report, group), table(report, group))}\n</table></div></section>"
-    )
-
-
-def _figure(picture: Picture) -> str:
-    shape = ' class="pixels"' if picture.pixels else ""
-    return (
-        f"<section><h2>{escape(picture.heading)}</h2>\n<figure>"
-        f'<img{shape} alt="{escape(picture.alt)}" src="{png_uri(picture.png)}">'
-        f"<figcaption>{escape(picture.caption)}</figcaption></figure></section>"
     )
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from math import ceil, sqrt
 from statistics import fmean, stdev
 
-from swiftmask.evaluate.presets import Settings
 from swiftmask.evaluate.quantities import Quantity, Spread
 from swiftmask.evaluate.study import Measurement, Row
 from swiftmask.evaluate.summary import COST_TOLERANCE, mean_of
@@ -47,21 +46,8 @@ class Goal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """Settings, and their row of a study.
-
-    Attributes:
-        placement: of the full steps, where it is not uniform; the row's name says it, too.
-    """
-
-    settings: Settings
-    row: Row
-    placement: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """A candidate and what is known of it.
+    """A row and what is known of it.
 
     Attributes:
         images: that it has generated.
@@ -70,7 +56,7 @@ class Tried:
             evaluation seeds (0 for a single one).
     """
 
-    candidate: Candidate
+    row: Row
     images: int
     values: dict[str, Spread]
     loss: Spread
@@ -79,7 +65,7 @@ class Tried:
 
     @property
     def name(self) -> str:
-        return self.candidate.row.name
+        return self.row.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +77,17 @@ class Round:
     """
 
     tried: list[Tried]
-    full: list[Candidate]
+    full: list[Row]
     num_seeds: int
 
     @property
-    def candidates(self) -> list[Candidate]:
-        return [tried.candidate for tried in self.tried]
+    def candidates(self) -> list[Row]:
+        return [tried.row for tried in self.tried]
 
 
 def halve(
-    candidates: Sequence[Candidate],
-    full: Sequence[Candidate],
+    candidates: Sequence[Row],
+    full: Sequence[Row],
     goal: Goal,
     measure: MeasureRows,
     *,
@@ -127,7 +113,7 @@ def halve(
 
 def challenge(
     best: Round,
-    newcomers: Iterable[Candidate],
+    newcomers: Iterable[Row],
     goal: Goal,
     measure: MeasureRows,
     *,
@@ -138,7 +124,7 @@ def challenge(
     either have: nothing is dropped for less than it was kept for.
     """
     full, pool, num_seeds = best.full[:1], best.candidates, best.num_seeds
-    if newcomers := [one for one in newcomers if goal.may_afford(one.row)]:
+    if newcomers := [one for one in newcomers if goal.may_afford(one)]:
         left = halve(newcomers, full, goal, measure, keep=keep, on_round=on_round)
         pool, num_seeds = [*pool, *left.candidates], max(num_seeds, left.num_seeds)
     found = compare(pool, full, goal, measure(rows_of(pool, full), num_seeds))
@@ -147,8 +133,8 @@ def challenge(
 
 
 def compare(
-    candidates: Sequence[Candidate],
-    full: Sequence[Candidate],
+    candidates: Sequence[Row],
+    full: Sequence[Row],
     goal: Goal,
     measurements: Sequence[Measurement],
 ) -> Round:
@@ -156,23 +142,21 @@ def compare(
     by_row: dict[str, list[Measurement]] = {}
     for measurement in sorted(measurements, key=lambda m: m.seed):
         by_row.setdefault(measurement.row, []).append(measurement)
-    ranked = sorted(full, key=lambda candidate: _badness(by_row[candidate.row.name], goal))
-    baseline = by_row[ranked[0].row.name]
-    tried = [tried_of(one, by_row[one.row.name], baseline, goal) for one in candidates]
+    ranked = sorted(full, key=lambda candidate: _badness(by_row[candidate.name], goal))
+    baseline = by_row[ranked[0].name]
+    tried = [tried_of(one, by_row[one.name], baseline, goal) for one in candidates]
     return Round(tried=sorted(tried, key=lambda t: merit(t, goal)), full=ranked, num_seeds=len(baseline))
 
 
-def tried_of(
-    candidate: Candidate, own: Sequence[Measurement], baseline: Sequence[Measurement], goal: Goal
-) -> Tried:
+def tried_of(row: Row, own: Sequence[Measurement], baseline: Sequence[Measurement], goal: Goal) -> Tried:
     """What paired measurements (same seeds in the same order) say about a candidate."""
     ms = fmean(m.ms for m in own)
     return Tried(
-        candidate=candidate,
+        row=row,
         images=sum(m.num_images for m in own),
         values={key: Spread.of([m.values[key] for m in own if key in m.values]) for key in own[0].values},
         loss=_loss(own, baseline, goal),
-        cost=ms if goal.in_ms else candidate.row.flops,
+        cost=ms if goal.in_ms else row.flops,
         ms=ms,
     )
 
@@ -200,12 +184,12 @@ def survivors(tried: Sequence[Tried], num: int) -> list[Tried]:
     return kept if safest in kept or num < 2 else [*kept[:-1], safest]
 
 
-def rows_of(*groups: Sequence[Candidate]) -> list[Row]:
+def rows_of(*groups: Sequence[Row]) -> list[Row]:
     """Each once: a full model may be candidate and anchor. Errors: ValueError for two of one name."""
     rows: dict[str, Row] = {}
     for one in (one for group in groups for one in group):
-        if rows.setdefault(one.row.name, one.row).fingerprint != one.row.fingerprint:
-            raise ValueError(f"two candidates are called {one.row.name}")
+        if rows.setdefault(one.name, one).fingerprint != one.fingerprint:
+            raise ValueError(f"two candidates are called {one.name}")
     return list(rows.values())
 
 
