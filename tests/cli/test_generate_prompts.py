@@ -149,7 +149,7 @@ def test_another_size(tiny_meissonic: Path, capsys: pytest.CaptureFixture[str]) 
 def test_tuned_weights_draw_at_the_steps_they_were_tuned_for(
     tiny_meissonic: Path, tiny_lora: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tuned = generated(capsys, tiny_meissonic, *PROMPT, "--lora", tiny_lora, "--flops", "--out", "o")
+    tuned = generated(capsys, tiny_meissonic, *PROMPT, "--speed-rl", tiny_lora, "--flops", "--out", "o")
     assert tuned["settings"]["steps"] == 2
     arguments = (tiny_meissonic, *PROMPT, "--steps", 2, "--flops", "--out", "o")
     said = refused(capsys, *arguments)
@@ -272,10 +272,10 @@ def test_a_changed_start_picture_is_another_setting(
             [TINY, *PROMPT, "--init-image", "image.png", "--mask", "half.png", "--steps", "9"],
             "8 masked tokens: take fewer steps",
         ),
-        ([TINY, *PROMPT, "--lora", "./nowhere"], "no such Speed-RL result"),
-        ([TINY, *PROMPT, "--lora", "auto"], "has no speed-rl of its own: name one, or its folder"),
-        ([TINY, *PROMPT, "--lora", CLASSES], "was tuned from another model than tiny-meissonic"),
-        ([CLASSES, "0", "--lora", LORA], "tuned from meissonic, and this is another model"),
+        ([TINY, *PROMPT, "--speed-rl", "./nowhere"], "no such Speed-RL result"),
+        ([TINY, *PROMPT, "--speed-rl", "auto"], "has no speed-rl of its own: name one, or its folder"),
+        ([TINY, *PROMPT, "--speed-rl", CLASSES], "was tuned from another model than tiny-meissonic"),
+        ([CLASSES, "0", "--speed-rl", LORA], "tuned from meissonic, and this is another model"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(

@@ -155,12 +155,10 @@ class BenchSpeed:
                 return None
             network, own_full_steps = found
             full_steps = min(own_full_steps, base.steps) if self.full_steps is None else self.full_steps
-        elif self.shortcut == "none" or (
-            self.shortcut == "auto" and not measure.has_own(self.model, "shortcut")
-        ):
-            return None
         else:
-            network, full_steps = measure.own(self.model, self.shortcut, "shortcut"), self.full_steps
+            network, full_steps = measure.own_or_none(self.model, self.shortcut, "shortcut"), self.full_steps
+            if network == "none":
+                return None
         if full_steps is not None:
             measure.check_budget(base.steps, full_steps)
         return accelerate(base, shortcut=network, full_steps=full_steps)
@@ -172,9 +170,8 @@ class BenchSpeed:
         if self.random_weights:
             student = untrained_student(base)
             return None if student is None else accelerate(base, marval=student)
-        if self.marval == "none" or (self.marval == "auto" and not measure.has_own(self.model, "marval")):
-            return None
-        return accelerate(base, marval=measure.own(self.model, self.marval, "marval"))
+        source = measure.own_or_none(self.model, self.marval, "marval")
+        return None if source == "none" else accelerate(base, marval=source)
 
 
 def step_kind(name: str, pipeline: "Pipeline") -> "StepKind":

@@ -81,44 +81,33 @@ class Demo:
         if not self.overwrite:
             measure.refuse_another_report(self.out / "report.json", base.name, command)
         rows_of = Rows(base)
-        full, fast, *others = self._ways(base, rows_of)
+        full, fast = self._compared(base)
         compared = fast.shortcut is not None
         sample = Sample(num_images=self.images, num_seeds=1, batch_size=min(96, self.images))
         study = study_of(base, self.asked, sample, self.out / "parts", diverse=False, compared=compared)
         rows = [rows_of.row(full)]
         rows += [rows_of.row(fast, reference=rows[0].name if compared else None)]
-        rows += [rows_of.row(other) for other in others]
+        rows += [rows_of.row(other) for other in _beside(full, fast, rows_of)]
         measure_and_publish(self, command, rows_of, rows, study, sample)
         return 0
 
-    def _ways(self, base: "Pipeline", rows_of: "Rows") -> "list[Settings]":
-        """The full model, the accelerated one, the full one with as many steps as that costs, and unguided.
+    def _compared(self, base: "Pipeline") -> "tuple[Settings, Settings]":
+        """The full model and the accelerated one.
 
         Errors: ValueError for more full steps than there are steps, if no accelerator is named and the model
         has none, or if several are named.
         """
-        from swiftmask.core.protocol import SamplingOptions
         from swiftmask.evaluate.presets import Settings
 
         steps = base.steps if self.steps is None else self.steps
         full_steps = max(1, 3 * steps // 8) if self.full_steps is None else self.full_steps
         measure.check_budget(steps, full_steps)
         method, source = self._accelerator()
-        full = baseline = Settings(steps=steps)
-        match method:
-            case "shortcut":
-                fast = replace(full, shortcut=source, full_steps=full_steps)
-            case "marval":
-                fast = replace(full, marval=source)
-                few = SamplingOptions(sampler="ddim", denoising_steps=_BASELINE_DENOISING)
-                baseline = replace(full, sampling=few)
-            case _:
-                fast = Settings(speed_rl=source, steps=full_steps)
-        equal = _at_cost_of(rows_of.flops(fast), baseline, rows_of)
-        ways = [full, fast] if equal == full else [full, fast, equal]
-        if measure.is_guided(base):
-            ways.append(replace(full, sampling=SamplingOptions(guidance=1.0)))
-        return ways
+        if method == "speed_rl":
+            return Settings(steps=steps), Settings(speed_rl=source, steps=full_steps)
+        if method == "marval":
+            return Settings(steps=steps), Settings(marval=source, steps=steps)
+        return Settings(steps=steps), Settings(shortcut=source, steps=steps, full_steps=full_steps)
 
     def _accelerator(self) -> tuple[str, str]:
         """The method, and where its weights are."""
@@ -135,6 +124,21 @@ class Demo:
             )
         method, source = (given + own)[0]
         return method, measure.own(self.model, source, method)
+
+
+def _beside(full: "Settings", fast: "Settings", rows_of: "Rows") -> "list[Settings]":
+    """The full model with as many steps (or, beside a student of its head, fewer denoising ones) as the
+    accelerated one costs, and unguided.
+    """
+    from swiftmask.core.protocol import SamplingOptions
+
+    few = SamplingOptions(sampler="ddim", denoising_steps=_BASELINE_DENOISING)
+    baseline = full if fast.marval is None else replace(full, sampling=few)
+    equal = _at_cost_of(rows_of.flops(fast), baseline, rows_of)
+    others = [] if equal == full else [equal]
+    if measure.is_guided(rows_of.base):
+        others.append(replace(full, sampling=SamplingOptions(guidance=1.0)))
+    return others
 
 
 def _at_cost_of(wanted: int, baseline: "Settings", rows_of: "Rows") -> "Settings":
