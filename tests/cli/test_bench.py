@@ -187,7 +187,9 @@ def test_readers_of_columns_score_prompts_and_classes(
     lines = [{"prompt": f"a {colour} circle", "colour": colour} for colour in ("red", "blue")]
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
     asked = Asked(prompts=prompts, scorer=(f"reader={first}", f"reader={second}"))
-    command = replace(_bench(prompt_model, tmp_path / "out"), asked=asked, baselines=(), budgets=(), unguided=())
+    command = replace(
+        _bench(prompt_model, tmp_path / "out"), asked=asked, baselines=(), budgets=(), unguided=()
+    )
     assert command.run() == 0
     report = json.loads(capsys.readouterr().out)
     values = {key: spread["mean"] for key, spread in report["rows"][0]["values"].items()}
