@@ -93,8 +93,10 @@ def compare_sets(
     """
     identity, ours = generated.identity, FeatureSample.of(generated.readings())
     floor: Found = {}
-    half, real = 0, reference
-    if isinstance(reference, FeatureStore):
+    half = 0
+    if isinstance(reference, Moments):
+        real = reference
+    else:
         if identity.sha256 != reference.identity.sha256:
             raise ValueError(
                 f"the images were described by {identity.name}, the reference by {reference.identity.name} "
