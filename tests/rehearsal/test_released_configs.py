@@ -1,5 +1,6 @@
 """An update of every training in configs/ at real size, without values: where tensors are, what waits for the
-host, the precision of products; and what benchmarks/training_cost.py measures.
+host, the precision of products; and what benchmarks/training_cost.py measures. Of Meissonic and Lumina-DiMOO,
+whose blocks are all alike, the blocks that count as one are there.
 """
 
 import sys
@@ -52,8 +53,9 @@ PRECISE = {"models/mar/head.py"}
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_an_update_computes_in_bfloat16_on_the_device(path: Path, tmp_path: Path) -> None:
     settings = [*FEWER[training_cost.read_config_file(path)[0] or ""], "training.accumulate=1"]
+    depth = None if training_cost.released_depth(training_cost.base_name(path)) is None else 1
     with found_by_accelerate(), Rehearsal(values=False) as gpu:
-        _, training = training_cost.of_config(path, settings)
+        _, training = training_cost.of_config(path, settings, depth)
         run = begin(training.trainer, training.config, tmp_path, "rehearsal")
         batch = training.batches(0, 0, 1)
         with gpu.part() as part:
@@ -92,3 +94,16 @@ def test_operations_of_a_shortcut_grow_with_its_images() -> None:
     assert 2 * few.update_flops == pytest.approx(many.update_flops, rel=0.1)
     assert few.base_parameters > 40 * few.trained_parameters
     assert few.peak_bytes <= many.peak_bytes
+
+
+def test_depths_are_extrapolated_to_what_the_whole_model_costs() -> None:
+    """From models of one and two blocks to one of four."""
+    path = ROOT / "configs" / "lumina-dimoo-shortcut.yaml"
+    settings = ["full_steps=2", "rounds.step_counts=2", "rounds.images_per_round=2"]
+    one, two, four = (
+        training_cost.measure_at(path, settings, num_updates=1, depth=depth) for depth in (1, 2, 4)
+    )
+    found = training_cost.extrapolated(one, two, 3.0)
+    for name, number in training_cost.asdict(four).items():
+        assert training_cost.asdict(found)[name] == pytest.approx(number, rel=1e-3), name
+    assert four.round_flops > 1.5 * two.round_flops
