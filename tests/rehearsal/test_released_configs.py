@@ -42,6 +42,10 @@ FEWER: dict[str, list[str]] = {
 WAITS = {
     ("read", "training/loop.py"),  # whether loss and gradient are finite
     ("copy to the device", "models/mar/generator.py"),  # labels
+    ("copy to the device", "models/meissonic/generator.py"),  # prompts, once an update
+    ("copy to the device", "models/meissonic/rotary.py"),  # positions, once a run
+    ("copy to the device", "training/processes.py"),  # metrics of the round
+    ("read", "methods/speed_rl/training.py"),  # metrics of the update
 }
 """What an update waits for: the kind, and the file of the line that asks."""
 
@@ -96,14 +100,22 @@ def test_operations_of_a_shortcut_grow_with_its_images() -> None:
     assert few.peak_bytes <= many.peak_bytes
 
 
-def test_depths_are_extrapolated_to_what_the_whole_model_costs() -> None:
-    """From models of one and two blocks to one of four."""
-    path = ROOT / "configs" / "lumina-dimoo-shortcut.yaml"
-    settings = ["full_steps=2", "rounds.step_counts=2", "rounds.images_per_round=2"]
-    one, two, four = (
-        training_cost.measure_at(path, settings, num_updates=1, depth=depth) for depth in (1, 2, 4)
+def test_what_differs_between_two_depths_is_extrapolated() -> None:
+    cost = training_cost.Cost(
+        config="a.yaml",
+        base="b",
+        base_parameters=10,
+        trained_parameters=4,
+        weights_bytes=100,
+        round_peak_bytes=300,
+        update_peak_bytes=200,
+        num_steps=5,
+        measured_steps=1,
+        round_flops=1.0,
+        update_flops=2.0,
     )
-    found = training_cost.extrapolated(one, two, 3.0)
-    for name, number in training_cost.asdict(four).items():
-        assert training_cost.asdict(found)[name] == pytest.approx(number, rel=1e-3), name
-    assert four.round_flops > 1.5 * two.round_flops
+    two = training_cost.replace(cost, base_parameters=16, update_peak_bytes=260, update_flops=3.5)
+    four = training_cost.extrapolated(cost, two, 3.0)
+    assert four == training_cost.replace(cost, base_parameters=28, update_peak_bytes=380, update_flops=6.5)
+    assert four.peak_bytes == 380
+    assert four.hours(5 * 7.5 / 3600) == pytest.approx(1.0)
