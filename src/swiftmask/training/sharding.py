@@ -5,19 +5,26 @@ draw the images they learn from. Accelerate's own FSDP2 is this call of `fully_s
 on CPUs and differently inside each network.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:  # importing them takes seconds, and without them nothing is sharded
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
 
 
 def shard(module: nn.Module, accelerator: Accelerator) -> None:
     """Split what `module` trains over all processes; frozen parameters stay whole, and shared."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     frozen = {parameter for parameter in module.parameters() if not parameter.requires_grad}
     fully_shard(module, mesh=mesh, ignored_params=frozen)
@@ -26,7 +33,7 @@ def shard(module: nn.Module, accelerator: Accelerator) -> None:
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
     """The weights whole inside, split again at the end; nothing for a module that is not sharded."""
-    if not isinstance(module, FSDPModule):
+    if not _is_sharded(module):
         yield
         return
     module.unshard()
@@ -39,10 +46,10 @@ def gathered(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def summed_later(accelerator: Accelerator, model: nn.Module, later: bool) -> Iterator[None]:
     """Within, gradients are kept to be summed over processes by a later pass of the same step."""
-    if isinstance(model, FSDPModule):
+    if _is_sharded(model):
         model.set_requires_gradient_sync(not later)
         model.set_reshard_after_backward(False)
-    if not later or isinstance(model, FSDPModule):
+    if not later or _is_sharded(model):
         yield
         return
     with accelerator.no_sync(model):
@@ -51,25 +58,38 @@ def summed_later(accelerator: Accelerator, model: nn.Module, later: bool) -> Ite
 
 def unsharded(module: nn.Module) -> nn.Module:
     """The module with whole weights, for good."""
-    if isinstance(module, FSDPModule):
+    if _is_sharded(module):
         module.unshard()
     return module
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor; all of one that is not split."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_split(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor. Every process must ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_split(tensor) else tensor
 
 
 def split_like(tensor: Tensor, example: Tensor) -> Tensor:
     """A whole tensor, the same in every process, on the device of `example` and split as that is."""
     placed = tensor.to(example.device)
-    if not isinstance(example, DTensor):
+    if not _is_split(example):
         return placed
+    from torch.distributed.tensor import distribute_tensor
+
     with torch.no_grad():
         return distribute_tensor(placed, example.device_mesh, example.placements)
+
+
+def _is_sharded(module: nn.Module) -> "TypeIs[FSDPModule]":
+    """False wherever the library that shards was never imported."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
+def _is_split(tensor: Tensor) -> "TypeIs[DTensor]":
+    found = sys.modules.get("torch.distributed.tensor")
+    return found is not None and isinstance(tensor, found.DTensor)
