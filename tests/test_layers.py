@@ -16,6 +16,7 @@ FREE = (
     "registry",
     "sources",
     "cli",
+    "serve",
     "recipes",
     "__init__",
     "__main__",

@@ -42,7 +42,7 @@ from swiftmask.core.ranges import RANGES, Range, check
 from swiftmask.core.rng import SeededNoise, ShapesOfNoise
 from swiftmask.core.schedule import uniform_full_steps, with_full_steps
 from swiftmask.core.types import Canvas, Record, Schedule, Step, Trajectory
-from swiftmask.data.images.inpainting import start_picture
+from swiftmask.data.images.inpainting import StartPicture, paste_kept, start_picture
 from swiftmask.data.images.pixels import to_pil
 from swiftmask.data.prompts import require_text
 from swiftmask.models.meissonic import Meissonic, Prompt, with_negative
@@ -141,6 +141,7 @@ class Pipeline:
         sampling: SamplingOptions | None = None,
         size: int | tuple[int, int] | None = None,
         canvas: Canvas | None = None,
+        start: StartPicture | Sequence[StartPicture] | None = None,
         output_type: OutputType = "pil",
         on_step: Callable[[Record], None] | None = None,
     ) -> Result:
@@ -156,7 +157,9 @@ class Pipeline:
             size: side in pixels, or height and width, for a model of several sizes.
             canvas: start from these tokens instead of a blank canvas; unmasked tokens are kept (inpainting,
                 see `start_canvas`). Every image must have the same number of masked tokens.
-            on_step: called after every step with its record.
+            start: what `start` made of a picture, for all, or one each: its kept pixels are in the result as
+                they were. Every start must leave the same number of tokens to draw.
+            on_step: called after every step with its record. What it raises ends the decode.
 
         Errors: ValueError for an unknown class, a prompt given to a class model, impossible steps, or more
         pictures than a large model finds memory for; FloatingPointError if the weights, or their dtype, gave
@@ -166,10 +169,8 @@ class Pipeline:
             raise ValueError(f"output_type must be 'pil' or 'pt', got {output_type!r}")
         if on_step is not None and not callable(on_step):
             raise TypeError(f"on_step must be a function of a step's record, got {on_step!r}")
-        if sampling is not None:
-            require_type("sampling", sampling, SamplingOptions, "SamplingOptions")
-        if canvas is not None:
-            require_type("canvas", canvas, Canvas, "a Canvas, as start_canvas gives it")
+        require_type("sampling", sampling, SamplingOptions | None, "SamplingOptions")
+        require_type("canvas", canvas, Canvas | None, "a Canvas, as start_canvas gives it")
         asked = SamplingOptions(guidance=guidance).over(sampling or SamplingOptions())
         pipeline = self if size is None else self.sized(*height_and_width(size))
         if asked != SamplingOptions():
@@ -177,10 +178,8 @@ class Pipeline:
         with torch.no_grad():  # not inference_mode: models keep what they computed, and may be trained later
             condition = pipeline._encode(labels, prompts, negative_prompt)
         seeds = chosen_seeds(seeds, len(condition))
-        if canvas is None:
-            canvas = pipeline.model.blank(len(condition))
-        else:
-            _check_start(canvas, pipeline.model.blank(len(condition)).tokens_BL.shape)
+        starts = [] if start is None else _starts(start, len(condition))
+        canvas = pipeline._first_canvas(canvas, starts, len(condition))
         schedule = pipeline.schedule(steps, num_masked=canvas.num_masked)
         if isinstance(pipeline.model, WeighedGenerator):
             method = "backbone" if pipeline.features_fn is None else pipeline.features_fn.name
@@ -192,7 +191,7 @@ class Pipeline:
             trajectory = pipeline._decode(condition, schedule, noise, canvas, on_step)
             _synchronise(pipeline.model.device)
             decoded = time.perf_counter()
-            images_B3HW = pipeline.model.to_pixels(trajectory.tokens_BL)
+            images_B3HW = paste_kept(pipeline._pixels(trajectory.tokens_BL), starts)
             _synchronise(pipeline.model.device)
         finished = time.perf_counter()
         check_finite(trajectory, images_B3HW, pipeline.dtype)
@@ -209,28 +208,69 @@ class Pipeline:
             height, width = shadow.to_pixels(shadow.blank(1).tokens_BL).shape[-2:]
         return height, width
 
-    @torch.no_grad()
-    def start_canvas(self, image: Image.Image, mask: Image.Image | None = None, *, count: int = 1) -> Canvas:
-        """A canvas for `generate(canvas=...)` that keeps tokens of a picture: inpainting and outpainting.
-
-        What is kept goes through the codec like everything else, so its pixels change a little.
+    def start(self, image: Image.Image, mask: Image.Image | None = None) -> StartPicture:
+        """What `generate(start=...)` starts from: inpainting and outpainting. Computes nothing on the device.
 
         Args:
             image: at most as large as the pictures; a smaller one lies in the middle, and what is around it
                 is drawn.
             mask: as large as the image; white is drawn anew.
-            count: pictures that start from it.
 
         Errors: ValueError for sizes that do not fit, or if everything or nothing is left to draw.
         """
         require_type("image", image, Image.Image, "a PIL image")
         require_type("mask", mask, Image.Image | None, "a PIL image")
+        return start_picture(image, mask, size=self.picture_size(), grid=self.model.spec.grid)
+
+    def start_canvas(self, image: Image.Image, mask: Image.Image | None = None, *, count: int = 1) -> Canvas:
+        """The tokens that `start` would keep, as a canvas for `generate(canvas=...)`.
+
+        Its pixels go through the codec like everything else and change a little; `generate(start=...)` pastes
+        the kept ones back.
+
+        Args:
+            image, mask: as `start` takes them.
+            count: pictures that start from it.
+
+        Errors: as `start`.
+        """
+        require_type("image", image, Image.Image, "a PIL image")
+        require_type("mask", mask, Image.Image | None, "a PIL image")
         check("count", count, Range(low=1, high=RANGES["num"].high), int)
-        start = start_picture(image, mask, size=self.picture_size(), grid=self.model.spec.grid)
-        tokens_1L = self.model.to_tokens(start.image_3HW[None].to(self.model.device))
-        known_N = (~start.drawn_L).nonzero().flatten().to(self.model.device)
-        known_BN = tokens_1L[:, known_N].repeat_interleave(count, dim=0)
-        return self.model.blank(count).write(known_N.expand(count, -1), known_BN)
+        return self._started([self.start(image, mask)] * count)
+
+    def _pixels(self, tokens_BL: Tensor) -> Tensor:
+        """Finished tokens to pictures. On the CPU one by one: its convolutions round otherwise in a batch of
+        another size, and a picture would depend on its batch in the last bit.
+        """
+        if self.model.device.type != "cpu":
+            return self.model.to_pixels(tokens_BL)
+        return torch.cat([self.model.to_pixels(tokens_1L) for tokens_1L in tokens_BL.split(1)])
+
+    def _first_canvas(self, canvas: Canvas | None, starts: Sequence[StartPicture], count: int) -> Canvas:
+        """What the decode of so many images begins with. Errors: ValueError."""
+        if starts:
+            if canvas is not None:
+                raise ValueError("give canvas or start, not both: a start has its own tokens")
+            return self._started(starts)
+        blank = self.model.blank(count)
+        if canvas is None:
+            return blank
+        _check_start(canvas, blank.tokens_BL.shape)
+        return canvas
+
+    @torch.no_grad()
+    def _started(self, starts: Sequence[StartPicture]) -> Canvas:
+        """Each picture is encoded by itself, so that its tokens never depend on its batch."""
+        device = self.model.device
+        encoded = {id(start): start for start in starts}
+        tokens = {
+            key: self.model.to_tokens(start.image_3HW[None].to(device)) for key, start in encoded.items()
+        }
+        known_BN = torch.stack([(~start.drawn_L).nonzero().flatten() for start in starts]).to(device)
+        tokens_BL = torch.cat([tokens[id(start)] for start in starts])
+        index = known_BN if tokens_BL.ndim == 2 else known_BN[..., None].expand(-1, -1, tokens_BL.shape[-1])
+        return self.model.blank(len(starts)).write(known_BN, tokens_BL.gather(1, index))
 
     def schedule(self, steps: int | None = None, *, num_masked: int | None = None) -> list[Step]:
         """The steps of one decode, with the full ones placed."""
@@ -269,14 +309,16 @@ class Pipeline:
         """
         key = tuple(schedule)
         if key not in self._flops:
-            if any(step.denoising for step in schedule):
-                two_S, three_S = (self.step_flops(with_chains(schedule, length)) for length in (2, 3))
-                extra_S = [0 if s.denoising is None else s.denoising.num_steps - 2 for s in schedule]
-                per_step = [a + n * (b - a) for a, b, n in zip(two_S, three_S, extra_S, strict=True)]
-            else:
-                per_step = self.step_flops(schedule)
-            self._flops[key] = sum(per_step)
+            self._flops[key] = sum(self.chain_flops(schedule))
         return self._flops[key]
+
+    def chain_flops(self, schedule: Schedule) -> list[int]:
+        """Operations of each step, with denoising chains of any length."""
+        if not any(step.denoising for step in schedule):
+            return self.step_flops(schedule)
+        two_S, three_S = (self.step_flops(with_chains(schedule, length)) for length in (2, 3))
+        extra_S = [0 if s.denoising is None else s.denoising.num_steps - 2 for s in schedule]
+        return [a + n * (b - a) for a, b, n in zip(two_S, three_S, extra_S, strict=True)]
 
     def step_flops(self, schedule: Schedule) -> list[int]:
         """Operations of each step.
@@ -416,6 +458,21 @@ def _negatives(given: str | Sequence[str]) -> str | list[str]:
         require_type("negative_prompt", text, str, "a text")
         require_text(text)
     return given if isinstance(given, str) else listed
+
+
+def _starts(start: StartPicture | Sequence[StartPicture], count: int) -> list[StartPicture]:
+    """One for each picture. Errors: ValueError for another number, or unequal numbers of tokens to draw."""
+    starts = [start] * count if isinstance(start, StartPicture) else in_order("start", start, "starts")
+    if len(starts) != count:
+        raise ValueError(f"one start for all images, or one each: got {len(starts)} for {count} images")
+    for place, one in enumerate(starts):
+        require_type(f"start[{place}]", one, StartPicture, "what Pipeline.start gives")
+    if len(counts := {one.num_drawn for one in starts}) > 1:
+        raise ValueError(
+            f"every start of a batch must leave as many tokens to draw, got {sorted(counts)}: generate "
+            "them in batches of their own"
+        )
+    return starts
 
 
 def _check_start(canvas: Canvas, shape: torch.Size) -> None:

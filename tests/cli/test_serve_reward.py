@@ -2,7 +2,6 @@
 
 import sys
 import threading
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from swiftmask.cli import main
 from swiftmask.cli.serve_reward import ServeReward
 from swiftmask.data.scenes import captions, render, sample_scenes
 from swiftmask.rewards.http_client import HttpReward
+from swiftmask.serve.listening import ListeningServer
 
 OWN = "NUMBER = 3\ndef score(images_B3HW, prompts):\n    return [float(len(prompt)) for prompt in prompts]\n"
 
@@ -28,7 +28,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def score(command: ServeReward, images_B3HW: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     with command.server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
         client = HttpReward(url=f"http://127.0.0.1:{server.server_port}", num_attempts=1)
         try:
@@ -78,11 +78,11 @@ def test_rewards_by_name(
         assert options["dtype"] == torch.bfloat16
         return lambda images_B3HW, prompts: [0.0]
 
-    def interrupt(server: ThreadingHTTPServer) -> None:
+    def interrupt(server: ListeningServer) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"swiftmask.rewards.{load}", loader)
-    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", interrupt)
+    monkeypatch.setattr(ListeningServer, "serve_forever", interrupt)
     with pytest.raises(SystemExit) as stop:
         main(["serve-reward", name, *arguments, "--device", "cpu", "--dtype", "bfloat16", "--port", "0"])
     assert stop.value.code == 130

@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from http.server import ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -21,6 +20,7 @@ import torch
 from PIL import Image
 
 from swiftmask.cli import COMMANDS, main
+from swiftmask.serve.listening import ListeningServer
 from tests.cli.conftest import tiny_scenes
 from tests.hostile.values import FREE_TEXT, OUTPUTS, UNDECIDED, wrong_values
 from tests.released_layouts import write_maskgit
@@ -105,6 +105,7 @@ SOUND = {
     "data emoji": ["--out", "new", "--source", "another folder"],
     "verify": ["golden"],
     "demo": ["--model", "model", "--shortcut", "model-shortcut"],
+    "serve": ["model"],
     "serve-reward": ["scenes-judge"],
     "models": [],
 }
@@ -135,7 +136,7 @@ def barred(monkeypatch: pytest.MonkeyPatch) -> None:
         raise StartedError
 
     monkeypatch.setattr(torch.nn.Module, "__call__", stop)
-    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", stop)
+    monkeypatch.setattr(ListeningServer, "serve_forever", stop)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

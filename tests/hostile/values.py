@@ -28,6 +28,7 @@ UNDECIDED = {
     "generate prompts": "refused beside classes, before it is read (tests/data/test_prompts.py)",
     "generate compile": "an empty mode is none",
     "bench speed compile": "an empty mode is none",
+    "serve compile": "an empty mode is none",
     "generate negative_prompt": "refused for a model of classes, before it is read",
 }
 """Options whose wrong values no rule here can tell, with the reason."""

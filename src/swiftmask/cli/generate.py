@@ -18,8 +18,9 @@ from swiftmask.core.writing import write_text
 from swiftmask.training.lock import sole_writer
 
 if TYPE_CHECKING:
-    from swiftmask.core.types import Canvas, Record
+    from swiftmask.core.types import Record
     from swiftmask.data.images import Decoding
+    from swiftmask.data.images.inpainting import StartPicture
     from swiftmask.evaluate.presets import Settings
     from swiftmask.pipeline import Pipeline
 
@@ -123,14 +124,14 @@ class Generate:
         if self.truncate:
             wanted = list(dict.fromkeys(jobs.truncated(pipeline, wanted)))
         jobs.check_jobs(pipeline, wanted, self.prompts)
-        canvas = self._canvas(pipeline)
-        folder = PictureFolder(self.out, self._settings(pipeline, canvas))  # complains about impossible steps
+        start = self._start(pipeline)
+        folder = PictureFolder(self.out, self._settings(pipeline, start))  # complains about impossible steps
         processes = Processes.here()
         if not self.overwrite:
             folder.refuse_others(wanted)
         with sole_writer(self.out):
             processes.wait()  # none draws before the first holds the folder
-            drawn = self._draw(pipeline, folder, processes.share(wanted), canvas)
+            drawn = self._draw(pipeline, folder, processes.share(wanted), start)
             spent = [batch for batches in processes.gathered(drawn) for batch in batches]
             if processes.rank == 0:
                 self._summarise(folder, wanted, spent)
@@ -246,20 +247,20 @@ class Generate:
         if draws == "prompt" and self.classes:
             raise ValueError(f"{pipeline.name} takes prompts, not classes: leave out --classes")
 
-    def _canvas(self, pipeline: "Pipeline") -> "Canvas | None":
+    def _start(self, pipeline: "Pipeline") -> "StartPicture | None":
         """What every picture starts from."""
         if self.init_image is None:
             return None
-        return jobs.start_canvas(pipeline, self.init_image, self.mask, self._decoding())
+        return jobs.start_of(pipeline, self.init_image, self.mask, self._decoding())
 
     def _decoding(self) -> "Decoding":
         from swiftmask.data.images import Decoding
 
         return Decoding(background=self.background)
 
-    def _settings(self, pipeline: "Pipeline", canvas: "Canvas | None") -> dict[str, Any]:
+    def _settings(self, pipeline: "Pipeline", start: "StartPicture | None") -> dict[str, Any]:
         """All that decides a picture besides its class or prompt and its seed."""
-        schedule = pipeline.schedule(num_masked=None if canvas is None else canvas.num_masked)
+        schedule = pipeline.schedule(num_masked=None if start is None else start.num_drawn)
         given: dict[str, Any] = {}
         if self.matmul_precision != "highest":
             given["matmul_precision"] = self.matmul_precision
@@ -269,6 +270,7 @@ class Generate:
             for name, path in (("init_image", self.init_image), ("mask", self.mask))
         }
         given["decoding"] = None if self.init_image is None else self._decoding().identity
+        given["kept_pixels"] = None if self.init_image is None else "pasted"
         return {
             "model": pipeline.name,
             "weights": _fingerprint(pipeline),
@@ -281,7 +283,11 @@ class Generate:
         }
 
     def _draw(
-        self, pipeline: "Pipeline", folder: PictureFolder, jobs_here: Sequence[Job], canvas: "Canvas | None"
+        self,
+        pipeline: "Pipeline",
+        folder: PictureFolder,
+        jobs_here: Sequence[Job],
+        start: "StartPicture | None",
     ) -> "list[_Spent]":
         """Draw what is missing, and keep of it nothing but what it cost."""
         spent: list[_Spent] = []
@@ -291,8 +297,8 @@ class Generate:
             say_where(pipeline)
         with progress_bar() as progress:
             task = progress.add_task("image steps", total=len(missing) * pipeline.steps)
-            for start in range(0, len(missing), self.batch_size):
-                batch = missing[start : start + self.batch_size]
+            for first in range(0, len(missing), self.batch_size):
+                batch = missing[first : first + self.batch_size]
 
                 def advance(record: "Record", size: int = len(batch)) -> None:
                     progress.advance(task, size)
@@ -302,7 +308,7 @@ class Generate:
                     asked if of_class else None,
                     prompts=None if of_class else asked,
                     seeds=[job.seed for job in batch],
-                    canvas=None if canvas is None else jobs.repeated(canvas, len(batch)),
+                    start=start,
                     on_step=advance,
                 )
                 assert isinstance(result.images, list)

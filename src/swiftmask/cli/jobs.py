@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from swiftmask.cli.progress import note
 
 if TYPE_CHECKING:
-    from swiftmask.core.types import Canvas
     from swiftmask.data.images import Decoding
+    from swiftmask.data.images.inpainting import StartPicture
     from swiftmask.models.meissonic import Prompt
     from swiftmask.pipeline import Pipeline
 
@@ -173,27 +173,18 @@ def truncated(pipeline: "Pipeline", jobs: Sequence[Job]) -> list[Job]:
     return shorter
 
 
-def start_canvas(pipeline: "Pipeline", image: Path, mask: Path | None, decoding: "Decoding") -> "Canvas":
-    """What one picture starts from; says what had to be converted.
+def start_of(pipeline: "Pipeline", image: Path, mask: Path | None, decoding: "Decoding") -> "StartPicture":
+    """What every picture starts from; says what had to be converted.
 
-    Errors: those of `open_picture` and `Pipeline.start_canvas`.
+    Errors: those of `open_picture` and `Pipeline.start`.
     """
     from swiftmask.data.images.decode import counted, open_picture, said, to_rgb
 
-    start = to_rgb(open_picture(image), decoding)
-    canvas = pipeline.start_canvas(start.image, None if mask is None else open_picture(mask))
-    for line in said(counted([start.changes]), 1, decoding):
+    opened = to_rgb(open_picture(image), decoding)
+    start = pipeline.start(opened.image, None if mask is None else open_picture(mask))
+    for line in said(counted([opened.changes]), 1, decoding):
         note(f"{image}: {line}")
-    return canvas
-
-
-def repeated(canvas: "Canvas", count: int) -> "Canvas":
-    """The canvas of one picture for several."""
-    return replace(
-        canvas,
-        tokens_BL=canvas.tokens_BL.repeat_interleave(count, dim=0),
-        masked_BL=canvas.masked_BL.repeat_interleave(count, dim=0),
-    )
+    return start
 
 
 def file_mark(path: Path) -> str:

@@ -1,7 +1,6 @@
 """`swiftmask serve-reward`: a reward in a process, and with packages, of its own."""
 
 from dataclasses import dataclass, replace
-from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from swiftmask.rewards.named import Reward
+    from swiftmask.serve.listening import ListeningServer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,20 +50,30 @@ class ServeReward:
             server.serve_forever()
         return 0
 
-    def server(self) -> ThreadingHTTPServer:
+    def server(self) -> "ListeningServer":
         """Listens already. Errors: ValueError or FileNotFoundError naming the wrong name, file or number."""
         for option, given in (("--weights", self.weights), ("--clip", self.clip)):
             if given == "":
                 raise ValueError(f"{option} is empty: name a file or a folder, or leave it out")
         if not self.host.strip():
             raise ValueError("--host is empty, which listens on every address: say 0.0.0.0 if that is meant")
+        from swiftmask.core.optional import library
+
+        for needed in ("fastapi", "uvicorn"):
+            library(needed, "swiftmask serve-reward")
         from swiftmask.api import device_named, dtype_named
-        from swiftmask.rewards.http_server import Limits, RewardService, make_server
+        from swiftmask.serve.limits import Limits
+        from swiftmask.serve.rewards import RewardService, make_server
 
         device = device_named(self.device)
         dtype_named(self.dtype)  # complains, whatever the reward does with it
-        limits = Limits(num_images=self.max_images, num_bytes=self.max_megabytes * 10**6)
-        service = RewardService(reward=self._load(device), name=self.reward, device=device, limits=limits)
+        service = RewardService(
+            reward=self._load(device),
+            name=self.reward,
+            device=device,
+            limits=Limits(num_bytes=self.max_megabytes * 10**6),
+            max_images=self.max_images,
+        )
         server = make_server(service, host=self.host, port=self.port)
         note(f"{self.reward} on {device_text(device)}")
         return server

@@ -107,6 +107,13 @@ RANGES: dict[str, Range] = {
     **_same(Range(low=1, high=2**16), "max_images max_megabytes"),
     "speedup": Range(low=0, high=10**4, above=True),
     "gflop": Range(low=0, high=1e12, above=True),
+    "Serve.max_steps": _STEPS,
+    "max_batch": Range(low=1, high=4096),
+    "max_wait_ms": Range(low=0, high=60_000),
+    "max_queue": Range(low=1, high=10**6),
+    "max_images": Range(low=1, high=4096),
+    "max_prompt": Range(low=1, high=10**6),
+    "max_connections": Range(low=1, high=10**5),
     "max_loss": Range(low=0, high=1, below=True, hint="it is a share: 0.01 is 1 %"),
     # training
     **_same(_COUNT, "num_steps save_every log_every"),

@@ -16,17 +16,15 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from io import BytesIO
-from typing import cast
-from urllib.error import HTTPError
+from typing import Any, cast
 from urllib.parse import urlsplit
-from urllib.request import ProxyHandler, Request, build_opener
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from swiftmask.core.optional import library
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.settings import first_line
 from swiftmask.data.images.pixels import to_pil
@@ -94,13 +92,13 @@ class HttpReward:
 
     def _ask(self, path: str, body: bytes | None) -> object:
         """The answer, after as many attempts as it takes and is allowed."""
-        request = Request(self.url.rstrip("/") + path, body, {"Content-Type": "application/json"})
+        url = self.url.rstrip("/") + path
         failures: list[_PassingError] = []
         while len(failures) < self.num_attempts:
             if failures:
                 time.sleep(self.first_wait_s * 2 ** (len(failures) - 1))
             try:
-                return _exchange(request, self.timeout_s)
+                return _exchange(url, body, self.timeout_s)
             except _PassingError as error:
                 failures.append(error)
         raise ConnectionError(
@@ -133,33 +131,39 @@ def _to_png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _exchange(request: Request, timeout_s: float) -> object:
+def _exchange(url: str, body: bytes | None, timeout_s: float) -> object:
     """One request. Errors: `_PassingError` if another attempt may help, else ValueError."""
+    httpx = library("httpx", "a reward server")
     try:
         # Reward servers stand in one's own network; the proxy of the environment leads out of it.
-        with build_opener(ProxyHandler({})).open(request, timeout=timeout_s) as response:
-            content = response.read()
-    except HTTPError as error:
-        said = f"{error.code} {_complaint(error)}"
-        if error.code in _PASSING:
-            raise _PassingError(said) from error
-        raise ValueError(f"the reward server refuses {request.full_url}: {said}") from error
-    except (OSError, HTTPException) as error:
+        with httpx.Client(trust_env=False, timeout=timeout_s) as client:
+            response = client.request(
+                "GET" if body is None else "POST",
+                url,
+                content=body,
+                headers={"content-type": "application/json"},
+            )
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _PassingError(first_line(error)) from error
+    if response.status_code >= 300:
+        said = f"{response.status_code} {_complaint(response)}"
+        if response.status_code in _PASSING:
+            raise _PassingError(said)
+        raise ValueError(f"the reward server refuses {url}: {said}")
     try:
-        return json.loads(content)
+        return json.loads(response.content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{request.full_url} answered no JSON: {_short(content)}") from error
+        raise ValueError(f"{url} answered no JSON: {_short(response.content)}") from error
 
 
-def _complaint(error: HTTPError) -> str:
+def _complaint(response: Any) -> str:
     """The server's line, or what the status means."""
     try:
-        content = json.loads(error.read())
-    except (OSError, HTTPException, ValueError, RecursionError):
+        content = json.loads(response.content)
+    except (ValueError, RecursionError):
         content = None
     said = content.get("error") if isinstance(content, dict) else None
-    return " ".join(said.split()) if isinstance(said, str) else error.reason
+    return " ".join(said.split()) if isinstance(said, str) else response.reason_phrase
 
 
 def _is_score(value: object) -> bool:

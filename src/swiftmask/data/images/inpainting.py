@@ -1,5 +1,6 @@
 """What inpainting and outpainting start from: the pixels of a picture, and which of them are drawn anew."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +16,33 @@ _FAINT = 1 / 8
 
 
 class StartPicture(NamedTuple):
-    """Pixels [3, H, W] in [0, 1], and which of the tokens behind them are drawn anew: bool [L]."""
+    """What a picture starts from.
+
+    Attributes:
+        image_3HW: pixels in [0, 1].
+        drawn_L: which of the tokens behind them are drawn anew.
+        kept_HW: which pixels the finished picture takes over as they are. A token that is drawn anew may have
+            some of them.
+    """
 
     image_3HW: Tensor
     drawn_L: Tensor
+    kept_HW: Tensor
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens that are drawn anew."""
+        return int(self.drawn_L.sum())
+
+
+def paste_kept(images_B3HW: Tensor, starts: Sequence[StartPicture]) -> Tensor:
+    """Finished pictures with the kept pixels of their start pictures, one each or none at all, unchanged."""
+    if not starts:
+        return images_B3HW
+    device, dtype = images_B3HW.device, images_B3HW.dtype
+    kept_BHW = torch.stack([start.kept_HW for start in starts]).to(device)
+    originals_B3HW = torch.stack([start.image_3HW for start in starts]).to(device, dtype)
+    return torch.where(kept_BHW[:, None], originals_B3HW, images_B3HW)
 
 
 def start_picture(
@@ -61,7 +85,7 @@ def start_picture(
         raise ValueError(
             f"the mask leaves no token of the image as it is{_range_of(mask)}: make part of it black (kept)"
         )
-    return StartPicture(image_3HW, drawn_L)
+    return StartPicture(image_3HW, drawn_L, drawn_HW == 0)
 
 
 def white_of(mask: Image.Image) -> np.ndarray:
