@@ -111,7 +111,6 @@ RANGES: dict[str, Range] = {
     "max_batch": Range(low=1, high=4096),
     "max_wait_ms": Range(low=0, high=60_000),
     "max_queue": Range(low=1, high=10**6),
-    "max_images": Range(low=1, high=4096),
     "max_prompt": Range(low=1, high=10**6),
     "max_connections": Range(low=1, high=10**5),
     "max_loss": Range(low=0, high=1, below=True, hint="it is a share: 0.01 is 1 %"),

@@ -6,7 +6,7 @@ front).
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -207,7 +207,11 @@ class Studio:
         """Server-sent events: unfinished images as they come, then each image with the cost."""
         loop, job = asyncio.get_running_loop(), prepared.job
         told: asyncio.Queue[tuple[int, int, Image.Image]] = asyncio.Queue()
-        job.on_partial = lambda *partial: loop.call_soon_threadsafe(told.put_nowait, partial)
+
+        def on_partial(row: int, index: int, image: Image.Image) -> None:
+            loop.call_soon_threadsafe(told.put_nowait, (row, index, image))
+
+        job.on_partial = on_partial
         envelope = self._envelope(request, prepared, asked)
         with _cancelled_after(prepared):
             self._batches.submit(job)
@@ -348,7 +352,7 @@ async def _until_done(
 async def _parts(request: Request, body: bytes) -> tuple[list[tuple[str, str]], dict[str, list[bytes]]]:
     """Texts and files of a form. Errors: RequestError."""
 
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
     parser = MultiPartParser(

@@ -20,8 +20,8 @@ from PIL import Image
 
 from swiftmask.core.types import Canvas, Record
 from swiftmask.data.images.inpainting import StartPicture
-from swiftmask.models.meissonic import Prompt
 from swiftmask.data.images.pixels import to_pil
+from swiftmask.models.meissonic import Prompt
 from swiftmask.pipeline import Pipeline
 from swiftmask.serve.errors import RequestError
 
