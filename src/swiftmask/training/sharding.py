@@ -8,7 +8,7 @@ on CPUs and differently inside each network.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -33,23 +33,25 @@ def shard(module: nn.Module, accelerator: Accelerator) -> None:
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
     """The weights whole inside, split again at the end; nothing for a module that is not sharded."""
-    if not _is_sharded(module):
+    sharded = _sharded(module)
+    if sharded is None:
         yield
         return
-    module.unshard()
+    sharded.unshard()
     try:
         yield
     finally:
-        module.reshard()
+        sharded.reshard()
 
 
 @contextmanager
 def summed_later(accelerator: Accelerator, model: nn.Module, later: bool) -> Iterator[None]:
     """Within, gradients are kept to be summed over processes by a later pass of the same step."""
-    if _is_sharded(model):
-        model.set_requires_gradient_sync(not later)
-        model.set_reshard_after_backward(False)
-    if not later or _is_sharded(model):
+    sharded = _sharded(model)
+    if sharded is not None:
+        sharded.set_requires_gradient_sync(not later)
+        sharded.set_reshard_after_backward(False)
+    if not later or sharded is not None:
         yield
         return
     with accelerator.no_sync(model):
@@ -58,8 +60,9 @@ def summed_later(accelerator: Accelerator, model: nn.Module, later: bool) -> Ite
 
 def unsharded(module: nn.Module) -> nn.Module:
     """The module with whole weights, for good."""
-    if _is_sharded(module):
-        module.unshard()
+    sharded = _sharded(module)
+    if sharded is not None:
+        sharded.unshard()
     return module
 
 
@@ -84,10 +87,11 @@ def split_like(tensor: Tensor, example: Tensor) -> Tensor:
         return distribute_tensor(placed, example.device_mesh, example.placements)
 
 
-def _is_sharded(module: nn.Module) -> "TypeIs[FSDPModule]":
-    """False wherever the library that shards was never imported."""
+def _sharded(module: nn.Module) -> "FSDPModule | None":
+    """The module, if it is sharded; nothing is where the library that shards was never imported."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+    found: Any = module
+    return found if fsdp is not None and isinstance(module, fsdp.FSDPModule) else None
 
 
 def _is_split(tensor: Tensor) -> "TypeIs[DTensor]":
