@@ -3,11 +3,14 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test check bench browser docs clean
+.PHONY: demo serve test check bench browser docs clean
 
 demo: .venv/installed ## pictures, tables and reports: full models against accelerated ones
 	$(BIN)/swiftmask demo --out demo
 	$(BIN)/swiftmask demo --model mar-scenes --out demo/mar-scenes
+
+serve: .venv/installed ## images over HTTP on port 8000 (docs/serving.md)
+	$(BIN)/swiftmask serve maskgit-scenes --shortcut auto
 
 test: .venv/installed ## the test-suite, CPU only, and the rehearsal of a GPU in a process of its own
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile

@@ -1,15 +1,21 @@
 """The queue without HTTP: what shares a decode, and what becomes of jobs that fail, wait or are given up."""
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import swiftmask
 from swiftmask.core.types import Record
+from swiftmask.evaluate.fingerprints import weights_fingerprint
+from swiftmask.evaluate.presets import Measured, Numbers, Preset, Settings, write_preset
+from swiftmask.evaluate.quantities import Spread
 from swiftmask.serve.batches import Batches, BatchLimits, Job, Row, StoppedError
 from swiftmask.serve.catalogue import Accelerators, Catalogue
 from swiftmask.serve.costs import Operations
@@ -39,8 +45,6 @@ def batches(**limits: float) -> Iterator[tuple[Batches, Sizes]]:
 
 
 def job(pipeline: swiftmask.Pipeline, *seeds: int, what: str = "3", key: str = "a", steps: int = 3) -> Job:
-    from dataclasses import replace
-
     rows = [Row(what, seed) for seed in seeds]
     return Job(key=key, pipeline=replace(pipeline, steps=steps), rows=rows, steps=steps)
 
@@ -178,3 +182,40 @@ def test_operations_of_other_schedules_are_predicted(
     counted = {steps: sum(pipeline.chain_flops(schedule)) for steps, schedule in wanted.items()}
     monkeypatch.setattr(type(pipeline), "chain_flops", None)
     assert {s: operations.known(name, pipeline, schedule) for s, schedule in wanted.items()} == counted
+
+
+def test_presets_and_several_of_a_kind_are_chosen_by_name(
+    tiny_pipeline: swiftmask.Pipeline, tiny_shortcut_folder: Path, tmp_path: Path
+) -> None:
+    settings = Settings(steps=6, caching="reuse", full_steps=(0, 3))
+    applied = swiftmask.accelerate(replace(tiny_pipeline, steps=6), caching="reuse", full_steps=(0, 3))
+    numbers = Numbers(name="x", gflop=1.0, ms=1.0, values={})
+    measured = Measured(
+        found=numbers, reference=numbers, best_full=numbers, speedup=2.0, objective="score",
+        loss=Spread(0.0, 0.0), pictures=1, seeds=1, dtype="float32", commit="a", date="b", machine="c",
+        command="d",
+    )  # fmt: skip
+    preset = Preset(
+        model="tiny",
+        fingerprint=weights_fingerprint(tiny_pipeline.model),
+        accelerated_fingerprint=weights_fingerprint(applied.model, applied.features_fn),
+        settings=settings,
+        measured=measured,
+    )
+    write_preset(preset, tmp_path / "fast.json")
+    other = shutil.copytree(tiny_shortcut_folder, tmp_path / "other")
+    accelerators = Accelerators(
+        shortcut=[str(tiny_shortcut_folder), str(other)], presets=[tmp_path / "fast.json"]
+    )
+    catalogue = Catalogue.of(tiny_pipeline, accelerators)
+    assert list(catalogue.variants) == [
+        "tiny", "tiny+shortcut:tiny-shortcut", "tiny+shortcut:other", "tiny+preset:fast",
+    ]  # fmt: skip
+    chosen = prepare(catalogue, asked(prompt="3", preset="fast"))
+    assert [step.index for step in chosen.schedule if step.full] == [0, 3]
+    with pytest.raises(RequestError, match="places its full steps in 6 steps"):
+        prepare(catalogue, asked(prompt="3", preset="fast", steps=5))
+    moved = prepare(catalogue, asked(prompt="3", preset="fast", steps=5, full_steps=2))
+    assert len(moved.schedule) == 5 and sum(step.full for step in moved.schedule) == 2
+    with pytest.raises(ValueError, match="two of the shortcut sources have the same name"):
+        Catalogue.of(tiny_pipeline, Accelerators(shortcut=[str(other), str(other)]))
