@@ -90,6 +90,7 @@ COMMANDS = {
         "prompts=benchmarks/failing_captions.txt training.precision=no training.warmup_steps=2 "
         "speed_rl.filter.active_after=16 --json {file}"
     ),
+    "serve": "{python} benchmarks/serve.py --out {file}",
     "speed-rl-noise": (
         "{python} benchmarks/speed_rl_noise.py --rounds 24 --set training.precision=no --json {file}"
     ),
