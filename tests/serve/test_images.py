@@ -279,5 +279,5 @@ def test_one_line_of_log_a_request_without_the_prompt(
     good, bad = (json.loads(record.getMessage()) for record in caplog.records)
     assert good["id"] == answer.headers["x-request-id"] == answer.json()["id"]
     assert (good["status"], good["images"], good["model"], good["steps"]) == (200, 1, "tiny", 2)
-    assert bad["status"] == 400
-    assert "secret" not in json.dumps([good, {**bad, "error": ""}]) and "prompt" not in good
+    assert (bad["status"], bad["error"], bad["param"]) == (400, "unreadable_prompt", "prompt")
+    assert "secret" not in json.dumps(bad) and "prompt" not in good

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from starlette.responses import JSONResponse
 
-from swiftmask.serve.errors import RequestError
+from swiftmask.serve.errors import RequestError, error_type
 from swiftmask.serve.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -94,7 +94,9 @@ class Frame:
             return
         if started():  # a stream that broke off; nothing can be said any more
             return
-        facts.setdefault("error", refused.message)
+        facts.setdefault("error", refused.code or error_type(refused.status))  # messages may quote a prompt
+        if refused.param is not None:
+            facts.setdefault("param", refused.param)
         answer = JSONResponse(
             self._error_content(refused), status_code=refused.status, headers=refused.headers()
         )
