@@ -1,7 +1,10 @@
 """Starts for embeddings that are learned: what is alike starts alike."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def attribute_sums(attributes_NA: Tensor, width: int) -> Tensor:
@@ -15,6 +18,40 @@ def attribute_sums(attributes_NA: Tensor, width: int) -> Tensor:
     for attribute_N in attributes_NA.unbind(1):
         sums_ND += torch.randn(int(attribute_N.max()) + 1, width)[attribute_N]
     return sums_ND / sums_ND.std()
+
+
+def attribute_sizes(attributes_NA: Tensor) -> tuple[int, ...]:
+    """How many values each attribute has."""
+    return tuple(int(attribute_N.max()) + 1 for attribute_N in attributes_NA.unbind(1))
+
+
+def attribute_rows(attributes_NA: Tensor) -> Tensor:
+    """Rows of each class in a table that holds the values of all attributes, one after the other: int32
+    [N, A].
+    """
+    sizes = torch.tensor(attribute_sizes(attributes_NA))
+    return (attributes_NA + sizes.cumsum(0) - sizes).to(torch.int32)
+
+
+def check_attribute_rows(rows_NA: Tensor, sizes: Sequence[int], *, source: str) -> None:
+    """Errors: ValueError naming `source` for rows on disk that are not those of attributes of these sizes."""
+    ends_A = torch.tensor(sizes).cumsum(0)
+    whole = not rows_NA.is_floating_point()
+    if not whole or ((rows_NA >= ends_A) | (rows_NA < ends_A - torch.tensor(sizes))).any():
+        raise ValueError(
+            f"{source}: class_rows do not fit class_attributes {list(sizes)}: the file is damaged"
+        )
+
+
+def composed(table_SD: Tensor, rows_NA: Tensor, labels: Tensor) -> Tensor:
+    """Vectors [..., D] of classes that are the sum of their attributes'.
+
+    Args:
+        table_SD: one vector for each value of each attribute.
+        rows_NA: of each class, from `attribute_rows`.
+        labels: int64 of any shape.
+    """
+    return F.embedding(rows_NA[labels], table_SD).sum(-2)
 
 
 def codes_like_latents(codebook_VC: Tensor, width: int) -> Tensor:
@@ -35,3 +72,10 @@ def other_classes(classes_ND: Tensor, attributes_NA: Tensor) -> Tensor:
     """
     mean_D, deviation = classes_ND.mean(0), (classes_ND - classes_ND.mean(0)).square().mean().sqrt()
     return mean_D + deviation * attribute_sums(attributes_NA, classes_ND.shape[1])
+
+
+def other_attributes(classes_ND: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Vectors [S, D] of attributes with so many values, whose sums are like `other_classes`."""
+    mean_D, deviation = classes_ND.mean(0), (classes_ND - classes_ND.mean(0)).square().mean().sqrt()
+    noise_SD = torch.randn(sum(sizes), classes_ND.shape[1])
+    return mean_D / len(sizes) + deviation * len(sizes) ** -0.5 * noise_SD

@@ -119,7 +119,7 @@ def write_folder(
         names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     for name, keys in zip(names, shards, strict=True):
         with written_whole(folder / name) as partial:
-            save_file({key: state[key].to(dtype).contiguous() for key in keys}, partial)
+            save_file({key: _written(state[key], dtype).contiguous() for key in keys}, partial)
             (folder / "config.json").unlink(missing_ok=True)  # some old files beside new ones are no model
     if len(shards) > 1:
         homes = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
@@ -127,6 +127,11 @@ def write_folder(
     _remove_old_weights(folder, {*names, *([_INDEX] if len(shards) > 1 else [])})
     write_json(folder / "provenance.json", provenance)
     write_json(folder / "config.json", config)
+
+
+def _written(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights in the precision of the file; whole numbers, such as places in a table, as they are."""
+    return value.to(dtype) if value.is_floating_point() else value
 
 
 def weight_files(folder: Path) -> dict[str, Path]:

@@ -150,6 +150,7 @@ RANGES: dict[str, Range] = {
     **_same(_SIZE, "ch z_channels n_embed embed_dim block_out_channels latent_channels num_vq_embeddings"),
     **_same(_SIZE, "vq_embed_dim encoder_width decoder_width head_width text_width channels num_classes"),
     **_same(_SIZE, "buffer_size vocabulary_size vocab_size hidden_size intermediate_size projection_dim"),
+    "class_attributes": _SIZE,
     **_same(Range(low=3, high=3), "in_channels out_ch"),
     **_same(_PIXELS, "attn_resolutions decoder_attn_resolutions image_size"),
     "scale": Range(low=1e-6, high=1e6),

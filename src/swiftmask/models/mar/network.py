@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swiftmask.core.attention import attend
+from swiftmask.core.embeddings import composed
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.types import Canvas
 from swiftmask.models.mar.head import HeadNetwork
@@ -34,6 +35,9 @@ class NetworkConfig:
         head_width, head_depth: of the diffusion MLP.
         patch_size: places of the latent along one side of a token.
         dropout: in training, on attention and after the linear layers of a block.
+        class_attributes: how many values each attribute of a class has, such as its concept and its style. A
+            class is then the sum of one vector for each. Empty, as in the released models, gives each class a
+            vector of its own.
     """
 
     encoder_width: int
@@ -51,6 +55,7 @@ class NetworkConfig:
     mlp_ratio: float = 4.0
     patch_size: int = 1
     dropout: float = 0.1
+    class_attributes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -164,7 +169,11 @@ class Network(nn.Module):
         self.config = config
         width, out_width = config.encoder_width, config.decoder_width
         self.fake_latent = nn.Parameter(torch.empty(1, width))
-        self.class_emb = nn.Embedding(config.num_classes, width)
+        attributes = config.class_attributes
+        self.class_emb = nn.Embedding(sum(attributes) or config.num_classes, width)
+        if attributes:
+            rows_CA = torch.zeros(config.num_classes, len(attributes), dtype=torch.int32)
+            self.register_buffer("class_rows", rows_CA)
         self.mask_token = nn.Parameter(torch.empty(1, 1, out_width))
         num_rows = config.buffer_size + config.num_tokens
         self.encoder_pos_embed_learned = nn.Parameter(torch.empty(1, num_rows, width))
@@ -207,7 +216,9 @@ class Network(nn.Module):
 
     def class_vectors(self, labels_B: Tensor) -> Tensor:
         """What the buffer rows carry for a class: [B, D]."""
-        return self.class_emb(labels_B)
+        if not self.config.class_attributes:
+            return self.class_emb(labels_B)
+        return composed(self.class_emb.weight, self.get_buffer("class_rows"), labels_B)
 
     def null_vectors(self, batch: int) -> Tensor:
         """What they carry when no class is asked for: [B, D]."""

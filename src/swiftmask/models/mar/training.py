@@ -21,7 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swiftmask.core.embeddings import attribute_sums, other_classes
+from swiftmask.core.embeddings import (
+    attribute_rows,
+    attribute_sizes,
+    attribute_sums,
+    other_attributes,
+    other_classes,
+)
 from swiftmask.core.positions import grid_waves
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import check_fields
@@ -178,7 +184,11 @@ def initialise(network: Network, attributes_NA: Tensor) -> Network:
         table_1TD[0, -config.num_tokens :] = waves_LD * (loudness / waves_LD.std())
     for block in (*network.encoder_blocks, *network.decoder_blocks):
         _look_at_the_like(block.attn.qkv.weight)  # type: ignore[union-attr]
-    network.class_emb.weight.copy_(_CLASS_DEVIATION * attribute_sums(attributes_NA, config.encoder_width))
+    if config.class_attributes:
+        network.class_emb.weight.normal_(std=_CLASS_DEVIATION * len(config.class_attributes) ** -0.5)
+        network.get_buffer("class_rows").copy_(attribute_rows(attributes_NA))
+    else:
+        network.class_emb.weight.copy_(_CLASS_DEVIATION * attribute_sums(attributes_NA, config.encoder_width))
     return network
 
 
@@ -193,9 +203,16 @@ def _look_at_the_like(qkv_ED: Tensor) -> None:
 @torch.no_grad()
 def with_classes(network: Network, attributes_NA: Tensor) -> Network:
     """A copy for other classes, whose embeddings are new."""
-    classes_ND = other_classes(network.class_emb.weight, attributes_NA)
-    changed = Network(replace(network.config, num_classes=len(classes_ND)))
-    changed.load_state_dict(network.state_dict() | {"class_emb.weight": classes_ND})
+    config, state = replace(network.config, num_classes=len(attributes_NA)), network.state_dict()
+    own_ND = network.class_vectors(torch.arange(network.config.num_classes).to(network.mask_token.device))
+    if config.class_attributes:
+        config = replace(config, class_attributes=attribute_sizes(attributes_NA))
+        state["class_emb.weight"] = other_attributes(own_ND, config.class_attributes)
+        state["class_rows"] = attribute_rows(attributes_NA)
+    else:
+        state["class_emb.weight"] = other_classes(own_ND, attributes_NA)
+    changed = Network(config)
+    changed.load_state_dict(state)
     return changed
 
 
@@ -206,6 +223,8 @@ class Sizes:
     Attributes:
         head_width, head_depth: of the diffusion MLP.
         patch_size: latents along one side of a token: 2 makes a quarter of the tokens, each of four latents.
+        composed_classes: whether a class is the sum of a vector for each of its attributes, such as its
+            concept and its style, so that a pair which no image shows can be asked for.
     """
 
     width: int | None = None
@@ -217,6 +236,7 @@ class Sizes:
     buffer_size: int | None = None
     patch_size: int | None = None
     dropout: float | None = None
+    composed_classes: bool | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -317,6 +337,7 @@ def fresh(sizes: Sizes, subject: Subject, objective: Objective) -> MARTask:
         head_depth=sizes.head_depth,
         buffer_size=sizes.buffer_size,
         dropout=sizes.dropout or 0.0,
+        class_attributes=attribute_sizes(subject.attributes_NA) if sizes.composed_classes else (),
     )
     return MARTask(initialise(Network(config), subject.attributes_NA), subject, objective)
 
@@ -346,6 +367,7 @@ def _sizes(
         buffer_size=8,
         patch_size=patch_size,
         dropout=0.0,
+        composed_classes=False,
     )
 
 

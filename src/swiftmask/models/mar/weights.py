@@ -16,6 +16,7 @@ import torch
 
 from swiftmask.core.classes import check_class_names
 from swiftmask.core.convolutions import attended_in, sizes_in
+from swiftmask.core.embeddings import check_attribute_rows
 from swiftmask.core.files import (
     count_modules,
     load_parts,
@@ -175,4 +176,6 @@ def read_model(folder: str | Path) -> tuple[Network, KLCodec, Settings]:
     with torch.device("meta"):
         network, codec = Network(settings.network), KLCodec(settings.codec)
     load_parts(folder / "model.safetensors", {"network": network, "codec": codec})
+    if attributes := settings.network.class_attributes:
+        check_attribute_rows(network.get_buffer("class_rows"), attributes, source=str(folder))
     return network, codec, settings

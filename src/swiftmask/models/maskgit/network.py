@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swiftmask.core.attention import attend
+from swiftmask.core.embeddings import composed
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.transformer import FeedForward, PreNorm
 
@@ -22,7 +23,13 @@ _EDGE_EPS = 1e-12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerConfig:
-    """Sizes of the transformer. Ids: codes 0..K-1, mask K, classes K+1..K+C, null class K+C+1."""
+    """Sizes of the transformer. Ids: codes 0..K-1, mask K, classes K+1..K+C, null class K+C+1.
+
+    Attributes:
+        class_attributes: how many values each attribute of a class has, such as its concept and its style. A
+            class is then the sum of one vector for each; the embedding holds these in place of classes, and
+            the bias codes alone. Empty, as in the released models, gives each class a vector of its own.
+    """
 
     width: int
     depth: int
@@ -32,6 +39,7 @@ class TransformerConfig:
     num_classes: int
     grid: int
     dropout: float = 0.0
+    class_attributes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -63,7 +71,8 @@ class TransformerConfig:
 
     @property
     def vocabulary_size(self) -> int:
-        return self.codebook_size + 2 + self.num_classes
+        """Rows of the embedding."""
+        return self.codebook_size + 2 + (sum(self.class_attributes) or self.num_classes)
 
 
 class _MultiheadWeights(nn.Module):
@@ -125,8 +134,13 @@ class Transformer(nn.Module):
         self.config = config
         width = config.width
         self.pos_emb = nn.Parameter(torch.empty(1, config.sequence_length, width))
-        self.bias = nn.Parameter(torch.zeros(config.sequence_length, config.vocabulary_size))
-        self.tok_emb = nn.Embedding(config.vocabulary_size, width)
+        attributes, vocabulary_size = config.class_attributes, config.vocabulary_size
+        biased = config.codebook_size if attributes else vocabulary_size
+        self.bias = nn.Parameter(torch.zeros(config.sequence_length, biased))
+        self.tok_emb = nn.Embedding(vocabulary_size, width)
+        if attributes:
+            rows_CA = torch.zeros(config.num_classes, len(attributes), dtype=torch.int32)
+            self.register_buffer("class_rows", rows_CA)
         self.first_layer = nn.Sequential(
             nn.LayerNorm(width, eps=_EDGE_EPS),
             nn.Dropout(config.dropout),
@@ -156,8 +170,24 @@ class Transformer(nn.Module):
     def embed(self, ids_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
         """Token plus position embedding [B, T, D]; without positions, the ids are the whole sequence."""
         if positions_BT is None:
-            return self.tok_emb(ids_BT) + self.pos_emb
+            return self._vectors(ids_BT) + self.pos_emb
         return self.tok_emb(ids_BT) + F.embedding(positions_BT, self.pos_emb[0])
+
+    def class_vectors(self, ids_BM: Tensor) -> Tensor:
+        """Of ids of classes and of the null class: [B, M, D]."""
+        config = self.config
+        if not config.class_attributes:
+            return self.tok_emb(ids_BM)
+        labels_BM = (ids_BM - config.first_class_id).clamp(max=config.num_classes - 1)
+        table_SD = self.tok_emb.weight[config.first_class_id : -1]
+        sums_BMD = composed(table_SD, self.get_buffer("class_rows"), labels_BM)
+        return torch.where((ids_BM == config.null_id)[..., None], self.tok_emb.weight[-1], sums_BMD)
+
+    def _vectors(self, ids_BT: Tensor) -> Tensor:
+        """Of a whole sequence, whose last token is the class."""
+        if not self.config.class_attributes:
+            return self.tok_emb(ids_BT)
+        return torch.cat([self.tok_emb(ids_BT[:, :-1]), self.class_vectors(ids_BT[:, -1:])], dim=1)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Features [B, T, D] after the final norm, the class token's row last, from a whole row of ids."""

@@ -21,7 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swiftmask.core.embeddings import attribute_sums, codes_like_latents, other_classes
+from swiftmask.core.embeddings import (
+    attribute_rows,
+    attribute_sizes,
+    attribute_sums,
+    codes_like_latents,
+    other_attributes,
+    other_classes,
+)
 from swiftmask.core.positions import grid_waves
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import check_fields
@@ -99,36 +106,52 @@ def initialise(transformer: Transformer, codebook_KC: Tensor, attributes_NA: Ten
     transformer.pos_emb[0, : config.num_tokens] = _DEVIATION * waves_LD / waves_LD.std()
     rows_KD = codes_like_latents(codebook_KC, config.width)
     transformer.tok_emb.weight[: config.codebook_size] = _DEVIATION * rows_KD
-    first = config.first_class_id
-    class_ND = transformer.tok_emb.weight[first : first + config.num_classes]
-    class_ND.copy_(_CLASS_DEVIATION * attribute_sums(attributes_NA, config.width))
+    class_SD = transformer.tok_emb.weight[config.first_class_id : -1]
+    if config.class_attributes:
+        class_SD.normal_(std=_CLASS_DEVIATION * len(config.class_attributes) ** -0.5)
+        transformer.get_buffer("class_rows").copy_(attribute_rows(attributes_NA))
+    else:
+        class_SD.copy_(_CLASS_DEVIATION * attribute_sums(attributes_NA, config.width))
     return transformer
 
 
 @torch.no_grad()
 def with_classes(transformer: Transformer, attributes_NA: Tensor) -> Transformer:
     """A copy for other classes, whose embeddings are new; that of the null class is kept."""
-    first, null = transformer.config.first_class_id, transformer.config.null_id
-    state = transformer.state_dict()
-    tokens_VD, bias_TV = state["tok_emb.weight"], state["bias"]
-    classes_ND = other_classes(tokens_VD[first:null], attributes_NA)
-    state["tok_emb.weight"] = torch.cat([tokens_VD[:first], classes_ND, tokens_VD[null:]])
-    unread_TN = bias_TV.new_zeros(len(bias_TV), len(classes_ND))
-    state["bias"] = torch.cat([bias_TV[:, :first], unread_TN, bias_TV[:, null:]], dim=1)
-    changed = Transformer(replace(transformer.config, num_classes=len(classes_ND)))
+    config, state = transformer.config, transformer.state_dict()
+    first, bias_TV, tokens_VD = config.first_class_id, state["bias"], state["tok_emb.weight"]
+    ids_1N = first + torch.arange(config.num_classes)[None]
+    own_ND = transformer.class_vectors(ids_1N.to(bias_TV.device))[0]
+    config = replace(config, num_classes=len(attributes_NA))
+    if config.class_attributes:
+        config = replace(config, class_attributes=attribute_sizes(attributes_NA))
+        classes_SD = other_attributes(own_ND, config.class_attributes)
+        state["class_rows"] = attribute_rows(attributes_NA)
+    else:
+        classes_SD = other_classes(own_ND, attributes_NA)
+        unread_TN = bias_TV.new_zeros(len(bias_TV), len(classes_SD))
+        state["bias"] = torch.cat([bias_TV[:, :first], unread_TN, bias_TV[:, -1:]], dim=1)
+    state["tok_emb.weight"] = torch.cat([tokens_VD[:first], classes_SD, tokens_VD[-1:]])
+    changed = Transformer(config)
     changed.load_state_dict(state)
     return changed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Of the transformer; None takes those of `size`."""
+    """Of the transformer; None takes those of `size`.
+
+    Attributes:
+        composed_classes: whether a class is the sum of a vector for each of its attributes, such as its
+            concept and its style, so that a pair which no image shows can be asked for.
+    """
 
     width: int | None = None
     depth: int | None = None
     num_heads: int | None = None
     mlp_width: int | None = None
     dropout: float | None = None
+    composed_classes: bool | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -162,8 +185,11 @@ class MaskGITTask:
 def fresh(sizes: Sizes, subject: Subject, objective: NoSettings) -> MaskGITTask:
     """A transformer whose codes start like their latents, and its classes like what they have in common."""
     assert subject.attributes_NA is not None
+    given = asdict(sizes)
+    composed = given.pop("composed_classes")
     config = TransformerConfig(
-        **asdict(sizes),
+        **given,
+        class_attributes=attribute_sizes(subject.attributes_NA) if composed else (),
         codebook_size=len(subject.codec.codebook_VC),
         num_classes=len(subject.class_names),
         grid=subject.grid,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from swiftmask.core.classes import check_class_names
 from swiftmask.core.convolutions import sizes_in
+from swiftmask.core.embeddings import check_attribute_rows
 from swiftmask.core.files import (
     count_modules,
     load_parts,
@@ -146,6 +147,8 @@ def read_model(folder: str | Path) -> tuple[Transformer, VQGAN | VQCodec, Settin
         transformer, sizes = Transformer(settings.transformer), settings.codec
         codec = VQGAN(sizes) if isinstance(sizes, VQGANConfig) else build_vq_codec(sizes)
     load_parts(folder / "model.safetensors", {"transformer": transformer, "codec": network_of(codec)})
+    if attributes := settings.transformer.class_attributes:
+        check_attribute_rows(transformer.get_buffer("class_rows"), attributes, source=str(folder))
     return transformer, codec.eval(), settings
 
 
