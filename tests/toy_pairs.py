@@ -33,6 +33,7 @@ def write_pairs(folder: Path, *, side: int = 64, concepts: int = len(CONCEPTS)) 
             split = "held-out" if number % 5 == 0 and place == number % 4 else "train"
             caption = f"{concept}, {style} style"
             row = {"file_name": name, "caption": caption, "captions": [f"a {style} {concept}"]}
+            row["group"] = ("even", "odd")[number % 2]
             rows.append(row | {"concept": concept, "style": style, "split": split, "licence": "CC0"})
             if split != "train":
                 prompts.append({"prompt": caption, "concept": concept, "style": style})

@@ -13,6 +13,7 @@ from fake_gpu import Rehearsal
 
 from swiftmask.recipes import scenes_readers
 from swiftmask.registry import WEIGHTS, recipe_module, recipe_names
+from tests.toy_pairs import write_pairs
 
 SMALLER: dict[str, object] = {
     "num_steps": 1,
@@ -43,6 +44,9 @@ SMALLER: dict[str, object] = {
 """Settings by their names, wherever a recipe has them."""
 
 _CLASSES, _CAPTIONS = {"data": "scenes:classes"}, {"data": "scenes:captions"}
+PAIRS = "a folder of pairs"
+"""Stands for one that the test writes."""
+
 _SCORED = {"reward": ("scenes-reward",), "held_out": ("scenes-judge",)}
 ASKED: dict[str, dict[str, Any]] = {
     "tokenizer": _CLASSES,
@@ -55,6 +59,25 @@ ASKED: dict[str, dict[str, Any]] = {
     "speed-rl": {"model": "maskgit-scenes", **_SCORED},
     "marval": {"model": "mar-scenes", **_CLASSES},
     "marval-rl": {"model": "mar-scenes", "student": "mar-scenes-marval", **_CLASSES, **_SCORED},
+    "emoji-tokenizer": {"data": PAIRS},
+    "emoji-codec": {"data": PAIRS},
+    "emoji-reward": {"data": PAIRS, "tokenizer": str(WEIGHTS / "maskgit-scenes")},
+    "emoji-judge": {"data": PAIRS, "tokenizer": ""},
+    "maskgit-emoji": {"data": PAIRS, "tokenizer": str(WEIGHTS / "maskgit-scenes")},
+    "mar-emoji": {"data": PAIRS, "tokenizer": str(WEIGHTS / "mar-scenes")},
+    "meissonic-emoji": {"data": PAIRS, "tokenizer": str(WEIGHTS / "meissonic-scenes")},
+    "dimoo-emoji": {"data": PAIRS, "tokenizer": str(WEIGHTS / "dimoo-scenes")},
+    "maskgit-emoji-shortcut": {"model": "maskgit-scenes"},
+    "meissonic-emoji-shortcut": {"model": "meissonic-scenes", **_CAPTIONS},
+    "dimoo-emoji-shortcut": {"model": "dimoo-scenes", **_CAPTIONS},
+    "meissonic-emoji-speed-rl": {"model": "meissonic-scenes", **_CAPTIONS, **_SCORED},
+    "mar-emoji-marval": {"model": "mar-scenes", **_CLASSES},
+    "mar-emoji-marval-rl": {
+        "model": "mar-scenes",
+        "student": "mar-scenes-marval",
+        **_CLASSES,
+        **_SCORED,
+    },
 }
 """What a recipe asks for, by its name."""
 
@@ -74,5 +97,8 @@ def smaller(config: Any) -> Any:
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_runs(name: str, gpu: Rehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenes_readers.held_out_accuracy, "__defaults__", (8,))
-    smaller(replace(recipe_module(name).recipe(), **ASKED.get(name, {}))).run(tmp_path)
+    asked = ASKED.get(name, {})
+    if PAIRS in asked.values():
+        asked = asked | {"data": str(write_pairs(tmp_path / "pairs"))}
+    smaller(replace(recipe_module(name).recipe(), **asked)).run(tmp_path / "run")
     assert gpu.whole.num_kernels > 0

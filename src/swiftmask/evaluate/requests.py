@@ -30,7 +30,7 @@ _NUM_VARIED = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requests:
-    """Classes or prompts, in turn.
+    """Classes or prompts, in turn; fewer images than there are of them are spread over all.
 
     Attributes:
         entries: class labels or prompts.
@@ -51,16 +51,21 @@ class Requests:
         """Classes or prompts of `count` images."""
         if self.world is not None:
             return self.world.captions(scene_seeds(OTHER_REAL_SEED, seed, count))
-        return [self.entries[index % len(self.entries)] for index in range(count)]
+        return [self.entries[place] for place in self._places(count)]
 
     def seeds(self, seed: int, count: int) -> list[int]:
         """Image seeds of `count` images; those of a prompt's file count from its first seed on."""
         seeds = image_seeds(seed, count)
-        for index in range(count) if self.first_seeds else ():
-            turn, place = divmod(index, len(self.entries))
+        for index, place in enumerate(self._places(count)) if self.first_seeds else ():
+            turn = index // len(self.entries)
             if (first := self.first_seeds[place]) is not None:
                 seeds[index] = seed * SEED_STRIDE + first + turn
         return seeds
+
+    def _places(self, count: int) -> list[int]:
+        """Of the entries of `count` images: in turn, or spread over all of them where there are more."""
+        number = len(self.entries)
+        return [index * number // count if count < number else index % number for index in range(count)]
 
     def varied(self, seed: int, count: int) -> tuple[list[Any], list[int]]:
         """Further images, `VARIATIONS` in a line of each of at most 64 prompts, and their seeds."""

@@ -16,7 +16,14 @@ from swiftmask.api import find_model, load
 from swiftmask.core.settings import read_json, settings_of
 from swiftmask.data.prompts import read_prompts
 from swiftmask.data.scenes import World
-from swiftmask.data.sources import DataConfig, asked_of_captions, notice_in, open_source, require_captions
+from swiftmask.data.sources import (
+    DataConfig,
+    asked_of_captions,
+    held_out,
+    notice_in,
+    open_source,
+    require_captions,
+)
 from swiftmask.data.sources.scenes import PROMPT_SEED
 from swiftmask.pipeline import Pipeline
 from swiftmask.sources import family_at
@@ -89,7 +96,8 @@ class Start:
         model: whatever `swiftmask.load` reads.
         codec, text_encoder: files of a released model, as in `swiftmask.load`.
         prompts: file of prompts (data/prompts.py).
-        data: source of captions (data/sources/opening.py), read as `source` says.
+        data: source of captions (data/sources/opening.py), read as `source` says; those of held-out images
+            are left out.
 
     Errors: ValueError or FileNotFoundError naming the setting and what to give.
     """
@@ -173,7 +181,8 @@ class Start:
         if self.data:
             source = open_source(self.data, self.source)
             require_captions(source)
-            asked = asked_of_captions(source)
+            kept = (~held_out(source, self.source.held_out)).nonzero()[:, 0].tolist()
+            asked = asked_of_captions(source, kept)
             return Listed(f"captions of {source.name}", list(asked), asked)
         entries = read_prompts(self.prompts)
         used = [entry.line for entry in entries if entry.negative or entry.seed is not None]

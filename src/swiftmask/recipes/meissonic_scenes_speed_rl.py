@@ -5,7 +5,7 @@ from dataclasses import replace
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.recipes.speed_rl import SpeedRLRecipe, scenes_preset
 
-_TARGETS = (
+TARGETS = (
     r"transformer\..*(to_v|add_v_proj|to_out\.0|to_add_out|"
     r"norm1(_context)?\.linear\.bias|norm\.linear\.bias).*"
 )
@@ -23,7 +23,7 @@ def recipe() -> SpeedRLRecipe:
     policy where noise would carry it, and still allows advantages to tilt it by exp(A / 0.1). At temperature
     0.8, below the base's 0.9, few steps start from better images.
     """
-    base = scenes_preset("meissonic-scenes-speed-rl", targets=_TARGETS)
+    base = scenes_preset("meissonic-scenes-speed-rl", targets=TARGETS)
     speed_rl = replace(
         base.speed_rl,
         step_counts=(5,),

@@ -123,12 +123,16 @@ def labels_of(source: Source) -> Classes:
     return source.classes
 
 
-def asked_of_captions(source: Source) -> dict[str, dict[str, str]]:
-    """For every caption, what the image that it belongs to shows, by column."""
+def asked_of_captions(source: Source, items: Sequence[int] | None = None) -> dict[str, dict[str, str]]:
+    """For every caption, what the image that it belongs to shows, by column.
+
+    Args:
+        items: places of images; None takes all.
+    """
     columns = {name: source.column(name) for name in source.column_names}
     return {
         text: {name: values[i] for name, values in columns.items()}
-        for i in range(len(source.keys))
+        for i in (range(len(source.keys)) if items is None else items)
         for text in source.captions(i)
     }
 

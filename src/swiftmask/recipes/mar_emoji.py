@@ -1,0 +1,19 @@
+"""mar-emoji: a class-conditional MAR of Emoji on 8x8 continuous tokens."""
+
+from swiftmask.models.mar.training import Sizes
+from swiftmask.recipes.base_model import BaseModelRecipe, SampleConfig
+from swiftmask.recipes.emoji import CODEC, PAIRS, emoji_model
+
+
+def recipe() -> BaseModelRecipe:
+    """`swiftmask train mar-emoji`, after `emoji-codec`. Classes are sums, as in maskgit-emoji."""
+    return emoji_model(
+        "mar-emoji",
+        "mar",
+        num_steps=20_000,
+        batch_size=32,
+        tokenizer=CODEC,
+        source=PAIRS,
+        network=Sizes(decoder_depth=3, composed_classes=True),
+        samples=SampleConfig(number=8, steps=8),
+    )
