@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from swiftmask.data.scenes import World, class_scenes, render
+from swiftmask.data.scenes import CLASS_NAMES, World, class_scenes, render
 from swiftmask.evaluate.extractors import Identity, Readings
 from swiftmask.evaluate.feature_store import FeatureStore, describe
 from swiftmask.evaluate.folder_metrics import MetricSettings
@@ -104,7 +104,8 @@ def test_images_are_paired_and_seeds_are_independent(tmp_path: Path) -> None:
     _study(tmp_path, TokenScorer()).measure([_row("vanilla-4", calls=calls)], replace(SAMPLE, first_seed=1))
     assert [len(labels) for labels, _ in calls] == [8, 8, 4] * 2
     assert [seed for _, seeds in calls[:3] for seed in seeds] == [1_000_003 + i for i in range(20)]
-    assert [label for labels, _ in calls[:3] for label in labels] == list(range(20))
+    spread = [i * len(CLASS_NAMES) // 20 for i in range(20)]  # fewer images than classes: not the first ones
+    assert [label for labels, _ in calls[:3] for label in labels] == spread
     assert not set(image_seeds(0, 20)) & set(image_seeds(1, 20))
 
 

@@ -10,8 +10,8 @@ from swiftmask.api import load
 from swiftmask.core.trainable import Subject
 from swiftmask.core.vq_codec import VQConfig, build_vq_codec
 from swiftmask.models.mar.codec import KLCodec, KLConfig
-from swiftmask.models.mar.initialisation import with_classes as mar_with_classes
-from swiftmask.models.maskgit.initialisation import with_classes as maskgit_with_classes
+from swiftmask.models.mar.training import with_classes as mar_with_classes
+from swiftmask.models.maskgit.training import with_classes as maskgit_with_classes
 from swiftmask.registry import trainable
 
 CONCEPTS, STYLES = 3, 2

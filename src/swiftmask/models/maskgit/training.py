@@ -210,7 +210,14 @@ def resumed(model: MaskGIT, subject: Subject, objective: NoSettings) -> MaskGITT
 
 
 def _sizes(width: int, depth: int, num_heads: int) -> Sizes:
-    return Sizes(width=width, depth=depth, num_heads=num_heads, mlp_width=4 * width, dropout=0.0)
+    return Sizes(
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_width=4 * width,
+        dropout=0.0,
+        composed_classes=False,
+    )
 
 
 TRAINABLE = Trainable(
