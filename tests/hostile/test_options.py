@@ -92,6 +92,7 @@ SOUND = {
         "--splits",
         "2",
     ],
+    "nearest": ["pictures", "--reference", "reference", "--extractor", "scenes"],
     "bench": ["model"],
     "bench speed": ["model"],
     "tune": ["model", "--speedup", "2"],

@@ -35,6 +35,9 @@ COMMANDS = {
     "compare": Command(
         "compare", "Compare", "Compare a folder of images with real ones: FID and related metrics."
     ),
+    "nearest": Command(
+        "nearest", "NearestImages", "The training image that each generated one is nearest to: copies or not."
+    ),
     "bench": Command(
         "bench", "Bench", "Quality against cost, over step counts and accelerators: a page, a card, JSON."
     ),

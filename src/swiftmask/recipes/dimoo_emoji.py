@@ -8,4 +8,4 @@ from swiftmask.recipes.emoji import emoji_model
 def recipe() -> BaseModelRecipe:
     """`swiftmask train dimoo-emoji`, after `emoji-tokenizer`."""
     network = Sizes(width=160, num_heads=5, mlp_width=448)
-    return emoji_model("dimoo-emoji", "lumina_dimoo", num_steps=12_000, batch_size=32, network=network)
+    return emoji_model("dimoo-emoji", "lumina_dimoo", num_steps=12_000, batch_size=16, network=network)

@@ -13,5 +13,5 @@ def recipe() -> BaseModelRecipe:
     """
     network = Sizes(depth=7, mlp_width=512, composed_classes=True)
     return emoji_model(
-        "maskgit-emoji", "maskgit", num_steps=12_000, batch_size=32, source=PAIRS, network=network
+        "maskgit-emoji", "maskgit", num_steps=12_000, batch_size=16, source=PAIRS, network=network
     )
