@@ -1,10 +1,12 @@
 """Training of tokenizers: the codebook follows the latents, near duplicates go, the scale is measured."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from swiftmask.core.codebook import nearest, telling_codes
+from swiftmask.core.codebook import nearest, rows, telling_codes
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec
 from swiftmask.models.mar.codec import KLCodec, KLConfig, Posterior
 from swiftmask.recipes.codec_training import (
@@ -72,6 +74,20 @@ def test_training_vq_lowers_its_loss_and_moves_its_codes(vq: VQCodec) -> None:
     found = descend(VQTrainer(vq, PLAIN).train(), reconstructing(images_B3HW), 25, 5e-3)
     assert found[-1]["loss"] < 0.6 * found[0]["loss"]
     assert not torch.equal(vq.codebook_VC, before_VC)
+
+
+def test_the_first_steps_have_no_codes_and_the_codes_then_start_from_latents(vq: VQCodec) -> None:
+    trainer, images_B3HW = VQTrainer(vq, PLAIN).train(), torch.rand(2, 3, 16, 16)
+    before_VC = vq.codebook_VC.clone()
+    loss, metrics = trainer(replace(reconstructing(images_B3HW), quantised=False))
+    loss.backward()
+    assert vq.vq.encoder.conv_in.weight.grad is not None
+    assert torch.equal(vq.codebook_VC, before_VC)
+    assert "commitment" not in metrics
+    latents_XC = rows(vq.vq.quant_conv(vq.vq.encoder(images_B3HW)))
+    trainer.running.follow = lambda *_: None  # type: ignore[method-assign] # look at where codes start
+    trainer(reconstructing(images_B3HW))
+    assert (vq.codebook_VC[:, None] - latents_XC).abs().sum(-1).amin(dim=1).max() < 1e-5
 
 
 def test_a_dead_code_is_moved_to_a_latent_of_the_batch(vq: VQCodec) -> None:

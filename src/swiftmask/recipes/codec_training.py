@@ -23,11 +23,18 @@ Codec = VQCodec | KLCodec
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Images [B, 3, H, W] in [0, 1], whose turn it is, and whether the discriminator takes part yet."""
+    """Images [B, 3, H, W] in [0, 1], and what the step does with them.
+
+    Attributes:
+        turn: whose update it is.
+        judged: whether the discriminator takes part yet.
+        quantised: whether latents are replaced by codes yet ("vq").
+    """
 
     images_B3HW: Tensor
     turn: Turn
     judged: bool
+    quantised: bool = True
 
 
 class CodecTrainer(nn.Module, ABC):
@@ -43,9 +50,9 @@ class CodecTrainer(nn.Module, ABC):
         """Loss and metrics of the codec's or the discriminator's turn."""
         if batch.turn == "discriminator":
             with torch.no_grad():
-                reconstruction_B3HW, _, _ = self._coded(batch.images_B3HW)
+                reconstruction_B3HW, _, _ = self._coded(batch)
             return self.losses.discriminate(reconstruction_B3HW, batch.images_B3HW)
-        reconstruction_B3HW, cost, own = self._coded(batch.images_B3HW)
+        reconstruction_B3HW, cost, own = self._coded(batch)
         loss, metrics = self.losses(
             reconstruction_B3HW, batch.images_B3HW, self.last_layer, judged=batch.judged
         )
@@ -58,13 +65,15 @@ class CodecTrainer(nn.Module, ABC):
         return decoder.conv_out.weight
 
     @abstractmethod
-    def _coded(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _coded(self, batch: Images) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Reconstruction in [0, 1] (not clamped), cost of the codes or latents, and metrics."""
 
 
 class VQTrainer(CodecTrainer):
     """The codebook follows the encoder (core/codebook.py); a commitment loss holds the encoder to it.
 
+    The first steps train a plain autoencoder (`Images.quantised`). Codes then start from latents that tell
+    colours apart: started from random weights, they locked the encoder to brightness (docs/log.md).
     diffusers' own quantiser, which learns the codebook by gradients, is not called.
     """
 
@@ -76,14 +85,16 @@ class VQTrainer(CodecTrainer):
         codebook_VC = codec.codebook_VC.requires_grad_(False)
         self.running = RunningCodebook(*codebook_VC.shape)
 
-    def _coded(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _coded(self, batch: Images) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         vq, codebook_VC = self.codec.vq, self.codec.codebook_VC
-        latent_BCHW = vq.quant_conv(vq.encoder(images_B3HW))
+        latent_BCHW = vq.quant_conv(vq.encoder(batch.images_B3HW))
+        if not batch.quantised:
+            return vq.decoder(vq.post_quant_conv(latent_BCHW)), latent_BCHW.new_zeros(()), {}
         latents_XC = rows(latent_BCHW)
         if self.training and torch.is_grad_enabled():
             self.running.restart_dead(codebook_VC, latents_XC)
         codes_X = nearest(latents_XC, codebook_VC)
-        nearest_BHWC = codebook_VC[codes_X].unflatten(0, (len(images_B3HW), *latent_BCHW.shape[2:]))
+        nearest_BHWC = codebook_VC[codes_X].unflatten(0, (len(latent_BCHW), *latent_BCHW.shape[2:]))
         nearest_BCHW = nearest_BHWC.permute(0, 3, 1, 2)
         straight_through_BCHW = latent_BCHW + (nearest_BCHW - latent_BCHW).detach()
         reconstruction_B3HW = vq.decoder(vq.post_quant_conv(straight_through_BCHW))
@@ -110,8 +121,8 @@ class KLTrainer(CodecTrainer):
         self.codec = codec
         self.divergence_weight = divergence_weight
 
-    def _coded(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        posterior = Posterior.of(self.codec.moments(2 * images_B3HW - 1))
+    def _coded(self, batch: Images) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        posterior = Posterior.of(self.codec.moments(2 * batch.images_B3HW - 1))
         latent_BCHW = posterior.sample(torch.randn_like(posterior.mean_BCHW))
         reconstruction_B3HW = (self.codec.decode_latent(latent_BCHW).float() + 1) / 2
         divergence = posterior.divergence()

@@ -40,6 +40,9 @@ SIZES = {"tiny": (16, 1), "small": (32, 1), "base": (64, 2), "released": (128, 2
 _MULTIPLES = (1, 2, 2, 4, 4, 4)
 """Of the first level's channels, level by level."""
 
+_UNQUANTISED_SHARE = 0.1
+"""Of the steps, at the start, without codes (VQTrainer)."""
+
 _SHOWN, _MEASURED, _SCALE_BATCHES = 12, 512, 20
 
 
@@ -174,7 +177,8 @@ class TokenizerRecipe:
             images_B3HW = torch.where(flipped_B[:, None, None, None], images_B3HW.flip(-1), images_B3HW)
         if self.mosaics:
             images_B3HW = torch.cat([mosaics(images_B3HW[: count // 2]), images_B3HW[count // 2 :]])
-        return Images(images_B3HW, self.losses.turn(step), step >= self.losses.adversarial_after)
+        quantised = step >= _UNQUANTISED_SHARE * self.training.num_steps
+        return Images(images_B3HW, self.losses.turn(step), step >= self.losses.adversarial_after, quantised)
 
     def finished(self, trained: CodecTrainer, pixels: EncodedImages, chosen_X: Tensor) -> Codec:
         """The codec as it is used: with the codes that are kept, or with the scale of its latents."""
