@@ -1,5 +1,6 @@
 """Training of tokenizers: the codebook follows the latents, near duplicates go, the scale is measured."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from swiftmask.recipes.codec_training import (
     Images,
     KLTrainer,
     VQTrainer,
+    centre,
     measure_scale,
     pruned,
 )
@@ -74,6 +76,19 @@ def test_training_vq_lowers_its_loss_and_moves_its_codes(vq: VQCodec) -> None:
     found = descend(VQTrainer(vq, PLAIN).train(), reconstructing(images_B3HW), 25, 5e-3)
     assert found[-1]["loss"] < 0.6 * found[0]["loss"]
     assert not torch.equal(vq.codebook_VC, before_VC)
+
+
+def test_a_centred_codec_starts_as_if_pixels_were_in_minus_one_to_one(vq: VQCodec) -> None:
+    centred = copy.deepcopy(vq)
+    centre(centred)
+    images_B3HW, latent_BCHW = torch.rand(2, 3, 16, 16), torch.randn(2, 8, 8, 8)
+    seen, meant = (
+        codec.vq.encoder.conv_in(images)[..., 1:-1, 1:-1]  # the border is padded with another colour
+        for codec, images in ((centred, images_B3HW), (vq, 2 * images_B3HW - 1))
+    )
+    torch.testing.assert_close(seen, meant)
+    given, plain = (codec.vq.decoder.conv_out(latent_BCHW[:, :4]) for codec in (centred, vq))
+    torch.testing.assert_close(given, (plain + 1) / 2)
 
 
 def test_the_first_steps_have_no_codes_and_the_codes_then_start_from_latents(vq: VQCodec) -> None:

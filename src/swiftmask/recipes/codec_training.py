@@ -72,8 +72,8 @@ class CodecTrainer(nn.Module, ABC):
 class VQTrainer(CodecTrainer):
     """The codebook follows the encoder (core/codebook.py); a commitment loss holds the encoder to it.
 
-    The first steps train a plain autoencoder (`Images.quantised`). Codes then start from latents that tell
-    colours apart: started from random weights, they locked the encoder to brightness (docs/log.md).
+    The first steps train a plain autoencoder (`Images.quantised`), and codes then start from its latents
+    (docs/log.md).
     diffusers' own quantiser, which learns the codebook by gradients, is not called.
     """
 
@@ -127,6 +127,20 @@ class KLTrainer(CodecTrainer):
         reconstruction_B3HW = (self.codec.decode_latent(latent_BCHW).float() + 1) / 2
         divergence = posterior.divergence()
         return reconstruction_B3HW, self.divergence_weight * divergence, {"divergence": divergence}
+
+
+@torch.no_grad()
+def centre(codec: VQCodec) -> None:
+    """Let a fresh codec start as if its pixels were in [-1, 1], in place; its layout has them in [0, 1].
+
+    Random weights so see contrasts around grey, and begin with grey images (docs/log.md).
+    """
+    first: Any = codec.vq.encoder.conv_in
+    last: Any = codec.vq.decoder.conv_out
+    first.bias.sub_(first.weight.sum(dim=(1, 2, 3)))
+    first.weight.mul_(2)
+    last.weight.div_(2)
+    last.bias.div_(2).add_(0.5)
 
 
 @torch.no_grad()

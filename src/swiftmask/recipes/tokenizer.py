@@ -23,6 +23,7 @@ from swiftmask.recipes.codec_training import (
     Images,
     KLTrainer,
     VQTrainer,
+    centre,
     measure_scale,
     pruned,
 )
@@ -154,7 +155,9 @@ class TokenizerRecipe:
                 vq_embed_dim=16,
                 norm_num_groups=8,
             )
-            return VQTrainer(build_vq_codec(config), self.losses)
+            codec = build_vq_codec(config)
+            centre(codec)
+            return VQTrainer(codec, self.losses)
         sizes = KLConfig(
             ch=width,
             ch_mult=multiples,
