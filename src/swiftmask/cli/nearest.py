@@ -1,6 +1,6 @@
 """`swiftmask nearest`: the training image that each generated one is nearest to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,12 +90,13 @@ class NearestImages:
         self._print(tables)
         return 0
 
-    def _columns(self, source: "Source") -> dict[str, Sequence[str]]:
+    def _columns(self, source: "Source") -> dict[str, tuple[str, ...]]:
         """Errors: ValueError for a column that is not there."""
-        return {name: source.column(name) for name in self.columns or self.classes or source.column_names}
+        names = self.columns or self.classes or tuple(source.column_names)
+        return {name: tuple(source.column(name)) for name in names}
 
     def _asked(
-        self, source: "Source", columns: Mapping[str, Sequence[str]]
+        self, source: "Source", columns: Mapping[str, tuple[str, ...]]
     ) -> list[Mapping[str, str] | None]:
         """What each generated image was to show, by the note in it; None where nothing says it."""
         from swiftmask.cli.picture_folder import stamp_of
@@ -139,7 +140,7 @@ class NearestImages:
         theirs: "FeatureStore",
         out_X: "Tensor",
         asked: list[Mapping[str, str] | None],
-        columns: Mapping[str, Sequence[str]],
+        columns: Mapping[str, tuple[str, ...]],
         generated: "Pictures",
         real: "Pictures",
         name: str,
