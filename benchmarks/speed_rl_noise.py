@@ -56,7 +56,8 @@ def gradients(recipe: SpeedRLRecipe, num_rounds: int) -> tuple[Tensor, list[int]
     steps, config = recipe.planned(base)
     trainer = SpeedRLTrainer(base, config)
     prompts = Prompts(start.conditions(base).listed(recipe.num_captions))
-    rounds = Rounds(trainer, prompts, recipe.scorers(base, prompts, *recipe.entries()), recipe.training)
+    scorers = recipe.scorers(base, prompts, *recipe.entries(), asked=start.asked)
+    rounds = Rounds(trainer, prompts, scorers, recipe.training)
     found = []
     with counting("rounds", num_rounds, unit="rounds") as advance:
         for number in range(num_rounds):
