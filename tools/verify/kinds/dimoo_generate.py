@@ -23,6 +23,7 @@ from swiftmask.methods.caching import MLCacheFeatures, ml_cache_full_steps
 from swiftmask.methods.shortcut import ShortcutFeatures
 from swiftmask.models.lumina_dimoo import LuminaDiMOO
 from swiftmask.models.lumina_dimoo.layout import Vocabulary
+from swiftmask.models.lumina_dimoo.prompts import PromptSettings
 from verify.cases import Case, Check, compare, exactly, read_case, sibling_names
 from verify.kinds import dimoo_llada, dimoo_shortcut
 
@@ -37,8 +38,8 @@ class _RecordedPrompts:
     def ids(self, text: str) -> list[int]:
         return list(self.prompt)
 
-    def settings(self) -> dict[str, object]:
-        return {}
+    def settings(self) -> PromptSettings:
+        raise ValueError("a recorded prompt is no tokenizer")
 
     def save(self, folder: Path) -> None:
         raise ValueError("a recorded prompt is no tokenizer")
