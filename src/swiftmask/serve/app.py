@@ -5,6 +5,7 @@ front).
 """
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -65,20 +66,20 @@ def image_app(catalogue: Catalogue, settings: ServeSettings) -> Any:
     Errors: what the first decode raises, such as FloatingPointError for damaged weights.
     """
     metrics = Metrics()
-    studio = Studio(catalogue, settings, metrics)
+    routes = Routes(catalogue, settings, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(studio.close)
+        await asyncio.to_thread(routes.close)
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    app.add_api_route(GENERATIONS, studio.generations, methods=["POST"])
-    app.add_api_route(EDITS, studio.edits, methods=["POST"])
-    app.add_api_route(MODELS, studio.models, methods=["GET"])
-    app.add_api_route(MODELS + "/{name:path}", studio.model, methods=["GET"])
-    app.add_api_route("/health", studio.health, methods=["GET"])
-    app.add_api_route("/metrics", studio.metrics_page, methods=["GET"])
+    app.add_api_route(GENERATIONS, routes.generations, methods=["POST"])
+    app.add_api_route(EDITS, routes.edits, methods=["POST"])
+    app.add_api_route(MODELS, routes.models, methods=["GET"])
+    app.add_api_route(MODELS + "/{name:path}", routes.model, methods=["GET"])
+    app.add_api_route("/health", routes.health, methods=["GET"])
+    app.add_api_route("/metrics", routes.metrics_page, methods=["GET"])
     app.add_exception_handler(HTTPException, _as_request_error)
     app.add_middleware(Frame, key=settings.api_key, routes=ROUTES, metrics=metrics)
     return app
@@ -91,7 +92,7 @@ async def _as_request_error(request: Request, error: Exception) -> Response:
     raise RequestError(said.get(error.status_code, str(error.detail)), status=error.status_code)
 
 
-class Studio:
+class Routes:
     """The routes of one server, and what they share."""
 
     def __init__(self, catalogue: Catalogue, settings: ServeSettings, metrics: Metrics) -> None:
@@ -323,8 +324,6 @@ def _data(images: list[Image.Image], asked: Asked) -> list[dict[str, object]]:
 
 
 def _event(name: str, content: dict[str, object]) -> bytes:
-    import json
-
     return f"event: {name}\ndata: {json.dumps({'type': name, **content})}\n\n".encode()
 
 

@@ -299,7 +299,7 @@ def _from_form(texts: Sequence[tuple[str, str]]) -> dict[str, Any]:
 def _value(name: str, text: str) -> Any:
     if name == "stream" and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if name in _WHOLE and text.lstrip("-").isdecimal() and len(text) <= 24:
+    if name in _WHOLE and text.removeprefix("-").isdecimal() and len(text) <= 24:
         return int(text)
     if name in _SAMPLING:
         try:
