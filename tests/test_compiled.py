@@ -19,6 +19,7 @@ from torch._dynamo.utils import counters
 from swiftmask.api import accelerate, load
 from swiftmask.core.compiled import MODES, MarkedSteps, compile_blocks, mode_of
 from swiftmask.core.protocol import SamplingOptions
+from swiftmask.core.steering import Steer
 from swiftmask.methods.marval import make_student
 from swiftmask.methods.shortcut import RotaryShortcut, RotaryShortcutConfig, Shortcut, ShortcutConfig
 from swiftmask.pipeline import Pipeline
@@ -91,6 +92,21 @@ def test_the_first_decode_compiles_each_class_of_block_and_later_ones_nothing(fa
         same(draw(fast, which, steps=steps), draw(eager, which, steps=steps))
     assert counter.frame_count == NUM_COMPILATIONS[family]
     assert not counters["graph_break"]
+
+
+def test_guidance_that_changes_within_a_decode_compiles_nothing(pipelines) -> None:
+    eager, counter = pipelines("maskgit"), CompileCounter()
+    fast = compiled(pipelines("maskgit"), counter)
+    draw(fast, FIRST["maskgit"])
+    before = counter.frame_count
+    for steer in (Steer(guidance=9.0), Steer(guidance=1.0), Steer(stop=True)):
+
+        def on_step(record, steer=steer):
+            return steer if record.step.index == 2 else None
+
+        first = FIRST["maskgit"]
+        same(draw(fast, first, on_step=on_step), draw(eager, first, on_step=on_step))
+    assert counter.frame_count == before > 0
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

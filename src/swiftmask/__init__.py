@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from swiftmask.api import accelerate, load
+    from swiftmask.core.steering import Steer
     from swiftmask.pipeline import Cost, Pipeline, Result
     from swiftmask.presets import apply_preset
 
 __version__ = "0.1.0"
-__all__ = ["Cost", "Pipeline", "Result", "__version__", "accelerate", "apply_preset", "load"]
+__all__ = ["Cost", "Pipeline", "Result", "Steer", "__version__", "accelerate", "apply_preset", "load"]
 
 _HOMES = {
     "load": "swiftmask.api",
@@ -21,6 +22,7 @@ _HOMES = {
     "Pipeline": "swiftmask.pipeline",
     "Result": "swiftmask.pipeline",
     "Cost": "swiftmask.pipeline",
+    "Steer": "swiftmask.core.steering",
 }
 
 

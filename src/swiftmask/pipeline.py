@@ -29,7 +29,7 @@ from swiftmask.core.arguments import (
     with_chains,
 )
 from swiftmask.core.compiled import MarkedSteps, compile_blocks, equal_sizes_apart, mode_of, records_graphs
-from swiftmask.core.decode import FullFeatures, check_finite, decode, prepare_condition
+from swiftmask.core.decode import FullFeatures, check_finite, decode, is_guided, prepare_condition
 from swiftmask.core.protocol import (
     Condition,
     FeatureFn,
@@ -41,9 +41,10 @@ from swiftmask.core.protocol import (
 from swiftmask.core.ranges import RANGES, Range, check
 from swiftmask.core.rng import SeededNoise, ShapesOfNoise
 from swiftmask.core.schedule import uniform_full_steps, with_full_steps
+from swiftmask.core.steering import OnStep, Steered
 from swiftmask.core.types import Canvas, Record, Schedule, Step, Trajectory
 from swiftmask.data.images.inpainting import StartPicture, paste_kept, start_picture
-from swiftmask.data.images.pixels import to_pil
+from swiftmask.data.images.pixels import grey_where, to_pil
 from swiftmask.data.prompts import require_text
 from swiftmask.models.meissonic import Meissonic, Prompt, with_negative
 
@@ -85,13 +86,19 @@ class Cost:
 class Result:
     """Pictures, how they came about, and the cost.
 
-    `images` are PIL pictures or a tensor [B, 3, H, W] in [0, 1].
+    `images` are PIL pictures or a tensor [B, 3, H, W] in [0, 1]; of a run that was stopped, grey where no
+    token is decided.
     """
 
     images: Images
     trajectory: Trajectory
     cost: Cost
     seeds: list[int]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `on_step` ended the run before its last step."""
+        return self.trajectory.num_masked > 0
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ class Pipeline:
     steps: int = 0
     folder: Path | None = field(default=None, compare=False)
     compile_mode: str | None = None
-    _flops: dict[tuple[Step, ...], int] = field(default_factory=dict, compare=False, repr=False)
+    _flops: dict[tuple[tuple[Step, ...], bool], int] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.steps == 0:
@@ -143,7 +150,7 @@ class Pipeline:
         canvas: Canvas | None = None,
         start: StartPicture | Sequence[StartPicture] | None = None,
         output_type: OutputType = "pil",
-        on_step: Callable[[Record], None] | None = None,
+        on_step: OnStep | None = None,
     ) -> Result:
         """Draw one picture per label or prompt.
 
@@ -159,7 +166,8 @@ class Pipeline:
                 see `start_canvas`). Every image must have the same number of masked tokens.
             start: what `start` made of a picture, for all, or one each: its kept pixels are in the result as
                 they were. Every start must leave the same number of tokens to draw.
-            on_step: called after every step with its record. What it raises ends the decode.
+            on_step: called after every step with its record. It may return a `Steer`, which changes the
+                guidance of the steps to come or stops the run; what it raises ends the decode.
 
         Errors: ValueError for an unknown class, a prompt given to a class model, impossible steps, or more
         pictures than a large model finds memory for; FloatingPointError if the weights, or their dtype, gave
@@ -186,18 +194,19 @@ class Pipeline:
             pipeline.model.check_room(condition, branches=pipeline.calls(schedule)["branches"], method=method)
         noise = SeededNoise(seeds, pipeline.model.spec.num_tokens, pipeline.model.device)
         _synchronise(pipeline.model.device)
+        steered = None if on_step is None else pipeline._steered(on_step, schedule)
         started = time.perf_counter()
         with torch.no_grad():
-            trajectory = pipeline._decode(condition, schedule, noise, canvas, on_step)
+            trajectory = pipeline._decode(condition, schedule, noise, canvas, steered)
             _synchronise(pipeline.model.device)
             decoded = time.perf_counter()
-            images_B3HW = paste_kept(pipeline._pixels(trajectory.tokens_BL), starts)
+            images_B3HW = paste_kept(pipeline.pixels_of(trajectory.canvas), starts)
             _synchronise(pipeline.model.device)
         finished = time.perf_counter()
         check_finite(trajectory, images_B3HW, pipeline.dtype)
-        cost = Cost(
-            pipeline.calls(schedule), decoded - started, finished - decoded, partial(pipeline.flops, schedule)
-        )
+        ran = schedule if steered is None else steered.ran
+        calls, count_flops = pipeline.calls(ran, schedule), partial(pipeline.flops, ran, schedule)
+        cost = Cost(calls, decoded - started, finished - decoded, count_flops)
         images = images_B3HW if output_type == "pt" else to_pil(images_B3HW)
         return Result(images, trajectory, cost, seeds)
 
@@ -238,6 +247,14 @@ class Pipeline:
         require_type("mask", mask, Image.Image | None, "a PIL image")
         check("count", count, Range(low=1, high=RANGES["num"].high), int)
         return self._started([self.start(image, mask)] * count)
+
+    def pixels_of(self, canvas: Canvas) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1] of a canvas: grey where tokens are masked."""
+        if canvas.num_masked == 0:
+            return self._pixels(canvas.tokens_BL)
+        blank = canvas.masked_BL if canvas.tokens_BL.ndim == 2 else canvas.masked_BL[..., None]
+        images_B3HW = self._pixels(canvas.tokens_BL.masked_fill(blank, 0))
+        return grey_where(canvas.masked_BL.unflatten(1, self.model.spec.grid), images_B3HW)
 
     def _pixels(self, tokens_BL: Tensor) -> Tensor:
         """Finished tokens to pictures. On the CPU one by one: its convolutions round otherwise in a batch of
@@ -293,34 +310,51 @@ class Pipeline:
             count = min(count, max(1, steps // 2))
         return uniform_full_steps(steps, count)
 
-    def calls(self, schedule: Schedule) -> dict[str, int]:
-        """Forward calls per picture, by part."""
+    def _steered(self, on_step: OnStep, schedule: Schedule) -> Steered:
+        """`on_step` for a decode of this schedule."""
+
+        def replanned(guidance: float) -> Schedule:
+            options = replace(self.sampling, guidance=guidance)
+            other = replace(self, sampling=options)
+            return other.schedule(len(schedule), num_masked=schedule[0].num_masked_before)
+
+        return Steered(on_step, guided=is_guided(schedule), replanned=replanned)
+
+    def calls(self, schedule: Schedule, planned: Schedule | None = None) -> dict[str, int]:
+        """Forward calls per picture, by part.
+
+        Args:
+            planned: what was asked for, if `schedule` is what ran of it: it decides the branches.
+        """
         num_full = sum(step.full for step in schedule)
         num_head = sum(1 if step.denoising is None else step.denoising.num_steps for step in schedule)
         calls = {"backbone": num_full, "head": num_head, "decoder": 1}
         if self.features_fn is not None and num_full < len(schedule):
             calls[self.features_fn.name] = len(schedule) - num_full
-        return calls | {"branches": 2 if any(step.guidance != 1.0 for step in schedule) else 1}
+        return calls | {"branches": 2 if is_guided(planned or schedule) else 1}
 
-    def flops(self, schedule: Schedule) -> int:
+    def flops(self, schedule: Schedule, planned: Schedule | None = None) -> int:
         """Operations of the token decode of one picture: the loop itself, counted on the meta device.
 
         A denoising chain costs the same at every step of it, so two short chains tell what a long one costs.
+
+        Args:
+            planned: as `calls` takes it.
         """
-        key = tuple(schedule)
+        key = (tuple(schedule), is_guided(planned or schedule))
         if key not in self._flops:
-            self._flops[key] = sum(self.chain_flops(schedule))
+            self._flops[key] = sum(self.chain_flops(schedule, planned))
         return self._flops[key]
 
-    def chain_flops(self, schedule: Schedule) -> list[int]:
+    def chain_flops(self, schedule: Schedule, planned: Schedule | None = None) -> list[int]:
         """Operations of each step, with denoising chains of any length."""
         if not any(step.denoising for step in schedule):
-            return self.step_flops(schedule)
-        two_S, three_S = (self.step_flops(with_chains(schedule, length)) for length in (2, 3))
+            return self.step_flops(schedule, planned)
+        two_S, three_S = (self.step_flops(with_chains(schedule, length), planned) for length in (2, 3))
         extra_S = [0 if s.denoising is None else s.denoising.num_steps - 2 for s in schedule]
         return [a + n * (b - a) for a, b, n in zip(two_S, three_S, extra_S, strict=True)]
 
-    def step_flops(self, schedule: Schedule) -> list[int]:
+    def step_flops(self, schedule: Schedule, planned: Schedule | None = None) -> list[int]:
         """Operations of each step.
 
         Attention is counted through the math backend: FlopCounterMode reads 0 for fused CPU attention.
@@ -337,6 +371,7 @@ class Pipeline:
                 ShapesOfNoise(),
                 canvas,
                 lambda record: totals.append(counter.get_total_flops()),
+                planned=planned,
             )
         return [after - before for before, after in pairwise(totals)]
 
@@ -428,12 +463,14 @@ class Pipeline:
         schedule: Schedule,
         noise: Noise,
         canvas: Canvas,
-        on_step: Callable[[Record], None] | None,
+        on_step: Callable[[Record], Schedule | None] | None,
+        *,
+        planned: Schedule | None = None,
     ) -> Trajectory:
         with nullcontext() if self.compile_mode is None else equal_sizes_apart():
             return decode(
                 self.model,
-                prepare_condition(self.model, condition, schedule),
+                prepare_condition(self.model, condition, planned or schedule),
                 schedule,
                 noise,
                 canvas=canvas,

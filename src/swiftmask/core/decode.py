@@ -43,7 +43,7 @@ def decode(
     canvas: Canvas,
     features_fn: FeatureFn,
     unmask: UnmaskRule,
-    on_step: Callable[[Record], None] | None = None,
+    on_step: Callable[[Record], Schedule | None] | None = None,
 ) -> Trajectory:
     """Fill `canvas` step by step.
 
@@ -51,15 +51,17 @@ def decode(
         condition: with the null branch beside it if any step is guided (`prepare_condition`).
         schedule: its first step's `num_masked_before` must be the number of masked tokens of every image.
         unmask: the rule that decides positions and tokens (unmask.py).
-        on_step: called with the record of every finished step.
+        on_step: called with the record of every finished step. A schedule that it returns takes the place of
+            the steps to come, which must decide as many tokens each; an empty one ends the decode.
 
     Gradients flow if the caller leaves them enabled.
     """
     start = canvas
     decided_at_BL = torch.full_like(canvas.masked_BL, -1, dtype=torch.int64)
     log_prob_BL = torch.zeros_like(canvas.masked_BL, dtype=torch.float32)
-    scored, previous = True, None
-    for step in schedule:
+    scored, previous, to_come = True, None, list(schedule)
+    while to_come:
+        step = to_come.pop(0)
         features = features_fn(canvas, condition, step, previous)
         decision = unmask(_head(model, features, step), canvas, step, noise)
         previous = Record(step, canvas, features, decision, _write(canvas, decision))
@@ -69,9 +71,12 @@ def decode(
             scored = False
         else:
             log_prob_BL = log_prob_BL.scatter(1, decision.positions_BN, decision.log_prob_BN.float())
-        if on_step is not None:
-            on_step(previous)
-    return Trajectory(start, canvas.tokens_BL, decided_at_BL, log_prob_BL if scored else None)
+        if on_step is not None and (changed := on_step(previous)) is not None:
+            to_come = list(changed)
+    if previous is not None and canvas.num_masked:
+        decided_at_BL = decided_at_BL.masked_fill(canvas.masked_BL, previous.step.index + 1)
+    log_prob_BL = log_prob_BL if scored else None
+    return Trajectory(start, canvas.tokens_BL, decided_at_BL, log_prob_BL, canvas.num_masked)
 
 
 def check_finite(trajectory: Trajectory, images_B3HW: Tensor, dtype: torch.dtype) -> None:
@@ -99,7 +104,12 @@ def prepare_condition(model: MaskedGenerator, condition: Condition, schedule: Sc
     """
     if isinstance(condition, PlannedCondition):
         condition = condition.along(schedule)
-    return model.with_null(condition) if any(step.guidance != 1.0 for step in schedule) else condition
+    return model.with_null(condition) if is_guided(schedule) else condition
+
+
+def is_guided(schedule: Schedule) -> bool:
+    """Whether a decode of this schedule needs the null branch."""
+    return any(step.guidance != 1.0 for step in schedule)
 
 
 def _head(model: MaskedGenerator, features: Features, step: Step):

@@ -155,7 +155,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """A finished picture and when each token was decided: about 2 KB an image, and every canvas follows
+    """A picture and when each token was decided: about 2 KB an image, and every canvas follows
     from it.
 
     Attributes:
@@ -164,12 +164,23 @@ class Trajectory:
         decided_at_BL: int64 [B, L], index of the step that decided each token; -1 where the start canvas
             gave it.
         log_prob_BL: float32 [B, L], 0 where nothing was sampled; None where the head cannot score.
+        num_masked: tokens per image that a run which was stopped left masked; in `decided_at_BL` they have
+            the index of the step that would have come next.
     """
 
     start: Canvas
     tokens_BL: Tensor
     decided_at_BL: Tensor
     log_prob_BL: Tensor | None
+    num_masked: int = 0
+
+    @property
+    def canvas(self) -> Canvas:
+        """The canvas as the run left it. One that was stopped goes on with `generate(canvas=...)`."""
+        if self.num_masked == 0:
+            return Canvas(self.tokens_BL, torch.zeros_like(self.start.masked_BL), 0)
+        masked_BL = self.decided_at_BL == self.decided_at_BL.amax()
+        return Canvas(self.tokens_BL, masked_BL, self.num_masked)
 
     def canvas_at(self, step: Step) -> Canvas:
         """The canvas as it stood when `step` began."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from swiftmask.core.types import Canvas, Record
@@ -323,12 +322,8 @@ class _Steps:
 def unfinished_images(pipeline: Pipeline, canvas: Canvas, places: Sequence[int]) -> list[Image.Image]:
     """Some images of a canvas that is still being filled: grey where tokens are masked."""
     index = torch.tensor(list(places), device=canvas.tokens_BL.device)
-    tokens_BL, masked_BL = canvas.tokens_BL[index], canvas.masked_BL[index]
-    blank = masked_BL if tokens_BL.ndim == 2 else masked_BL[..., None]
-    images_B3HW = pipeline.model.to_pixels(tokens_BL.masked_fill(blank, 0))
-    grid_B1hw = masked_BL.unflatten(1, pipeline.model.spec.grid)[:, None].to(images_B3HW.dtype)
-    grey_B1HW = F.interpolate(grid_B1hw, size=images_B3HW.shape[2:], mode="nearest")
-    return to_pil(images_B3HW * (1 - grey_B1HW) + 0.5 * grey_B1HW)
+    chosen = Canvas(canvas.tokens_BL[index], canvas.masked_BL[index], canvas.num_masked)
+    return to_pil(pipeline.pixels_of(chosen))
 
 
 def _settle(future: "Future[Any]", function: Callable[[], Any]) -> None:
