@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = Path(__file__).parent
 WEIGHTS = _PACKAGE / "weights"
-Kind = Literal["model", "method", "reader"]
+Kind = Literal["model", "method", "reader", "tokenizer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Weights:
     """A weights folder as its files describe it.
 
     Attributes:
-        kind: a base "model", a "method" that accelerates one, or a "reader" of pictures.
-        family: the model or method folder that reads it.
+        kind: a base "model", a "method" that accelerates one, a "reader" of images, or a "tokenizer" of them.
+        family: the model or method folder that reads it; a reader's network; "vq" or "kl".
         num_parameters: elements of every tensor on disk.
         num_bytes: size of the folder on disk.
         measured: quality written beside the weights when they were trained; empty if none was.
@@ -197,7 +197,11 @@ def _kind(config: dict[str, Any]) -> tuple[Kind, str]:
         return "method", str(config["method"])
     if "network" in config:
         return "reader", str(config["network"])
-    raise ValueError("it names no model, method or network: expected the config.json of a folder of ours")
+    if "tokenizer" in config:
+        return "tokenizer", str(config["tokenizer"])
+    raise ValueError(
+        "it names no model, method, network or tokenizer: expected the config.json of a folder of ours"
+    )
 
 
 def _draws(config: dict[str, Any]) -> str | None:
@@ -217,7 +221,7 @@ def _size(config: dict[str, Any]) -> tuple[int, int] | None:
     codec = config.get("codec", {})
     if "size" in config:
         return tuple(config["size"])
-    if side := codec.get("image_size") or codec.get("resolution"):
+    if side := config.get("resolution") or codec.get("image_size") or codec.get("resolution"):
         return side, side
     grid = config.get("grid") or [config.get("transformer", {}).get("grid")] * 2
     if "block_out_channels" in codec and grid[0]:

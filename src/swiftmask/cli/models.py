@@ -11,7 +11,7 @@ from swiftmask.registry import Kind, Weights, bundled_folder, bundled_names, des
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """List the models, accelerators and readers there are: bundled, and cached from Hugging Face."""
+    """List the bundled weights, and the models and accelerators cached from Hugging Face."""
 
     json: bool = False
     """Print JSON."""
@@ -84,6 +84,15 @@ _TABLES: dict[Kind, tuple[str, dict[str, Callable[[Weights], str]]]] = {
         "readers of images",
         {"name": lambda weights: weights.name, "network": lambda weights: weights.family, **_SIZES},
     ),
+    "tokenizer": (
+        "tokenizers",
+        {
+            "name": lambda weights: weights.name,
+            "kind": lambda weights: weights.family,
+            "pixels": lambda weights: "x".join(map(str, weights.size or ())),
+            **_SIZES,
+        },
+    ),
 }
 
 
@@ -117,5 +126,5 @@ def _cached() -> Iterator[Weights]:
             weights = describe(config.parent, repo_id)
         except (ValueError, OSError):  # another library's model, or one half downloaded
             continue
-        if weights.kind != "reader":
+        if weights.kind in ("model", "method"):
             yield weights

@@ -75,7 +75,7 @@ class BaseModelRecipe:
     Attributes:
         family: folder under `models/`.
         data: a folder of images or another source (data/sources/opening.py).
-        tokenizer: folder of a tokenizer, or of a model whose tokenizer is taken.
+        tokenizer: folder of a tokenizer, or of a model whose tokenizer is taken; a bundled name.
         size: network by name: tiny, small, base or released.
         network: sizes that differ from those of `size`.
         objective: the family's settings of the loss.

@@ -17,7 +17,7 @@ from swiftmask.registry import bundled_names
 from swiftmask.training.setup import TrainingConfig
 
 DATA = "runs/emoji"
-TOKENIZER, CODEC = "runs/emoji-tokenizer/model", "runs/emoji-codec/model"
+TOKENIZER, CODEC = "emoji-tokenizer", "emoji-codec"
 REWARD, JUDGE = "emoji-reward", "emoji-judge"
 PAIRS = DataConfig(classes=("concept", "style"))
 """Classes are concepts in styles."""
@@ -60,7 +60,7 @@ def emoji_model(
         precision="no",
         save_every=200,
     )
-    return base_recipe(family, training, name=name, data=DATA, **({"tokenizer": TOKENIZER} | settings))
+    return base_recipe(family, training, name=name, data=DATA, **({"tokenizer": made(TOKENIZER)} | settings))
 
 
 def emoji_reader(
@@ -75,7 +75,7 @@ def emoji_reader(
         columns=("concept", "style", "group"),
         network=network,
         size=size,
-        tokenizer=TOKENIZER,
+        tokenizer=made(TOKENIZER),
         all_images=True,
         training=replace(base.training, num_steps=8000, batch_size=32, seed=seed),
     )

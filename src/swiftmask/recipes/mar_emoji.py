@@ -2,7 +2,7 @@
 
 from swiftmask.models.mar.training import Sizes
 from swiftmask.recipes.base_model import BaseModelRecipe, SampleConfig
-from swiftmask.recipes.emoji import CODEC, PAIRS, emoji_model
+from swiftmask.recipes.emoji import CODEC, PAIRS, emoji_model, made
 
 
 def recipe() -> BaseModelRecipe:
@@ -12,7 +12,7 @@ def recipe() -> BaseModelRecipe:
         "mar",
         num_steps=20_000,
         batch_size=32,
-        tokenizer=CODEC,
+        tokenizer=made(CODEC),
         source=PAIRS,
         network=Sizes(decoder_depth=3, composed_classes=True),
         samples=SampleConfig(number=8, steps=8),

@@ -16,7 +16,7 @@ from swiftmask.core.trainable import TokenizerKind
 from swiftmask.core.vq_codec import VQCodec, VQConfig, build_vq_codec
 from swiftmask.models.mar.codec import KLCodec, KLConfig
 from swiftmask.models.maskgit.codec import VQGAN
-from swiftmask.registry import read_config
+from swiftmask.registry import bundled_folder, bundled_names, read_config
 
 Codec = VQCodec | KLCodec | VQGAN
 
@@ -73,12 +73,13 @@ def write_tokenizer(
     write_folder(folder, state, config=config, provenance=provenance, dtype=torch.float16)
 
 
-def read_tokenizer(folder: str | Path) -> Tokenizer:
-    """From a tokenizer's folder, or the codec of a model's folder.
+def read_tokenizer(source: str | Path) -> Tokenizer:
+    """From a tokenizer's folder, the codec of a model's folder, or bundled weights by name.
 
     Errors: FileNotFoundError; ValueError for a damaged folder, or one that holds something else.
     """
-    folder = Path(folder).expanduser()
+    bundled = str(source) in bundled_names()
+    folder = bundled_folder(str(source)) if bundled else Path(source).expanduser()
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
