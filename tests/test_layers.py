@@ -31,6 +31,7 @@ ALLOWED = {
     "data": ["core", "data"],
     "rewards": ["core", "data", "rewards"],
     "evaluate": ["core", "data", "rewards", "evaluate"],
+    "fleet": ["core", "fleet"],
 }
 """Layers by folder; a model or a method may also import its own folder."""
 
@@ -91,6 +92,7 @@ def test_imports_go_one_way(path: Path) -> None:
         ("training/loop.py", "from swiftmask.data.scenes import render"),
         ("data/scenes/world.py", "import swiftmask.rewards.scenes"),
         ("rewards/scenes.py", "from swiftmask.evaluate.scorers import RewardScorer"),
+        ("fleet/shards.py", "from swiftmask.pipeline import Pipeline"),
         ("evaluate/speed.py", "def f():\n    from swiftmask.models.maskgit import MaskGIT"),
     ],
 )

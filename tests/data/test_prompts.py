@@ -6,7 +6,9 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from swiftmask.data.prompts import ListedPrompt, read_prompts, require_text
 
@@ -223,3 +225,19 @@ def test_half_a_surrogate_pair_is_no_prompt() -> None:
     assert require_text("🐈 猫") == "🐈 猫"
     with pytest.raises(ValueError, match="half of a surrogate pair"):
         require_text("a\udce4")
+
+
+def test_a_parquet_file(tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    columns = {"prompt": ["a circle", "a square"], "seed": [5, None], "negative_prompt": [None, "red"]}
+    parquet.write_table(pa.table(columns), path)
+    assert read_prompts(path) == [ListedPrompt("a circle", None, 5), ListedPrompt("a square", "red", None)]
+    parquet.write_table(pa.table({"prompt": ["a circle", " "]}), path)
+    with pytest.raises(ValueError, match=r"list\.parquet, line 2: empty prompt"):
+        read_prompts(path)
+    parquet.write_table(pa.table({"text": ["a circle"]}), path)
+    with pytest.raises(ValueError, match="expected a column prompt, got text"):
+        read_prompts(path)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ValueError, match="no Parquet file, or damaged"):
+        read_prompts(path)

@@ -42,10 +42,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_short_chains(tiny_folder: Path, tmp_path: Path, count: Callable[[int], None]) -> None:
-    """Images, and a tokenizer's training."""
+    """Images, alone and in shards, and a tokenizer's training."""
     generate = ["generate", tiny_folder, "0", "1", "--num", "3", "--steps", "2", "--batch-size", "2"]
     train = ["train", "tokenizer", "data=scenes:classes", *FEW, *TOKENIZER, "--out", "out"]
-    for name, arguments in (("generate", generate), ("train", train)):
+    shards = [*generate, "--shards", "webdataset", "--shard-size", "4"]
+    for name, arguments in (("generate", generate), ("shards", shards), ("train", train)):
         (tmp_path / name).mkdir()
         count(chain(arguments, tmp_path / name, kills=2, seed=1))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from swiftmask.cli import jobs, measure
+from swiftmask.cli.drawing import Prepared, Spent, cost_of, sentence
 from swiftmask.cli.jobs import Job
 from swiftmask.cli.loading import own_device, say_where
 from swiftmask.cli.picture_folder import PictureFolder
@@ -24,13 +25,16 @@ if TYPE_CHECKING:
     from swiftmask.evaluate.presets import Settings
     from swiftmask.pipeline import Pipeline
 
+_SHARD_SIZE = 500
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generate:
     """Generate images to a folder: one PNG each, grid.png, and generate.json with the settings and the cost.
 
     An image that is already there with the same settings is not generated again; a folder with images of
-    other settings is refused. Processes that torchrun started share the images.
+    other settings is refused. Processes that torchrun started share the images. With --shards: files of many
+    images and manifest.json.
     """
 
     model: Positional[str]
@@ -42,7 +46,7 @@ class Generate:
     prompt: tuple[str, ...] = ()
     """Prompts, for a text-to-image model."""
     prompts: Path | None = None
-    """File of prompts: one a line, or .jsonl or .csv with columns prompt, negative_prompt and seed."""
+    """File of prompts: one a line, or .jsonl, .csv or .parquet with columns prompt, negative_prompt, seed."""
     truncate: bool = False
     """Cut prompts that are too long for the model instead of refusing them."""
     negative_prompt: tuple[str, ...] = ()
@@ -108,36 +112,72 @@ class Generate:
     """Folder of the images."""
     batch_size: int = 16
     """Images at a time."""
+    shards: Literal["folder", "webdataset", "parquet"] | None = None
+    """Write shards of many images and a manifest: folders of PNG files, WebDataset tars, or Parquet files."""
+    shard_size: int = _SHARD_SIZE
+    """Images of a shard."""
     overwrite: bool = False
-    """Generate into a folder that holds images of other settings; those with the same names are replaced."""
+    """Generate into a folder that holds images of other settings; those with the same names are replaced, and
+    shards of other settings are removed."""
     flops: bool = False
     """Count operations, too: seconds for a small model, a minute for a large one in many steps."""
     json: bool = False
     """Print the summary as JSON."""
 
     def run(self) -> int:
+        self._check_options()
+        if self.shards is not None:
+            from swiftmask.cli.generate_shards import generate_shards
+
+            return generate_shards(self)
         from swiftmask.evaluate.processes import Processes
 
-        self._check_options()
+        prepared = self.prepared()
+        wanted = prepared.wanted
+        folder = PictureFolder(self.out, prepared.settings)
+        processes = Processes.here()
+        if not self.overwrite:
+            folder.refuse_others(wanted)
+        with sole_writer(self.out):
+            processes.wait()  # none draws before the first holds the folder
+            drawn = self._draw(prepared, folder, processes.share(wanted))
+            spent = [batch for batches in processes.gathered(drawn) for batch in batches]
+            if processes.rank == 0:
+                self._summarise(folder, wanted, spent)
+        return 0
+
+    def prepared(self) -> Prepared:
+        """The loaded model and all that is asked of it. Errors: ValueError for what it cannot generate."""
         pipeline = self._pipeline()
         wanted = self._jobs(pipeline.model.spec.draws)
         if self.truncate:
             wanted = list(dict.fromkeys(jobs.truncated(pipeline, wanted)))
         jobs.check_jobs(pipeline, wanted, self.prompts)
         start = self._start(pipeline)
-        folder = PictureFolder(self.out, self._settings(pipeline, start))  # complains about impossible steps
-        processes = Processes.here()
-        if not self.overwrite:
-            folder.refuse_others(wanted)
-        with sole_writer(self.out):
-            processes.wait()  # none draws before the first holds the folder
-            drawn = self._draw(pipeline, folder, processes.share(wanted), start)
-            spent = [batch for batches in processes.gathered(drawn) for batch in batches]
-            if processes.rank == 0:
-                self._summarise(folder, wanted, spent)
-        return 0
+        settings = self._settings(pipeline, start)  # complains about impossible steps
+        return Prepared(pipeline, wanted, settings, start, self.flops)
 
-    def _summarise(self, folder: PictureFolder, wanted: Sequence[Job], spent: "list[_Spent]") -> None:
+    def _draw(self, prepared: Prepared, folder: PictureFolder, jobs_here: Sequence[Job]) -> list[Spent]:
+        """Draw what is missing, and keep of it nothing but what it cost."""
+        spent: list[Spent] = []
+        missing = folder.missing(jobs_here)
+        if missing:
+            say_where(prepared.pipeline)
+        with progress_bar() as progress:
+            task = progress.add_task("image steps", total=len(missing) * prepared.pipeline.steps)
+            for first in range(0, len(missing), self.batch_size):
+                batch = missing[first : first + self.batch_size]
+
+                def advance(record: "Record", size: int = len(batch)) -> None:
+                    progress.advance(task, size)
+
+                images, took = prepared.draw(batch, on_step=advance)
+                for job, image in zip(batch, images, strict=True):
+                    folder.save(image, job)
+                spent.append(took)
+        return spent
+
+    def _summarise(self, folder: PictureFolder, wanted: Sequence[Job], spent: list[Spent]) -> None:
         """The overview, generate.json, and what is said on stdout, once all pictures are there."""
         from swiftmask.evaluate.pictures import OVERVIEW
 
@@ -147,12 +187,12 @@ class Generate:
             "settings": folder.settings,
             "drawn": drawn,
             "skipped": len(wanted) - drawn,
-            "cost": _cost(spent),
+            "cost": cost_of(spent),
             "pictures": [{"file": job.file_name, **job.facts()} for job in wanted],
         }
         text = json_module.dumps(summary, indent=2)
         write_text(self.out / "generate.json", text + "\n")
-        print(text if self.json else _sentence(summary, self.out))
+        print(text if self.json else sentence(summary, self.out))
 
     def _check_options(self) -> None:
         """What is wrong whatever the model is, told before it is loaded."""
@@ -173,10 +213,19 @@ class Generate:
         if self.mask is not None and self.init_image is None:
             raise ValueError("--mask says what of --init-image is generated anew: give both")
         self._decoding()  # complains about a background that is no colour
+        self._check_shards()
         if len(self.size) > 2:
             raise ValueError(
                 f"--size takes one number, or a height and a width, got {len(self.size)} numbers"
             )
+
+    def _check_shards(self) -> None:
+        from swiftmask.fleet.writers import KINDS
+
+        if self.shards is not None:
+            KINDS[self.shards].require()
+        elif self.shard_size != _SHARD_SIZE:
+            raise ValueError("--shard-size needs --shards: say which kind of shards to write")
 
     def _jobs(self, draws: str) -> list[Job]:
         """What to draw with which seed. Names without an option are whatever the model draws."""
@@ -282,68 +331,6 @@ class Generate:
             **{name: value for name, value in given.items() if value is not None},
         }
 
-    def _draw(
-        self,
-        pipeline: "Pipeline",
-        folder: PictureFolder,
-        jobs_here: Sequence[Job],
-        start: "StartPicture | None",
-    ) -> "list[_Spent]":
-        """Draw what is missing, and keep of it nothing but what it cost."""
-        spent: list[_Spent] = []
-        of_class = pipeline.model.spec.draws == "class"
-        missing = folder.missing(jobs_here)
-        if missing:
-            say_where(pipeline)
-        with progress_bar() as progress:
-            task = progress.add_task("image steps", total=len(missing) * pipeline.steps)
-            for first in range(0, len(missing), self.batch_size):
-                batch = missing[first : first + self.batch_size]
-
-                def advance(record: "Record", size: int = len(batch)) -> None:
-                    progress.advance(task, size)
-
-                asked: Any = jobs.asked_of(batch)
-                result = pipeline.generate(
-                    asked if of_class else None,
-                    prompts=None if of_class else asked,
-                    seeds=[job.seed for job in batch],
-                    start=start,
-                    on_step=advance,
-                )
-                assert isinstance(result.images, list)
-                for job, image in zip(batch, result.images, strict=True):
-                    folder.save(image, job)
-                cost = result.cost
-                gflop = round(cost.flops / 1e9, 4) if self.flops and not spent else None
-                spent.append(_Spent(len(batch), cost.seconds, cost.decoder_seconds, cost.calls, gflop))
-        return spent
-
-
-@dataclass(frozen=True, slots=True)
-class _Spent:
-    """What a batch of images took; calls and operations are the same for every image."""
-
-    num_images: int
-    seconds: float
-    decoder_seconds: float
-    calls: dict[str, int]
-    gflop: float | None
-
-
-def _cost(batches: Sequence[_Spent]) -> dict[str, Any] | None:
-    """Of one image, for generate.json; None if nothing was generated."""
-    if not batches:
-        return None
-    count = sum(spent.num_images for spent in batches)
-    gflop = next((spent.gflop for spent in batches if spent.gflop is not None), None)
-    return {
-        "calls_per_picture": batches[0].calls,
-        **({} if gflop is None else {"gflop_per_picture": gflop}),
-        "ms_per_picture": round(1000 * sum(spent.seconds for spent in batches) / count, 3),
-        "decoder_ms_per_picture": round(1000 * sum(spent.decoder_seconds for spent in batches) / count, 3),
-    }
-
 
 def _fingerprint(pipeline: "Pipeline") -> str:
     """A checksum over settings and a sample of every weight: a retrained model counts as another one."""
@@ -358,18 +345,3 @@ def _fingerprint(pipeline: "Pipeline") -> str:
                 parameter.detach().flatten()[:256].float().cpu().numpy().tobytes(), checksum
             )
     return f"{checksum:08x}"
-
-
-def _sentence(summary: dict[str, Any], out: Path) -> str:
-    drawn, cost = summary["drawn"], summary["cost"]
-    if cost is None:
-        return f"{summary['skipped']} images are already in {out}, generated with these settings"
-    skipped = f" ({summary['skipped']} were already there)" if summary["skipped"] else ""
-    calls = ", ".join(
-        f"{count} {part}" for part, count in cost["calls_per_picture"].items() if part != "branches"
-    )
-    counted = f" and {cost['gflop_per_picture']:.3f} GFLOP" if "gflop_per_picture" in cost else ""
-    return (
-        f"{drawn} images in {out}{skipped}: {cost['ms_per_picture']:.1f} ms{counted} each "
-        f"(calls: {calls}), and {cost['decoder_ms_per_picture']:.1f} ms to turn tokens into pixels"
-    )

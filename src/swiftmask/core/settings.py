@@ -40,6 +40,9 @@ _MODULES = frozenset(
 _UNSEEN = frozenset({"resolution", "attn_resolutions", "decoder_attn_resolutions", "image_size"})
 """Settings in pixels, which no tensor shows."""
 
+_NAMED = 3
+"""Settings that are named where more than so many differ."""
+
 
 def read_json(path: Path, *, expected: str = "expected a JSON file") -> dict[str, Any]:
     """A JSON object.
@@ -94,6 +97,19 @@ def _parsed(text: str | bytes, source: str, kind: type[_Json], what: str) -> _Js
     if not isinstance(content, kind):
         raise ValueError(f"{source} is damaged: expected a JSON {what}, got {type(content).__name__}")
     return content
+
+
+def difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Settings that differ, a few of them by name; empty if none does. Those of "sampling" count singly."""
+    old, new = _flat(there), _flat(now)
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    named = [f"{key} {old.get(key)} there, {new.get(key)} now" for key in keys[:_NAMED]]
+    return "; ".join(named) + (f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else "")
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    sampling = settings.get("sampling") or {}
+    return {**{key: value for key, value in settings.items() if key != "sampling"}, **sampling}
 
 
 def first_line(error: Exception) -> str:

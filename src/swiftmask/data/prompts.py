@@ -1,4 +1,4 @@
-"""Lists of prompts in files: one a line, JSONL, or CSV with a header; docs/inputs.md states the rules."""
+"""Lists of prompts in files: one a line, JSONL, CSV or Parquet; docs/inputs.md states the rules."""
 
 import csv
 import io
@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from swiftmask.core.optional import library
+from swiftmask.core.settings import first_line
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +48,8 @@ def read_prompts(path: str | Path) -> list[ListedPrompt]:
     """The prompts of a file, in its order. How it is read depends on its suffix, in any case.
 
     `.jsonl`, `.ndjson`: one object a line with "prompt", and if wanted "negative_prompt" and "seed"; columns
-    of other names are kept as `columns`. `.csv`, `.tsv`: the same columns, named by the first line. Every
+    of other names are kept as `columns`. `.csv`, `.tsv`: the same columns, named by the first line.
+    `.parquet`: the same columns, and rows for lines. Every
     other file has one prompt a line; lines that begin with # are comments, which are counted and said. Lines
     end at \\n or \\r\\n only. Blank lines are passed over.
 
@@ -58,6 +62,8 @@ def read_prompts(path: str | Path) -> list[ListedPrompt]:
     suffix = path.suffix.lower()
     if suffix in _MARKUP:
         raise ValueError(f"{path}: {suffix} is not read: save the prompts as .txt, .jsonl or .csv")
+    if suffix == ".parquet":
+        return _all_or_errors(_rows_of_parquet(path), path)
     text = _text_of(path)
     if suffix in _DELIMITERS:
         parsed = _rows_of_csv(text, path, _DELIMITERS[suffix])
@@ -168,8 +174,14 @@ def _of_json(line: str) -> ListedPrompt:
     except (ValueError, RecursionError) as error:
         why = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
         raise ValueError(f"expected a JSON object, got {line[:40]!r} ({why})") from error
-    if not isinstance(columns, dict) or not isinstance(columns.get("prompt"), str):
+    if not isinstance(columns, dict):
         raise ValueError(f'expected an object with a text under "prompt", got {line[:40]!r}')
+    return _of_object(columns)
+
+
+def _of_object(columns: dict[str, Any]) -> ListedPrompt:
+    if not isinstance(columns.get("prompt"), str):
+        raise ValueError(f'expected an object with a text under "prompt", got {str(columns)[:40]!r}')
     found = _of_columns(columns["prompt"], columns.get("negative_prompt"), columns.get("seed"))
     return replace(found, columns=_others(columns))
 
@@ -230,6 +242,21 @@ def _rows_of_csv(text: str, path: Path, delimiters: str) -> Parsed:
                 )
     except csv.Error as error:
         raise ValueError(f"{path}, line {rows.line_num}: {error}: put texts in double quotes") from error
+
+
+def _rows_of_parquet(path: Path) -> Parsed:
+    """Errors: ValueError for a damaged file, one without the column prompt, or if pyarrow is missing."""
+    library("pyarrow", "a Parquet file of prompts")
+    from pyarrow import ArrowException, parquet
+
+    try:
+        table = parquet.read_table(path)
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path} is no Parquet file, or damaged ({first_line(error)})") from error
+    _columns([(name, None) for name in table.column_names])
+    if "prompt" not in table.column_names:
+        raise ValueError(f"{path}: expected a column prompt, got {', '.join(table.column_names)}")
+    return ((number, row, _of_object) for number, row in enumerate(table.to_pylist(), 1))
 
 
 def _of_row(named: tuple[list[str], list[str]]) -> ListedPrompt:
