@@ -17,6 +17,7 @@ FREE = (
     "sources",
     "cli",
     "serve",
+    "studio",
     "recipes",
     "__init__",
     "__main__",

@@ -193,15 +193,15 @@ class Pipeline:
             method = "backbone" if pipeline.features_fn is None else pipeline.features_fn.name
             pipeline.model.check_room(condition, branches=pipeline.calls(schedule)["branches"], method=method)
         noise = SeededNoise(seeds, pipeline.model.spec.num_tokens, pipeline.model.device)
-        _synchronise(pipeline.model.device)
+        synchronise(pipeline.model.device)
         steered = None if on_step is None else pipeline._steered(on_step, schedule)
         started = time.perf_counter()
         with torch.no_grad():
             trajectory = pipeline._decode(condition, schedule, noise, canvas, steered)
-            _synchronise(pipeline.model.device)
+            synchronise(pipeline.model.device)
             decoded = time.perf_counter()
             images_B3HW = paste_kept(pipeline.pixels_of(trajectory.canvas), starts)
-            _synchronise(pipeline.model.device)
+            synchronise(pipeline.model.device)
         finished = time.perf_counter()
         check_finite(trajectory, images_B3HW, pipeline.dtype)
         ran = schedule if steered is None else steered.ran
@@ -529,7 +529,8 @@ def _check_start(canvas: Canvas, shape: torch.Size) -> None:
         )
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait for what a GPU still computes: times are taken between two of these."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

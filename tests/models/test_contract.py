@@ -221,7 +221,7 @@ def test_prompts_are_encoded_without_a_graph(model):
 def test_the_clock_starts_when_the_device_has_done_what_came_before(model, monkeypatch):
     events: list[str] = []
     now = pipeline_module.time.perf_counter
-    monkeypatch.setattr(pipeline_module, "_synchronise", lambda device: events.append("synchronise"))
+    monkeypatch.setattr(pipeline_module, "synchronise", lambda device: events.append("synchronise"))
     monkeypatch.setattr(
         pipeline_module.time, "perf_counter", lambda: (events.append("read the clock"), now())[1]
     )

@@ -56,6 +56,7 @@ COMMANDS = {
         "demo", "Demo", "Generate with the full and the accelerated model side by side, with a report."
     ),
     "serve": Command("serve", "Serve", "Serve images over HTTP, as OpenAI's clients ask for them."),
+    "studio": Command("studio", "Studio", "Open a page that compares the full and the accelerated model."),
     "serve-reward": Command("serve_reward", "ServeReward", "Serve a reward's scores over HTTP."),
     "models": Command(
         "models", "Models", "List the models, accelerators and readers there are.", computes=False

@@ -3,11 +3,11 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tyro.conf import Positional
 
@@ -15,6 +15,7 @@ from swiftmask.cli import measure
 
 if TYPE_CHECKING:
     from swiftmask.pipeline import Pipeline
+    from swiftmask.serve.app import Page
     from swiftmask.serve.catalogue import Catalogue
     from swiftmask.serve.listening import ListeningServer
 
@@ -81,11 +82,13 @@ class Serve:
     compile: str | None = None
     """Compile the repeated blocks with torch.compile; a mode of it, or no name for its default."""
 
+    shown_path: ClassVar[str] = "/v1"
+
     def run(self) -> int:
         """Load, then answer until interrupted."""
         with self.server() as server, _requests_on_stdout():
             shown = f"[{self.host}]" if ":" in self.host else self.host
-            line = f"http://{shown}:{server.server_port}/v1 answers; Ctrl-C ends it\n"
+            line = f"http://{shown}:{server.server_port}{self.shown_path} answers; Ctrl-C ends it\n"
             server.serve_forever(lambda: _say(line))
         return 0
 
@@ -127,8 +130,13 @@ class Serve:
             api_key=key,
             log_prompts=self.log_prompts,
         )
-        app = image_app(self._catalogue(self._base()), settings)
+        pages = self.pages()
+        app = image_app(self._catalogue(self._base()), settings, pages=pages)
         return ListeningServer(app, bound, limits=limits, grace_s=self.timeout_s)
+
+    def pages(self) -> "Sequence[Page]":
+        """Pages in the same server: none here. Errors: ValueError for what they lack."""
+        return ()
 
     def _base(self) -> "Pipeline":
         from swiftmask.api import load

@@ -19,6 +19,7 @@ EXTRAS = {
     "uvicorn": "serve",
     "prometheus_client": "serve",
     "python_multipart": "serve",
+    "gradio": "studio",
     "httpx": "rewards",
     "peft": "rl",
     "resvg_py": "emoji",

@@ -7,9 +7,9 @@ front).
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,21 +18,18 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from swiftmask.serve.batches import Batches, BatchLimits, StoppedError
 from swiftmask.serve.catalogue import Catalogue, Variant
-from swiftmask.serve.costs import measured_pace
 from swiftmask.serve.errors import RequestError
 from swiftmask.serve.frame import FACTS, Frame, failed
-from swiftmask.serve.limits import BodyReader, Limits
-from swiftmask.serve.metrics import Metrics
-from swiftmask.serve.prepare import Costs, Prepared, prepare
+from swiftmask.serve.limits import BodyReader
+from swiftmask.serve.prepare import Prepared, prepare
 from swiftmask.serve.requests import (
     Asked,
-    RequestLimits,
     encoded,
     read_form_request,
     read_json_request,
 )
+from swiftmask.serve.service import ImageService, ServeSettings, images_of, too_late
 
 GENERATIONS, EDITS, MODELS = "/v1/images/generations", "/v1/images/edits", "/v1/models"
 ROUTES = (GENERATIONS, EDITS, MODELS, "/health", "/metrics")
@@ -42,36 +39,32 @@ _SIGN_OF_LIFE_S = 15.0
 """Seconds of silence after which a stream says that it is still there."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServeSettings:
-    """How a server behaves, besides what it serves.
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page in the same server, which shares the model's thread.
 
     Attributes:
-        timeout_s: seconds from a request's arrival to its answer.
-        api_key: that requests must carry; None for none.
-        log_prompts: whether the log tells what was asked for.
+        path: that everything of it is below.
+        mount: adds it to the app. It answers for itself: requests below `path` need no key, and neither the
+            log nor the metrics tell of them.
     """
 
-    limits: Limits = field(default_factory=Limits)
-    requests: RequestLimits = field(default_factory=RequestLimits)
-    batches: BatchLimits = field(default_factory=BatchLimits)
-    timeout_s: float = 120.0
-    api_key: str | None = field(default=None, repr=False)
-    log_prompts: bool = False
+    path: str
+    mount: Callable[[FastAPI, ImageService], None]
 
 
-def image_app(catalogue: Catalogue, settings: ServeSettings) -> Any:
+def image_app(catalogue: Catalogue, settings: ServeSettings, *, pages: Sequence[Page] = ()) -> Any:
     """The ASGI app. The thread of the model is started and warmed up here; the app's lifespan ends it.
 
     Errors: what the first decode raises, such as FloatingPointError for damaged weights.
     """
-    metrics = Metrics()
-    routes = Routes(catalogue, settings, metrics)
+    service = ImageService(catalogue, settings)
+    routes = Routes(service)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(routes.close)
+        await asyncio.to_thread(service.close)
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_api_route(GENERATIONS, routes.generations, methods=["POST"])
@@ -81,7 +74,15 @@ def image_app(catalogue: Catalogue, settings: ServeSettings) -> Any:
     app.add_api_route("/health", routes.health, methods=["GET"])
     app.add_api_route("/metrics", routes.metrics_page, methods=["GET"])
     app.add_exception_handler(HTTPException, _as_request_error)
-    app.add_middleware(Frame, key=settings.api_key, routes=ROUTES, metrics=metrics)
+    for page in pages:
+        page.mount(app, service)
+    app.add_middleware(
+        Frame,
+        key=settings.api_key,
+        routes=ROUTES,
+        metrics=service.metrics,
+        pages=[page.path for page in pages],
+    )
     return app
 
 
@@ -95,27 +96,11 @@ async def _as_request_error(request: Request, error: Exception) -> Response:
 class Routes:
     """The routes of one server, and what they share."""
 
-    def __init__(self, catalogue: Catalogue, settings: ServeSettings, metrics: Metrics) -> None:
-        self._catalogue, self._settings, self._metrics = catalogue, settings, metrics
+    def __init__(self, service: ImageService) -> None:
+        self._catalogue, self._settings, self._metrics = service.catalogue, service.settings, service.metrics
+        self._batches, self._costs = service.batches, service.costs
         self._created = int(time.time())
-        self._reader = BodyReader(settings.limits)
-        self._batches = Batches(settings.batches, metrics)
-        metrics.watch(self._batches)
-        self._costs = Costs(self._batches)
-        base = next(iter(self._catalogue.variants.values()))
-        try:
-            self._costs.pace = self._batches.call(
-                lambda: measured_pace(
-                    self._costs.operations, (base.name, base.size), base.pipeline, settings.batches.max_batch
-                )
-            ).result()
-        except BaseException:
-            self._batches.close()
-            raise
-
-    def close(self) -> None:
-        """Finish what waits."""
-        self._batches.close()
+        self._reader = BodyReader(service.settings.limits)
 
     async def generations(self, request: Request) -> Response:
         """POST /v1/images/generations"""
@@ -183,10 +168,10 @@ class Routes:
                 {waiting, gone}, timeout=self._settings.timeout_s, return_when=asyncio.FIRST_COMPLETED
             )
             if waiting.done():
-                return _images_of(waiting)
+                return images_of(waiting)
             if gone.done():
                 raise RequestError("the client is gone", status=499, close=True)
-            raise _too_late(self._settings.timeout_s)
+            raise too_late(self._settings.timeout_s)
         finally:
             gone.cancel()
             if not waiting.done():
@@ -229,9 +214,9 @@ class Routes:
                         text = await asyncio.to_thread(encoded, image, asked.output_format, asked.compression)
                         partial = {"b64_json": text, "partial_image_index": index, "image_index": row}
                         yield _event(f"{kind}.partial_image", envelope | partial)
-                images = _images_of(waiting)
+                images = images_of(waiting)
             except TimeoutError:
-                yield _event("error", _too_late(self._settings.timeout_s).content())
+                yield _event("error", too_late(self._settings.timeout_s).content())
                 return
             except RequestError as error:
                 yield _event("error", error.content())
@@ -293,21 +278,6 @@ async def _gone(request: Request) -> None:
     """Return when the client closes the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _images_of(future: "asyncio.Future[list[Image.Image]]") -> list[Image.Image]:
-    error = future.exception()
-    if error is None:
-        return future.result()
-    if isinstance(error, StoppedError):
-        raise RequestError("the request was cancelled", status=499, close=True)
-    if isinstance(error, FloatingPointError):
-        raise RequestError("the model gave numbers that are not finite", status=500, code="not_finite")
-    raise error
-
-
-def _too_late(timeout_s: float) -> RequestError:
-    return RequestError(f"no answer within {timeout_s:g} seconds", status=504, code="timeout")
 
 
 def _ignored(future: "asyncio.Future[Any]") -> None:

@@ -21,7 +21,7 @@ from swiftmask.core.types import Canvas, Record
 from swiftmask.data.images.inpainting import StartPicture
 from swiftmask.data.images.pixels import to_pil
 from swiftmask.models.meissonic import Prompt
-from swiftmask.pipeline import Pipeline
+from swiftmask.pipeline import Pipeline, synchronise
 from swiftmask.serve.errors import RequestError
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ class Share:
     Attributes:
         num_rows: images of this job in it.
         batch_size: images of all jobs.
-        seconds, decoder_seconds: of the whole decode, and of turning its tokens into pixels.
+        seconds, decoder_seconds: of the whole decode, without its unfinished images, and of turning its
+            tokens into pixels.
     """
 
     num_rows: int
@@ -270,13 +271,13 @@ class Batches:
         asked: Any = [row.what for row in rows]
         of_class = pipeline.model.spec.draws == "class"
         starts = [row.start for row in rows if row.start is not None]
-        started = time.perf_counter()
+        started, steps = time.perf_counter(), _Steps(pipeline, taken)
         result = pipeline.generate(
             asked if of_class else None,
             prompts=None if of_class else asked,
             seeds=[row.seed for row in rows],
             start=starts or None,
-            on_step=_Steps(pipeline, taken),
+            on_step=steps,
         )
         seconds = time.perf_counter() - started
         self._last_seconds = seconds
@@ -289,16 +290,21 @@ class Batches:
             job.images[row] = image
             counts[job] = counts.get(job, 0) + 1
         for job, count in counts.items():
-            job.shares.append(Share(count, len(taken), cost.seconds, cost.decoder_seconds))
+            job.shares.append(Share(count, len(taken), cost.seconds - steps.telling_s, cost.decoder_seconds))
             if len(job.images) == len(job.rows) and not job.future.done():
                 job.future.set_result([job.images[row] for row in range(len(job.rows))])
 
 
 class _Steps:
-    """What happens after each step of a batch: it may stop, and unfinished images may be told."""
+    """What happens after each step of a batch: it may stop, and unfinished images may be told.
+
+    Attributes:
+        telling_s: seconds that unfinished images took.
+    """
 
     def __init__(self, pipeline: Pipeline, taken: "list[tuple[Job, int]]") -> None:
         self._pipeline, self._taken = pipeline, taken
+        self.telling_s = 0.0
         self._partial = {id(job): job.partial_steps() for job, _ in taken if job.on_partial is not None}
 
     def __call__(self, record: Record) -> None:
@@ -313,10 +319,13 @@ class _Steps:
         ]
         if not told:
             return
+        synchronise(self._pipeline.model.device)
+        started = time.perf_counter()
         images = unfinished_images(self._pipeline, record.after, [place for place, _, _ in told])
         for (_, job, row), image in zip(told, images, strict=True):
             assert job.on_partial is not None
             job.on_partial(row, self._partial[id(job)][record.step.index], image)
+        self.telling_s += time.perf_counter() - started
 
 
 def unfinished_images(pipeline: Pipeline, canvas: Canvas, places: Sequence[int]) -> list[Image.Image]:

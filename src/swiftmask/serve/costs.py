@@ -84,6 +84,17 @@ class Operations:
         plain = [_plain(step) for step in schedule]
         return self._told(name, plain, _described(plain, pipeline.model.spec.num_tokens))
 
+    def by_step(self, name: Hashable, pipeline: Pipeline, schedule: Schedule) -> list[int] | None:
+        """Operations of each step, in any thread; None where steps would have to be counted."""
+        plain = [_plain(step) for step in schedule]
+        with self._lock:
+            known = [
+                self._samples[name, kind].predicted(row)
+                for kind, row in _described(plain, pipeline.model.spec.num_tokens)
+            ]
+        counted = [count for count in known if count is not None]
+        return counted if len(counted) == len(known) else None
+
     def _told(self, name: Hashable, schedule: Sequence[Step], described: "_Described") -> int | None:
         key = (name, tuple(schedule))
         with self._lock:

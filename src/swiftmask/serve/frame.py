@@ -41,6 +41,7 @@ class Frame:
         key: API key that requests must carry (Authorization: Bearer KEY); None for none.
         open_routes: paths that need no key.
         routes: paths that metrics tell apart; others are "other".
+        pages: paths below which other apps answer for themselves: their requests pass as they are.
         error_content: the JSON of an error.
     """
 
@@ -51,15 +52,16 @@ class Frame:
         key: str | None = None,
         open_routes: Collection[str] = ("/health",),
         routes: Collection[str] = (),
+        pages: Collection[str] = (),
         metrics: Metrics | None = None,
         error_content: Callable[[RequestError], dict[str, object]] = RequestError.content,
     ) -> None:
         self._app, self._key, self._metrics = app, key, metrics
-        self._open, self._routes = open_routes, routes
+        self._open, self._routes, self._pages = open_routes, routes, pages
         self._error_content = error_content
 
     async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or self._is_of_a_page(scope["path"]):
             await self._app(scope, receive, send)
             return
         started, number = time.perf_counter(), f"req-{uuid4().hex[:16]}"
@@ -101,6 +103,9 @@ class Frame:
             self._error_content(refused), status_code=refused.status, headers=refused.headers()
         )
         await answer(scope, receive, send)
+
+    def _is_of_a_page(self, path: str) -> bool:
+        return any(path == page or path.startswith(f"{page}/") for page in self._pages)
 
     def _check_key(self, scope: Any) -> None:
         if self._key is None or scope["path"] in self._open:

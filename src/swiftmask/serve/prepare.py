@@ -158,6 +158,10 @@ class Costs:
             return done
         return self._batches.call(lambda: tuple(self._operations.of(*pair) for pair in pairs))
 
+    def by_step(self, prepared: Prepared) -> list[int] | None:
+        """Operations of each step, once they are counted."""
+        return self._operations.by_step(_name(prepared.variant), prepared.job.pipeline, prepared.schedule)
+
     def told(self, prepared: Prepared, counts: tuple[int, int]) -> dict[str, object]:
         """The `cost` of an answer; milliseconds are those of a batch, divided by its images."""
         job, shares = prepared.job, prepared.job.shares

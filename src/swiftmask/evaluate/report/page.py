@@ -41,7 +41,7 @@ def html_report(
     return Template(_asset("page.html")).substitute(
         title=escape(title),
         summary=escape(summary),
-        style=_asset("page.css"),
+        style=_asset("colours.css") + _asset("page.css"),
         data=json.dumps(_data(report, gallery, timelines)).translate(_SAFE),
         script="\n".join(_asset(name) for name in _SCRIPTS),
         table=_table(headings(report), table(report)),
