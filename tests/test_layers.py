@@ -19,6 +19,7 @@ FREE = (
     "serve",
     "studio",
     "recipes",
+    "integrations",
     "__init__",
     "__main__",
 )

@@ -88,6 +88,7 @@ RANGES: dict[str, Range] = {
     **_same(_STEPS, "steps marval_steps speed_rl_steps reference_steps"),
     "full_steps": Range(low=1, high=2**16, hint="step 0 is always full"),
     "Settings.full_steps": Range(low=0, high=2**16),  # how many of them, or which
+    "Saved.full_steps": Range(low=0, high=2**16),
     **_same(SEED, "seed Generate.seeds"),
     "size": _PIXELS,
     "DataEmoji.size": Range(low=16, high=1024),
