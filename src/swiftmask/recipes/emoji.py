@@ -36,7 +36,7 @@ def reader_entry(name: str) -> str:
 def emoji_tokenizer(name: str, kind: Literal["vq", "kl"]) -> TokenizerRecipe:
     """Codes or latents of 64 px images, 16x16."""
     training = TrainingConfig(
-        num_steps=3000,
+        num_steps=2400,
         batch_size=16,
         learning_rate=1e-3,
         warmup_steps=100,
