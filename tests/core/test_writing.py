@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 
 from swiftmask.core.writing import files_below, remove_partials, write_json, write_text, written_whole
 
@@ -32,6 +32,18 @@ def test_an_error_leaves_the_old_file_and_no_partial_one(tmp_path: Path) -> None
         raise RuntimeError
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_weights_can_be_read_by_whom_the_umask_lets_read(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with written_whole(tmp_path / "model.safetensors") as partial:
+            save_file({"a": torch.zeros(2)}, partial)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == mode
 
 
 def test_line_ends_stay_as_they_are(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from errno import ENOSPC
 from glob import escape
 from pathlib import Path
+from stat import S_IMODE
 
 _PARTIAL = re.compile(r"\..+\.(\d+)\.partial")
 _UNNAMED = re.compile(r"\.tmp\w{6}")
@@ -26,7 +27,8 @@ LOCK = ".lock"
 def written_whole(path: Path) -> Iterator[Path]:
     """Give the file to write in place of `path`; it becomes `path` if that ends without an error.
 
-    Each process has its own, so that two may write one `path`: the last one stays. Folders are made.
+    Each process has its own, so that two may write one `path`: the last one stays. Folders are made, and the
+    file may be read by whom the umask lets read: safetensors writes for its owner alone.
 
     Errors: OSError naming `path` if the disk is full.
     """
@@ -34,7 +36,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         with full_disk_named(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            partial.touch()
+            mode = S_IMODE(partial.stat().st_mode)
             yield partial
+            partial.chmod(mode)
             os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
