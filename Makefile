@@ -3,7 +3,7 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo serve test check bench browser docs clean
+.PHONY: demo serve test check bench browser fleet docs clean
 
 demo: .venv/installed ## pictures, tables and reports: full models against accelerated ones
 	$(BIN)/swiftmask demo --out demo
@@ -24,6 +24,9 @@ bench: .venv/installed ## the tables of the README
 
 browser: .venv/installed ## what the tests of the report page need, beside a Chromium on the PATH
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
+
+fleet: .venv/installed ## what the tests of fleets need: Ray
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
 
 docs: .venv/installed ## picture sheets and plots of docs/
 	$(BIN)/python tools/scenes_sheet.py

@@ -3,7 +3,7 @@
 import json as json_module
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -116,6 +116,13 @@ class Generate:
     """Write shards of many images and a manifest: folders of PNG files, WebDataset tars, or Parquet files."""
     shard_size: int = _SHARD_SIZE
     """Images of a shard."""
+    engine: Literal["ray"] | None = None
+    """ray: a pool of --workers processes generates shards, on this machine or on the Ray cluster that it
+    belongs to (extra ray, docs/cluster.md)."""
+    workers: int = 1
+    """Processes of --engine ray, each with a model of its own."""
+    gpus_per_worker: float | None = None
+    """GPUs of each of them (default: 1 where the cluster has GPUs)."""
     overwrite: bool = False
     """Generate into a folder that holds images of other settings; those with the same names are replaced, and
     shards of other settings are removed."""
@@ -126,6 +133,10 @@ class Generate:
 
     def run(self) -> int:
         self._check_options()
+        if self.engine == "ray":
+            from swiftmask.cli.generate_ray import generate_on_ray
+
+            return generate_on_ray(self)
         if self.shards is not None:
             from swiftmask.cli.generate_shards import generate_shards
 
@@ -148,14 +159,18 @@ class Generate:
 
     def prepared(self) -> Prepared:
         """The loaded model and all that is asked of it. Errors: ValueError for what it cannot generate."""
-        pipeline = self._pipeline()
-        wanted = self._jobs(pipeline.model.spec.draws)
+        opened = self.opened()
+        wanted = self._jobs(opened.pipeline.model.spec.draws)
         if self.truncate:
-            wanted = list(dict.fromkeys(jobs.truncated(pipeline, wanted)))
-        jobs.check_jobs(pipeline, wanted, self.prompts)
+            wanted = list(dict.fromkeys(jobs.truncated(opened.pipeline, wanted)))
+        jobs.check_jobs(opened.pipeline, wanted, self.prompts)
+        return replace(opened, wanted=wanted)
+
+    def opened(self) -> Prepared:
+        """The loaded model, of which nothing is asked yet. Errors: ValueError for impossible steps."""
+        pipeline = self._pipeline()
         start = self._start(pipeline)
-        settings = self._settings(pipeline, start)  # complains about impossible steps
-        return Prepared(pipeline, wanted, settings, start, self.flops)
+        return Prepared(pipeline, (), self._settings(pipeline, start), start, self.flops)
 
     def _draw(self, prepared: Prepared, folder: PictureFolder, jobs_here: Sequence[Job]) -> list[Spent]:
         """Draw what is missing, and keep of it nothing but what it cost."""
@@ -224,8 +239,10 @@ class Generate:
 
         if self.shards is not None:
             KINDS[self.shards].require()
-        elif self.shard_size != _SHARD_SIZE:
+        elif self.shard_size != _SHARD_SIZE and self.engine is None:
             raise ValueError("--shard-size needs --shards: say which kind of shards to write")
+        if self.engine is None and (self.workers, self.gpus_per_worker) != (1, None):
+            raise ValueError("--workers and --gpus-per-worker need --engine ray")
 
     def _jobs(self, draws: str) -> list[Job]:
         """What to draw with which seed. Names without an option are whatever the model draws."""

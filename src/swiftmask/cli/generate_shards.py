@@ -50,8 +50,7 @@ def generate_shards(command: "Generate") -> int:
 
 def shard_folder(command: "Generate", num_images: int) -> ShardFolder:
     """Where the shards of a command go."""
-    assert command.shards is not None
-    return ShardFolder(command.out, command.shards, Plan(num_images, command.shard_size))
+    return ShardFolder(command.out, command.shards or "folder", Plan(num_images, command.shard_size))
 
 
 def weights_of(pipeline: "Pipeline") -> str:

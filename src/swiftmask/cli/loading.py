@@ -1,5 +1,7 @@
 """Where a command computes: what its options mean, and the line on stderr that says it when work starts."""
 
+import os
+import platform
 from typing import TYPE_CHECKING
 
 from swiftmask.cli.progress import note
@@ -22,6 +24,16 @@ def own_device(processes: "Processes", name: str) -> "torch.device":
     from swiftmask.api import device_named
 
     return processes.device(device_named(name))
+
+
+def enter(folder: str) -> None:
+    """Work where the command was started. Errors: ValueError if this machine does not have that folder."""
+    try:
+        os.chdir(folder)
+    except OSError:
+        raise ValueError(
+            f"{platform.node()} has no {folder}: start the command in a folder that all nodes share"
+        ) from None
 
 
 def device_text(device: "torch.device") -> str:

@@ -22,6 +22,7 @@ EXTRAS = {
     "gradio": "studio",
     "httpx": "rewards",
     "peft": "rl",
+    "ray": "ray",
     "resvg_py": "emoji",
     "tensorboard": "track",
     "trackio": "track",

@@ -110,6 +110,8 @@ RANGES: dict[str, Range] = {
     "gflop": Range(low=0, high=1e12, above=True),
     "Serve.max_steps": _STEPS,
     "max_batch": Range(low=1, high=4096),
+    **_same(Range(low=1, high=4096), "workers"),
+    **_same(Range(low=0, high=64), "gpus_per_worker"),
     "max_wait_ms": Range(low=0, high=60_000),
     "max_queue": Range(low=1, high=10**6),
     "max_prompt": Range(low=1, high=10**6),

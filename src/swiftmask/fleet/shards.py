@@ -99,7 +99,13 @@ class ShardFolder:
 
     def missing(self) -> list[int]:
         """Shards that are not done, or whose bytes are not those of their record."""
-        return [shard for shard in range(self.plan.num_shards) if not self._is_done(shard)]
+        return [shard for shard in range(self.plan.num_shards) if not self.is_done(shard)]
+
+    def is_done(self, shard: int) -> bool:
+        """Whether a shard is there with the bytes of its record."""
+        record = self._read(self._record(shard))
+        found = None if record is None else written(self.file(shard))
+        return record is not None and found is not None and asdict(found).items() <= record.items()
 
     def kept(self, shard: int) -> set[int]:
         """Indices of the images of an unfinished shard that are there. Damaged batches are removed."""
@@ -145,10 +151,6 @@ class ShardFolder:
         for left in (self.path / UNFINISHED).iterdir():
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
-
-    def _is_done(self, shard: int) -> bool:
-        record, found = self._read(self._record(shard)), written(self.file(shard))
-        return record is not None and found is not None and asdict(found).items() <= record.items()
 
     def _manifest(self, settings: dict[str, Any], images: Sequence[Columns]) -> dict[str, Any]:
         digest = hashlib.sha256()
@@ -197,8 +199,10 @@ def draw_shard(
     Args:
         draw: generates images by their indices.
 
-    Returns how many images were generated.
+    Returns how many images were generated: none if the shard is done.
     """
+    if folder.is_done(shard):  # Ray repeats a task whose answer was lost with its node
+        return 0
     kept = folder.kept(shard)
     lacking = [index for index in folder.plan.indices(shard) if index not in kept]
     for first in range(0, len(lacking), batch_size):

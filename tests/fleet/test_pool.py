@@ -1,0 +1,192 @@
+"""The pool on Ray: the bytes of one process, and what kills of workers and of the driver cost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray", reason="the extra ray is not installed: no fleets are tested")
+
+from swiftmask.cli import main
+from swiftmask.fleet.pool import Pool, connected, spread
+from swiftmask.fleet.shards import Plan, ShardFolder, draw_shard
+from swiftmask.fleet.writers import Columns, Entry
+from tests.fleet.short_folder import short_folder
+
+SHARDS, SIZE, BATCH = 5, 4, 2
+NUM_IMAGES = SHARDS * SIZE
+COLUMNS: list[Columns] = [{"text": "circle", "seed": index} for index in range(NUM_IMAGES)]
+ALL_ONCE = Counter(range(NUM_IMAGES))
+ROOT = Path(__file__).parents[2]
+
+
+class FakeWorker:
+    """Generates slowly, and writes a line for each image that it generated: process and index."""
+
+    def __init__(self, path: str, seconds: float) -> None:
+        self.path, self.seconds = Path(path), seconds
+        self.folder = ShardFolder(self.path / "out", "webdataset", Plan(NUM_IMAGES, SIZE))
+
+    def __call__(self, row: dict[str, int]) -> dict[str, int]:
+        return {"drawn": draw_shard(self.folder, int(row["shard"]), self.draw, batch_size=BATCH)}
+
+    def draw(self, indices: Sequence[int]) -> list[Entry]:
+        time.sleep(self.seconds)
+        with (self.path / "log").open("a") as log:
+            log.write("".join(f"{os.getpid()} {index}\n" for index in indices))
+        return [Entry(index, COLUMNS[index], f"image {index}".encode()) for index in indices]
+
+
+class Deadly:
+    """Kills its process."""
+
+    def __call__(self, row: dict[str, int]) -> dict[str, int]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return row
+
+
+def run(path: Path, num_workers: int, seconds: float) -> None:
+    """What a driver does."""
+    path.mkdir(exist_ok=True)
+    with connected(Pool(num_workers=num_workers)) as pool:
+        folder = ShardFolder(path / "out", "webdataset", Plan(NUM_IMAGES, SIZE))
+        folder.begin({}, COLUMNS)
+        rows = [{"shard": shard} for shard in folder.missing()]
+        for _ in spread(pool, rows, FakeWorker, (str(path), seconds)):
+            pass
+        folder.complete()
+
+
+def logged(path: Path) -> list[tuple[int, int]]:
+    """Processes and indices."""
+    lines = (path / "log").read_text().splitlines() if (path / "log").exists() else []
+    return [(int(process), int(index)) for process, index in map(str.split, lines)]
+
+
+def until_logged(path: Path, count: int) -> None:
+    began = time.monotonic()
+    while len(logged(path)) < count:
+        assert time.monotonic() - began < 240, "nothing is generated"
+        time.sleep(0.02)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {
+        str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file() and f.name != ".lock"
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one process writes without Ray."""
+    path = tmp_path_factory.mktemp("alone")
+    worker = FakeWorker(str(path), 0)
+    worker.folder.begin({}, COLUMNS)
+    for shard in range(SHARDS):
+        worker({"shard": shard})
+    worker.folder.complete()
+    return contents(path / "out")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """A Ray of this process with two workers, which all that connects here shares."""
+    with pytest.MonkeyPatch.context() as patch, short_folder() as folder:
+        patch.setenv("RAY_TMPDIR", str(folder))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with connected(Pool(num_workers=2)) as pool:
+            yield pool
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A driver with a Ray of its own and two workers."""
+    script = "import sys; from tests.fleet.test_pool import *; run(Path(sys.argv[1]), 2, 0.4)"
+    with short_folder() as folder:
+        environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "RAY_TMPDIR": str(folder)}
+        environment.pop("RAY_ADDRESS", None)
+        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment, cwd=ROOT)
+        yield process
+        process.kill()
+
+
+def test_a_killed_worker_and_a_killed_driver_lose_nothing(
+    tmp_path: Path, started: subprocess.Popen[bytes], alone: dict[str, bytes], cluster: Pool
+) -> None:
+    until_logged(tmp_path, 2 * BATCH)
+    victim = logged(tmp_path)[-1][0]
+    os.kill(victim, signal.SIGKILL)
+    before = len(logged(tmp_path))
+    until_logged(tmp_path, before + 3 * BATCH)
+    assert {process for process, _ in logged(tmp_path)[before + BATCH :]} != {victim}
+    started.kill()
+    started.wait()
+    workers, began = {process for process, _ in logged(tmp_path)}, time.monotonic()
+    while any(Path(f"/proc/{process}").exists() for process in workers):  # they end with their driver
+        assert time.monotonic() - began < 60, "workers outlive their driver"
+        time.sleep(0.1)
+    assert len(logged(tmp_path)) < NUM_IMAGES, "it was killed too late"
+    run(tmp_path, 1, 0)
+    assert Counter(index for _, index in logged(tmp_path)) == ALL_ONCE
+    assert contents(tmp_path / "out") == alone
+
+
+def test_what_kills_its_worker_again_and_again_ends_the_run(
+    cluster: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swiftmask.fleet.pool._RETRIES", 1)
+    with pytest.raises(ChildProcessError, match="died 2 times"):
+        list(spread(cluster, [{"shard": 0}], Deadly, ()))
+
+
+def test_a_pool_that_would_wait_for_ever_is_refused(cluster: Pool) -> None:
+    message = r"--workers 1 need 64 GPUs, and the cluster has 0"
+    with pytest.raises(ValueError, match=message), connected(Pool(num_workers=1, num_gpus=64)):
+        pass
+
+
+SMALL = ("0", "1", "2", "--num", "3", "--steps", "2", "--shard-size", "2", "--shards", "parquet")
+
+
+def generated(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", *map(str, arguments)])
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_two_workers_write_what_one_process_writes(
+    tiny_folder: Path, tmp_path: Path, cluster: Pool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generated(tiny_folder, *SMALL, "--out", tmp_path / "one") == 0
+    fleet = ("--engine", "ray", "--workers", 2, "--out", tmp_path / "fleet", "--json")
+    capsys.readouterr()
+    assert generated(tiny_folder, *SMALL, *fleet) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["drawn"], summary["shards"], summary["cost"]["calls_per_picture"]["backbone"]) == (
+        9,
+        5,
+        2,
+    )
+    assert contents(tmp_path / "fleet") == contents(tmp_path / "one")
+
+
+def test_mistakes_of_workers_are_one_line(
+    tiny_folder: Path, tmp_path: Path, cluster: Pool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generated(tiny_folder, "99", "--engine", "ray", "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "99" in said[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_workers_need_the_engine(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generated(tiny_folder, "0", "--workers", 2) == 2
+    assert "need --engine ray" in capsys.readouterr().err
