@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from swiftmask.core.arguments import (
     check_options,
@@ -30,6 +29,7 @@ from swiftmask.core.arguments import (
 )
 from swiftmask.core.compiled import MarkedSteps, compile_blocks, equal_sizes_apart, mode_of, records_graphs
 from swiftmask.core.decode import FullFeatures, check_finite, decode, is_guided, prepare_condition
+from swiftmask.core.operations import CountedOperations
 from swiftmask.core.protocol import (
     Condition,
     FeatureFn,
@@ -357,20 +357,20 @@ class Pipeline:
     def step_flops(self, schedule: Schedule, planned: Schedule | None = None) -> list[int]:
         """Operations of each step.
 
-        Attention is counted through the math backend: FlopCounterMode reads 0 for fused CPU attention.
+        Attention is counted through the math backend: the fused one on CPUs counts as 0.
         """
         shadow = _on_meta(replace(self, _flops={}))
         # Which tokens are masked does not matter on the meta device, only how many.
         canvas = replace(shadow.model.blank(1), num_masked=schedule[0].num_masked_before)
         condition = shadow.model.encode([0] if self.model.spec.draws == "class" else [""])
         totals = [0]
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), CountedOperations() as counter:
             shadow._decode(
                 condition,
                 schedule,
                 ShapesOfNoise(),
                 canvas,
-                lambda record: totals.append(counter.get_total_flops()),
+                lambda record: totals.append(counter.total),
                 planned=planned,
             )
         return [after - before for before, after in pairwise(totals)]
