@@ -1,10 +1,7 @@
 """Tiny models shared by the tests: the reference models of tests/golden behind our own contracts."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +28,7 @@ from swiftmask.models.meissonic import Meissonic
 from swiftmask.models.meissonic import weights as meissonic_weights
 from swiftmask.models.meissonic.network import Transformer as MeissonicTransformer
 from swiftmask.models.meissonic.text import TextConfig, build_text_encoder, word_tokenizer
+from tests.processes import ended_well, start
 
 GOLDEN = Path(__file__).parent / "golden"
 REHEARSAL = Path(__file__).parent / "rehearsal"
@@ -42,30 +40,24 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path == REHEARSAL and not named else None
 
 
-@pytest.fixture
-def in_processes() -> Callable[..., None]:
+@pytest.fixture(scope="session")
+def in_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     """`in_processes(script, *arguments, count=2)`: that many Python processes that know of each other, as
-    torchrun would start them; every one has to end well.
+    torchrun would start them; every one has to end well. `count=None` is one that knows of no others.
     """
 
-    def run(script: Path, *arguments: Path | str, count: int) -> None:
+    def run(script: Path, *arguments: Path | str, count: int | None) -> None:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         shared = {"WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        ours = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(count)]
-        started = [
-            subprocess.Popen(
-                [sys.executable, script, *arguments],
-                env=os.environ | {key: str(value) for key, value in each.items()},
-            )
-            for each in ours
-        ]
-        try:
-            assert [process.wait(timeout=1800) for process in started] == [0] * count
-        finally:
-            for process in started:
-                process.kill()
+        ours = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(count or 0)]
+        folder = tmp_path_factory.mktemp("processes")
+        said = [folder / f"{place}.txt" for place in range(count or 1)]
+        ended_well(
+            [start(script, arguments, path, each) for path, each in zip(said, ours or [{}], strict=True)],
+            said,
+        )
 
     return run
 

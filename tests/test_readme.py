@@ -2,8 +2,8 @@
 
 import json
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -82,10 +82,19 @@ def test_the_report_page_shows_the_measured_rows(folder: Path) -> None:
     [([], "docs/methods.md"), (["--short"], "README.md")],
     ids=["docs", "README"],
 )
-def test_the_table_across_methods_is_that_of_the_results(options: list[str], page: str) -> None:
-    script = [sys.executable, ROOT / "benchmarks" / "methods_table.py", *options]
-    printed = subprocess.run(script, capture_output=True, text=True, check=True).stdout
-    assert printed in (ROOT / page).read_text()
+def test_the_table_across_methods_is_that_of_the_results(
+    options: list[str], page: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert printed_by("methods_table", options, capsys, monkeypatch) in (ROOT / page).read_text()
+
+
+def printed_by(
+    script: str, options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """What `python benchmarks/SCRIPT.py OPTIONS` prints."""
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *options])
+    runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"), run_name="__main__")
+    return capsys.readouterr().out
 
 
 def test_the_speed_of_meissonic_is_the_measured_one() -> None:
@@ -172,10 +181,10 @@ def test_the_tables_about_speed_rl_are_the_measured_ones(name: str) -> None:
     assert (RESULTS / f"{name}.md").read_text() in (ROOT / "docs" / "speed_rl.md").read_text()
 
 
-def test_every_result_has_the_command_that_measures_it_again() -> None:
-    listing = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "run.py", "--list"], capture_output=True, text=True, check=True
-    ).stdout
+def test_every_result_has_the_command_that_measures_it_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = printed_by("run", ["--list"], capsys, monkeypatch)
     names = [line.split()[1].rstrip(":") for line in listing.splitlines()]
     measured = [path.relative_to(RESULTS).with_suffix("") for path in RESULTS.rglob("*.json")]
     found = [str(path) for path in measured if not path.stem.endswith("-preset")]  # written beside its tuning

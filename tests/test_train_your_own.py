@@ -12,11 +12,11 @@ from swiftmask.cli import main
 
 _ROOT = Path(__file__).parents[1]
 _SMALLER = {
-    "train tokenizer": "size=tiny num_codes=32 training.num_steps=40 training.batch_size=8",
-    "train maskgit": "size=tiny training.num_steps=30 training.batch_size=8 samples.steps=2",
+    "train tokenizer": "size=tiny num_codes=32 training.num_steps=12 training.batch_size=8",
+    "train maskgit": "size=tiny training.num_steps=8 training.batch_size=8 samples.steps=2",
     "train shortcut": "training.num_steps=4 training.batch_size=4 rounds.images_per_round=4 "
     "rounds.images_per_update=2 rounds.updates_per_round=2 rounds.step_counts=4,6",
-    "bench": "--scorer scenes --images 12 --seeds 2 --steps 2 4 --shortcut runs/shortcut/model "
+    "bench": "--scorer scenes --images 12 --seeds 1 --steps 2 4 --shortcut runs/shortcut/model "
     "--budgets 4:2 --baselines reuse --unguided 4 --shown 1",
     "tune": "--scorer scenes --images 12 --search-images 12 --drift-images 4 --seeds 2 --steps 4 "
     "--baselines reuse --guidance 2 --temperature 1 --choice-temperature 10 --schedule-power 1",

@@ -5,7 +5,6 @@ in the middle of what writes the file.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -20,23 +19,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_LOADED = (
-    "swiftmask.cli.generate",
-    "swiftmask.cli.train",
-    "swiftmask.evaluate.study",
-    "swiftmask.api",
-    "swiftmask.training.loop",
-    "swiftmask.recipes.base_model",
-    "swiftmask.recipes.speed_rl",
-    "swiftmask.cli.compare",
-    "tests.hostile.kills",
-    "torch._dynamo",
-    "PIL.Image",
-    "tyro",
-    "rich.table",
-)
-_CONTEXT.set_forkserver_preload(list(_LOADED))
+from tests.processes import CONTEXT
 
 _SAID, _CHANGES = "said.txt", "changes.txt"
 _LATEST = 0.004
@@ -58,7 +41,7 @@ def ran(arguments: Sequence[object], place: Path, kill: Kill | None = None) -> i
     """A command in the working directory `place`; its exit code, or -9 if it was killed."""
     place.mkdir(exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    process = _CONTEXT.Process(target=_run, args=([str(word) for word in arguments], place, kill))
+    process = CONTEXT.Process(target=_run, args=([str(word) for word in arguments], place, kill))
     process.start()
     process.join(300)
     assert process.exitcode is not None, f"{arguments} hangs"

@@ -38,7 +38,7 @@ def models(golden_maskgit, golden_mar, golden_meissonic, golden_dimoo, golden_sh
 
 CASES = [(name, file, kind) for name, loader in LOADERS.items() for file, kind in loader.files.items()]
 
-SHARE = 16
+SHARE = 32
 """One in so many damages of a file without `-m slow`, of every file others; files are in
 the place of their neighbours.
 """

@@ -1,8 +1,6 @@
 """Several processes, accumulation and sharding: all learn what one process learns, and stop together."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,10 @@ def log_of(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory, in_processes) -> Path:
     """What one process does."""
     folder = tmp_path_factory.mktemp("alone")
-    subprocess.run([sys.executable, SCRIPT, folder, "whole"], check=True)
+    in_processes(SCRIPT, folder, "whole", count=None)
     return folder
 
 
