@@ -18,6 +18,7 @@ FREE = (
     "cli",
     "serve",
     "studio",
+    "stamps",
     "recipes",
     "integrations",
     "__init__",

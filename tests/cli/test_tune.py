@@ -88,17 +88,18 @@ def search(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Searc
 
 
 def test_the_preset_is_within_the_bound_and_says_how_it_is_known(tuned: Path, preset: Path) -> None:
-    found = read_preset(preset)
+    measured = read_preset(preset).measured
+    assert measured is not None
     report = json.loads((tuned / "tiny-speedup-2-fd_scenes-tuning.json").read_text())
-    assert report["found"] == found.measured.found.name == report["confirmed"][0]["name"]
+    assert report["found"] == measured.found.name == report["confirmed"][0]["name"]
     assert report["preset"] == str(preset)
     bound = report["reference"]["gflop"] / 2 * 1.005
     assert all(row["gflop"] <= bound for row in report["confirmed"] + report["searched"])
-    gflop = (found.measured.reference.gflop, found.measured.found.gflop)
-    assert found.measured.speedup == pytest.approx(gflop[0] / gflop[1])
-    assert (found.measured.pictures, found.measured.seeds) == (6, 2)
-    assert found.measured.command.startswith("swiftmask tune")
-    assert found.measured.reference.name == "vanilla-4"
+    gflop = (measured.reference.gflop, measured.found.gflop)
+    assert measured.speedup == pytest.approx(gflop[0] / gflop[1])
+    assert (measured.pictures, measured.seeds) == (6, 2)
+    assert measured.command.startswith("swiftmask tune")
+    assert measured.reference.name == "vanilla-4"
     names = {row["name"] for row in report["searched"]}
     assert {"vanilla-2", "unguided-2", "shortcut-2:1", "reuse-4:1"} <= names
     assert any("guidance-3" in name or "temperature-0.9" in name for name in names)
@@ -190,7 +191,8 @@ def test_any_model_against_real_images(
     assert report["objective"] == "fd_scenes"
     assert {"fd_scenes"} == set(report["confirmed"][0]["values"])
     if code == 0:
-        assert read_preset(report["preset"]).measured.objective == "fd_scenes"
+        confirmed = read_preset(report["preset"]).measured
+        assert confirmed is not None and confirmed.objective == "fd_scenes"
     with pytest.raises(ValueError, match="--objective sharpness: expected one of fd_scenes"):
         replace(command, objective="sharpness").run()
 
@@ -209,10 +211,10 @@ def test_mistakes(tiny_scenes: Path, tmp_path: Path, options: dict[str, float], 
 
 
 def test_a_preset_on_a_pipeline(tiny_scenes: Path, preset: Path) -> None:
-    base = swiftmask.load(tiny_scenes)
-    fast, settings = swiftmask.apply_preset(base, preset), read_preset(preset).settings
-    assert fast.steps == settings.steps
-    assert fast.flops(fast.schedule()) == pytest.approx(read_preset(preset).measured.found.gflop * 1e9)
+    base, found = swiftmask.load(tiny_scenes), read_preset(preset)
+    fast, settings, measured = swiftmask.apply_preset(base, preset), found.settings, found.measured
+    assert fast.steps == settings.steps and measured is not None
+    assert fast.flops(fast.schedule()) == pytest.approx(measured.found.gflop * 1e9)
     as_given = apply_settings(base, settings).generate([3], seeds=[5])
     assert torch.equal(fast.generate([3], seeds=[5]).trajectory.tokens_BL, as_given.trajectory.tokens_BL)
     in_half = swiftmask.load(tiny_scenes, dtype="bfloat16")

@@ -1,7 +1,9 @@
 """A service around the golden MaskGIT: 16 tokens, images of 8x8 pixels, seven classes, a shortcut, reuse."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,8 @@ from swiftmask.serve.batches import BatchLimits
 from swiftmask.serve.catalogue import Accelerators, Catalogue
 from swiftmask.serve.requests import RequestLimits
 from swiftmask.serve.service import ImageService, ServeSettings
+from swiftmask.studio import live, markup
+from swiftmask.studio.session import Knobs, requests_of
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +31,31 @@ def service(tiny_catalogue: Catalogue) -> Iterator[ImageService]:
     service = ImageService(tiny_catalogue, settings)
     yield service
     service.close()
+
+
+def knobs(**changes: Any) -> Knobs:
+    return Knobs(
+        **{
+            "what": ("3",),
+            "variant": "tiny+shortcut",
+            "steps": 4,
+            "full_steps": 2,
+            "baseline_steps": 4,
+            **changes,
+        }
+    )
+
+
+def followed(service: ImageService, chosen: Knobs) -> tuple[list[live.Side], list[tuple[int, int]]]:
+    """Both sides at the end, and the steps that were done whenever something was told."""
+
+    async def follow() -> tuple[list[live.Side], list[tuple[int, int]]]:
+        asked = requests_of(chosen, service.catalogue, service.settings.requests)
+        sides = await live.sides_of(service, *asked)
+        told = []
+        async for _ in live.run(service, sides):
+            told.append((sides[0].num_done, sides[1].num_done))
+            assert markup.comparison(sides, ("full", "fast")).count("<section") == 2
+        return sides, told
+
+    return asyncio.run(follow())

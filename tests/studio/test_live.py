@@ -1,34 +1,16 @@
 """A click on the page: both decodes with the same seeds, followed step by step, on the server's queue."""
 
 import asyncio
-from typing import Any
 
 import numpy as np
 import pytest
 
 from swiftmask.serve.errors import RequestError
 from swiftmask.serve.service import ImageService
-from swiftmask.studio import live, markup
-from swiftmask.studio.session import Knobs, requests_of
+from swiftmask.studio import live
+from swiftmask.studio.session import requests_of
 
-
-def knobs(**changes: Any) -> Knobs:
-    return Knobs(**{"what": ("3",), "variant": "tiny+shortcut", "steps": 4, "full_steps": 2, **changes})
-
-
-def followed(service: ImageService, chosen: Knobs) -> tuple[list[live.Side], list[tuple[int, int]]]:
-    """Both sides at the end, and the steps that were done whenever something was told."""
-
-    async def follow() -> tuple[list[live.Side], list[tuple[int, int]]]:
-        asked = requests_of(chosen, service.catalogue, service.settings.requests)
-        sides = await live.sides_of(service, *asked)
-        told = []
-        async for _ in live.run(service, sides):
-            told.append((sides[0].num_done, sides[1].num_done))
-            assert markup.comparison(sides).count("<section") == 2
-        return sides, told
-
-    return asyncio.run(follow())
+from .conftest import followed, knobs
 
 
 def test_both_sides_are_the_images_of_generate(service: ImageService) -> None:

@@ -1,9 +1,8 @@
 """`swiftmask generate`: pictures to a folder, resumable."""
 
 import json as json_module
-import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -326,6 +325,8 @@ class Generate:
 
     def _settings(self, pipeline: "Pipeline", start: "StartPicture | None") -> dict[str, Any]:
         """All that decides a picture besides its class or prompt and its seed."""
+        from swiftmask.stamps import stamped_settings
+
         schedule = pipeline.schedule(num_masked=None if start is None else start.num_drawn)
         given: dict[str, Any] = {}
         if self.matmul_precision != "highest":
@@ -337,28 +338,4 @@ class Generate:
         }
         given["decoding"] = None if self.init_image is None else self._decoding().identity
         given["kept_pixels"] = None if self.init_image is None else "pasted"
-        return {
-            "model": pipeline.name,
-            "weights": _fingerprint(pipeline),
-            "steps": pipeline.steps,
-            "full_steps": [step.index for step in schedule if step.full],
-            "accelerator": None if pipeline.features_fn is None else pipeline.features_fn.name,
-            "sampling": asdict(pipeline.sampling),
-            "dtype": str(pipeline.dtype).removeprefix("torch."),
-            **{name: value for name, value in given.items() if value is not None},
-        }
-
-
-def _fingerprint(pipeline: "Pipeline") -> str:
-    """A checksum over settings and a sample of every weight: a retrained model counts as another one."""
-    import torch
-
-    from swiftmask.evaluate.fingerprints import stated_settings
-
-    checksum = zlib.crc32(stated_settings(pipeline.model, pipeline.features_fn).encode())
-    for part in (pipeline.model, pipeline.features_fn):
-        for parameter in part.parameters() if isinstance(part, torch.nn.Module) else ():
-            checksum = zlib.crc32(
-                parameter.detach().flatten()[:256].float().cpu().numpy().tobytes(), checksum
-            )
-    return f"{checksum:08x}"
+        return stamped_settings(pipeline, schedule, given)

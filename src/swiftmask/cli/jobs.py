@@ -189,7 +189,9 @@ def start_of(pipeline: "Pipeline", image: Path, mask: Path | None, decoding: "De
 
 def file_mark(path: Path) -> str:
     """A file as pictures remember it: changed contents count as another file."""
-    return f"{path.name} {zlib.crc32(path.expanduser().read_bytes()):08x}"
+    from swiftmask.stamps import content_mark
+
+    return content_mark(path.name, path.expanduser().read_bytes())
 
 
 def _once(jobs: Iterable[Job]) -> list[Job]:

@@ -13,9 +13,6 @@ from swiftmask.core.writing import written_whole
 if TYPE_CHECKING:
     from PIL import Image
 
-_STAMP = "swiftmask"
-"""Text chunk of a PNG that holds the settings it was drawn with."""
-
 _OF_A_JOB = ("what", "seed", "negative_prompt")
 _SHOWN = 100
 
@@ -55,10 +52,9 @@ class PictureFolder:
 
     def save(self, image: "Image.Image", job: Job) -> None:
         """One picture as a PNG that knows its settings."""
-        from PIL.PngImagePlugin import PngInfo
+        from swiftmask.stamps import png_info
 
-        info = PngInfo()
-        info.add_text(_STAMP, self._stamp(job))
+        info = png_info(self._stamp(job))
         with written_whole(self.path / job.file_name) as partial:
             image.save(partial, format="PNG", pnginfo=info)
 
@@ -69,7 +65,9 @@ class PictureFolder:
             grid.save(partial, format="PNG")
 
     def _stamp(self, job: Job) -> str:
-        return json.dumps({**self.settings, **job.facts()}, sort_keys=True)
+        from swiftmask.stamps import stamp_text
+
+        return stamp_text(self.settings, job.facts())
 
 
 def stamp_of(path: Path, *, pixels: bool = False) -> str | None:
@@ -80,11 +78,13 @@ def stamp_of(path: Path, *, pixels: bool = False) -> str | None:
     """
     from PIL import Image
 
+    from swiftmask.stamps import STAMP
+
     try:
         with Image.open(path) as image:
             if pixels:
                 image.load()
-            return str(image.info.get(_STAMP, ""))
+            return str(image.info.get(STAMP, ""))
     except Exception:  # Pillow raises almost anything for files that are damaged or too large
         return None
 

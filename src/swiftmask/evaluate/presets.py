@@ -1,4 +1,4 @@
-"""Presets: settings to draw with that a search found, and what was measured of them, as one JSON file.
+"""Presets: settings to draw with, and what was measured of them, as one JSON file.
 
 A preset belongs to the weights it was measured on and says whose they are by a fingerprint. Applying it to a
 pipeline is `swiftmask.apply_preset`.
@@ -123,19 +123,24 @@ class Preset:
     Attributes:
         fingerprint: of the base model's weights.
         accelerated_fingerprint: of the weights and settings with every accelerator in place.
+        measured: None for settings that a person chose by eye.
     """
 
     model: str
     fingerprint: str
     accelerated_fingerprint: str
     settings: Settings
-    measured: Measured
+    measured: Measured | None
+
+
+def preset_text(preset: Preset) -> str:
+    """The preset as JSON."""
+    return json.dumps({"kind": _KIND, "version": VERSION, **asdict(preset)}, indent=2) + "\n"
 
 
 def write_preset(preset: Preset, path: Path) -> None:
     """The preset as JSON, whole or not at all."""
-    content = {"kind": _KIND, "version": VERSION, **asdict(preset)}
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, preset_text(preset))
 
 
 def read_preset(path: str | Path) -> Preset:
@@ -148,7 +153,7 @@ def read_preset(path: str | Path) -> Preset:
         raise FileNotFoundError(f"no such preset: {path} (`swiftmask tune MODEL --speedup 2` writes one)")
     content = read_json(path)
     if content.pop("kind", None) != _KIND:
-        raise ValueError(f"{path} is no preset: expected what `swiftmask tune` writes")
+        raise ValueError(f"{path} is no preset: expected what `swiftmask tune` or `swiftmask studio` writes")
     version = content.pop("version", None)
     if version != VERSION:
         raise ValueError(
