@@ -3,7 +3,7 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo serve test check bench browser fleet docs clean
+.PHONY: demo serve studio test check bench browser fleet docs clean
 
 demo: .venv/installed ## pictures, tables and reports: full models against accelerated ones
 	$(BIN)/swiftmask demo --out demo
@@ -11,6 +11,9 @@ demo: .venv/installed ## pictures, tables and reports: full models against accel
 
 serve: .venv/installed ## images over HTTP on port 8000 (docs/serving.md)
 	$(BIN)/swiftmask serve maskgit-scenes --shortcut auto
+
+studio: .venv/studio ## a page that compares the full and the accelerated model, on http://127.0.0.1:8000/studio
+	$(BIN)/swiftmask studio maskgit-scenes --report docs/reports/maskgit-scenes/report.html
 
 test: .venv/installed ## the test-suite, CPU only, and the rehearsal of a GPU in a process of its own
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
@@ -22,7 +25,7 @@ check: .venv/installed ## formatting, lint and types
 bench: .venv/installed ## the tables of the README
 	$(BIN)/swiftmask bench maskgit-scenes --dtype bfloat16 --steps 4 6 8 12 16 24 32 --budgets 16:4 16:6
 
-browser: .venv/installed ## what the tests of the report page need, beside a Chromium on the PATH
+browser: .venv/installed .venv/studio ## what the tests of the pages need, beside a Chromium on the PATH
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
 
 fleet: .venv/installed ## what the tests of fleets need: Ray
@@ -33,6 +36,10 @@ docs: .venv/installed ## picture sheets and plots of docs/
 
 clean: ## removes what the other targets made (not the environment)
 	rm -rf demo report .pytest_cache .ruff_cache
+
+.venv/studio: .venv/installed studio-requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement studio-requirements.txt
+	touch $@
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import swiftmask
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.vq_codec import VQConfig, build_vq_codec
 from swiftmask.methods.shortcut import Shortcut, ShortcutConfig, write_shortcut
@@ -28,6 +29,7 @@ from swiftmask.models.meissonic import Meissonic
 from swiftmask.models.meissonic import weights as meissonic_weights
 from swiftmask.models.meissonic.network import Transformer as MeissonicTransformer
 from swiftmask.models.meissonic.text import TextConfig, build_text_encoder, word_tokenizer
+from swiftmask.serve.catalogue import Accelerators, Catalogue
 from tests.processes import ended_well, start
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -219,6 +221,19 @@ def tiny_shortcut_folder(
     folder = tmp_path_factory.mktemp("models") / "tiny-shortcut"
     write_shortcut(folder, golden_shortcut, base=golden_maskgit.spec, provenance={}, base_name="tiny")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tiny_folder: Path) -> swiftmask.Pipeline:
+    """That model, loaded."""
+    return swiftmask.load(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_catalogue(tiny_pipeline: swiftmask.Pipeline, tiny_shortcut_folder: Path) -> Catalogue:
+    """What a server of that model offers: itself, its shortcut, feature reuse."""
+    accelerators = Accelerators(shortcut=[str(tiny_shortcut_folder)], caching=["reuse"])
+    return Catalogue.of(tiny_pipeline, accelerators)
 
 
 def golden_state(name: str) -> dict[str, Tensor]:

@@ -1,12 +1,9 @@
 """The report page in a real browser: no error, no request, every control by keyboard, readable anywhere.
 
-Needs Chromium and playwright (`make browser` and Debian's chromium); skipped where either is missing, unless
-SWIFTMASK_REQUIRE_BROWSER is set, as in CI.
+Needs Chromium and playwright (conftest.py).
 """
 
 import importlib
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,26 +98,6 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    if program is None or sync_playwright is None:
-        missing = "no Chromium on the PATH" if program is None else "playwright is not installed"
-        if os.environ.get("SWIFTMASK_REQUIRE_BROWSER"):
-            pytest.fail(f"{missing}, and SWIFTMASK_REQUIRE_BROWSER is set")
-        pytest.skip(f"{missing}: the report page is not tested in a browser")
-    with sync_playwright() as playwright:
-        # Containers run as root and without user namespaces, where the sandbox cannot start.
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        browser = playwright.chromium.launch(executable_path=program, args=arguments, timeout=300_000)
-        yield browser
-        browser.close()
 
 
 class Opened:

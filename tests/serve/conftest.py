@@ -3,30 +3,17 @@
 import base64
 import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-import swiftmask
 from swiftmask.serve.app import ServeSettings, image_app
 from swiftmask.serve.batches import BatchLimits
-from swiftmask.serve.catalogue import Accelerators, Catalogue
+from swiftmask.serve.catalogue import Catalogue
 from swiftmask.serve.limits import Limits
 from swiftmask.serve.requests import RequestLimits
-
-
-@pytest.fixture(scope="session")
-def tiny_pipeline(tiny_folder: Path) -> swiftmask.Pipeline:
-    return swiftmask.load(tiny_folder)
-
-
-@pytest.fixture(scope="session")
-def tiny_catalogue(tiny_pipeline: swiftmask.Pipeline, tiny_shortcut_folder: Path) -> Catalogue:
-    accelerators = Accelerators(shortcut=[str(tiny_shortcut_folder)], caching=["reuse"])
-    return Catalogue.of(tiny_pipeline, accelerators)
 
 
 @pytest.fixture(scope="session")

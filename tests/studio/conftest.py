@@ -2,24 +2,16 @@
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import swiftmask
 from swiftmask.serve.batches import BatchLimits
-from swiftmask.serve.catalogue import Accelerators, Catalogue
+from swiftmask.serve.catalogue import Catalogue
 from swiftmask.serve.requests import RequestLimits
 from swiftmask.serve.service import ImageService, ServeSettings
 from swiftmask.studio import live, markup
 from swiftmask.studio.session import Knobs, requests_of
-
-
-@pytest.fixture(scope="session")
-def tiny_catalogue(tiny_folder: Path, tiny_shortcut_folder: Path) -> Catalogue:
-    accelerators = Accelerators(shortcut=[str(tiny_shortcut_folder)], caching=["reuse"])
-    return Catalogue.of(swiftmask.load(tiny_folder), accelerators)
 
 
 @pytest.fixture(scope="session")

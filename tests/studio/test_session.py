@@ -120,7 +120,7 @@ def test_what_is_written_into_the_page_is_no_markup(service: ImageService) -> No
     page = markup.comparison(sides, (hostile, hostile)) + markup.message(hostile) + markup.told(hostile)
     entry = replace(entry_of(sides, knobs(), service.catalogue, Files()), title=hostile, settings=hostile)
     page += markup.gallery([entry]) + markup.costs(
-        *[Line(name=hostile, full=[True], flops=1, seconds=None)] * 2, 1
+        [Line(name=hostile, full=[True], flops=1, seconds=None)] * 2, 1
     )
     assert hostile not in page and page.count("&lt;img src=x") == 10
 
@@ -140,7 +140,7 @@ def test_costs_before_a_click() -> None:
         Line(name=name, full=full, flops=10**9, seconds=0.5)
         for name, full in (("a", [True]), ("b", [True, False]))
     ]
-    page = markup.costs(*lines, 2)
+    page = markup.costs(lines, 2)
     assert (
         "1 step, all full" in page and "2 steps, 1 full" in page and "2 images each: about 2 s in all" in page
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,7 +70,7 @@ async def sides_of(service: ImageService, *asked: Asked) -> list[Side]:
     return sides
 
 
-async def run(service: ImageService, sides: list[Side]) -> AsyncIterator[None]:
+async def run(service: ImageService, sides: list[Side]) -> AsyncGenerator[None, None]:
     """Queue the decodes and follow them: each time it yields, the sides tell more.
 
     They stop at the next step when nobody follows any more.

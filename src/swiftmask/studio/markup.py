@@ -92,8 +92,9 @@ def told(text: str) -> str:
     return f'<p class="sm-told" role="status">{escape(text)}</p>'
 
 
-def costs(full: Line, fast: Line, num_images: int) -> str:
-    """What a click will cost, before it."""
+def costs(lines: Sequence[Line], num_images: int) -> str:
+    """What a click will cost, before it. The first line is the full model's."""
+    full, fast = lines
     rows = "".join(
         f"<tr><th scope=row>{escape(line.name)}<br><small>{line.steps_text}</small></th>"
         f"<td>{line.flops / 1e9:.3g}</td><td>{_about(line.seconds)}</td></tr>"

@@ -350,7 +350,7 @@ class Studio:
             ]
             links = self._links(knobs)
             command = command_of(knobs, catalogue, self.source)
-            return markup.costs(*lines, images), command, python_of(knobs, catalogue, self.source), links
+            return markup.costs(lines, images), command, python_of(knobs, catalogue, self.source), links
         except RequestError as error:
             return markup.message(error.message), "", "", ""
 
