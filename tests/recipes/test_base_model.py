@@ -116,6 +116,7 @@ def test_a_few_images_become_a_model_that_generates(family: str, few: Few, tmp_p
         assert sheet.width > 2 * SIDE
     provenance = json.loads((tmp_path / "model" / "provenance.json").read_text())
     assert "16 images, 4 held out" in provenance["data"]
+    assert provenance["hours"] >= 0
 
     again = few(family)
     killed = replace(again, samples=SampleConfig(number=0, steps=2))

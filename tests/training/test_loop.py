@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from swiftmask.training.checkpoint import Reached, load_checkpoint, save_checkpoint
 from swiftmask.training.loop import NonFiniteError, Progress, train
+from swiftmask.training.metrics import hours_of
 from swiftmask.training.setup import TrainingConfig, learning_rate_factor, step_seed
 
 
@@ -215,3 +216,10 @@ def test_a_run_that_accumulates_resumes_bit_for_bit(tmp_path, muon):
     assert losses(tmp_path) == before
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+def test_hours_are_those_of_all_processes_of_a_run(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    assert hours_of(log) == 0
+    log.write_text("".join(f'{{"step": {n}, "seconds": {s}}}\n' for n, s in enumerate((900, 1800, 60, 1800))))
+    assert hours_of(log) == 1.0

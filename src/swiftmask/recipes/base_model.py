@@ -361,7 +361,7 @@ class _Run:
         kept = ("family", "data", "tokenizer", "size", "network", "objective", "initial", "source")
         facts = {"data": data, "licence": source.licence, "settings": {key: settings[key] for key in kept}}
         facts |= source.facts | more
-        made_by = provenance(recipe.name, recipe.training, **facts)
+        made_by = provenance(recipe.name, recipe.training, folder.parent, **facts)
         self.model(trainer).save_pretrained(folder, provenance=made_by, dtype=torch.float16)
         write_notice(folder, source.notice, *map(notice_of, (recipe.tokenizer, recipe.initial)))
 

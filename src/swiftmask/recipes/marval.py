@@ -101,8 +101,8 @@ class MarvalRecipe:
         data = f"{source.name}: {len(real)} images of {mar.network.config.num_classes} classes"
 
         def save(student: Student, path: Path, more: dict[str, object]) -> None:
-            told = facts | more | {"data": data, "licence": source.licence}
-            made_by = provenance(self.name, self.training, **told)
+            told = facts | more | {"data": data, "licence": source.licence} | source.facts
+            made_by = provenance(self.name, self.training, folder, **told)
             write_student(path, student, base_name=teacher.name, provenance=made_by, dtype=torch.float16)
             write_notice(path, source.notice, notice_of(self.model))
 

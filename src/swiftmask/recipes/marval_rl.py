@@ -118,7 +118,7 @@ class MarvalRLRecipe:
         facts |= {"reward": self.reward, "held_out": self.held_out}
 
         def save(student: Student, path: Path, more: dict[str, object]) -> None:
-            made_by = provenance(self.name, self.training, **facts, **more)
+            made_by = provenance(self.name, self.training, folder, **facts, **more)
             write_student(path, student, base_name=teacher.name, provenance=made_by, dtype=torch.float16)
             write_notice(path, notice_of(self.model), notice_of(self.student))
 

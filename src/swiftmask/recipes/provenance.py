@@ -12,15 +12,17 @@ import torch
 from swiftmask.core.writing import write_text
 from swiftmask.data.sources.folder import NOTICES, notice_in
 from swiftmask.registry import WEIGHTS, bundled_names
+from swiftmask.training.metrics import LOG_NAME, hours_of
 from swiftmask.training.setup import TrainingConfig
 
 
-def provenance(name: str, training: TrainingConfig, **facts: object) -> dict[str, object]:
-    """Recipe, command, settings, commit, date and machine of a run that just ended."""
+def provenance(name: str, training: TrainingConfig, run: Path, **facts: object) -> dict[str, object]:
+    """Recipe, command, settings, hours, commit, date and machine of a run, by its folder."""
     return {
         "recipe": name,
         "command": f"swiftmask train {name}",
         "training": asdict(training),
+        "hours": round(hours_of(run / LOG_NAME), 2),
         "data": "Scenes, drawn from seeds (swiftmask.data.scenes)",
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),

@@ -180,11 +180,12 @@ class ReaderRecipe:
             "measured_on": f"views of {seen.measured_on}",
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
         }
+        facts |= source.facts
         write_folder(
             folder,
             network.state_dict(),
             config=asdict(network.settings),
-            provenance=provenance(self.name, self.training, **facts),
+            provenance=provenance(self.name, self.training, folder.parent, **facts),
             dtype=torch.float16,
         )
         write_notice(folder, source.notice)

@@ -137,6 +137,7 @@ class ReaderRecipe:
             provenance=provenance(
                 self.name,
                 self.training,
+                folder,
                 parameters=num_parameters,
                 held_out_seeds=[HELD_OUT_SEED, HELD_OUT_SEED + NUM_HELD_OUT],
                 held_out_accuracy=accuracy,

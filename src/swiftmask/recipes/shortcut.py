@@ -80,7 +80,7 @@ class ShortcutRecipe:
                 base=teacher.spec,
                 base_name=base.name,
                 full_steps=most,
-                provenance=provenance(self.name, self.training, **facts, **more),
+                provenance=provenance(self.name, self.training, folder, **facts, **more),
                 dtype=torch.float16,
             )
             write_notice(path, start.notice)

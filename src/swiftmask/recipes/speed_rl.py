@@ -97,7 +97,7 @@ class SpeedRLRecipe:
         prompts = Prompts(start.conditions(base.model).listed(self.num_captions))
         scorers = self.scorers(base.model, prompts, *named, asked=start.asked)
         steps, config = self.planned(base.model)
-        written = _Written(self, start, base, config, steps)
+        written = _Written(self, start, base, config, steps, folder)
         policy = self._tune(written, prompts, scorers, folder, on_log)
         written.policy(policy, folder / "policy")
         written.model(policy, folder / "model")
@@ -204,6 +204,7 @@ class _Written:
     base: Pipeline
     config: SpeedRLConfig
     steps: int
+    run: Path
 
     def best(self, policy: Any, folder: Path, facts: dict[str, object]) -> None:
         """A model, and the policy in a folder inside."""
@@ -243,7 +244,7 @@ class _Written:
         }
         if world is not None:
             facts["world"] = asdict(world)  # what the tuned model is asked, whatever it learned from
-        return provenance(recipe.name, recipe.training, **facts, **more)
+        return provenance(recipe.name, recipe.training, self.run, **facts, **more)
 
 
 def first_guesses(config: SpeedRLConfig) -> TrainingConfig:

@@ -125,8 +125,9 @@ class TokenizerRecipe:
         if processes().is_main_process:
             measured = measure(codec, pixels, tested_X if len(tested_X) else trained_X)
             facts = {"measured": measured, "settings": self.settings(), "licence": source.licence}
+            facts |= source.facts
             data = f"{source.name}: {len(trained_X)} images, {len(tested_X)} held out"
-            made_by = provenance(self.name, self.training, **facts, data=data)
+            made_by = provenance(self.name, self.training, folder, **facts, data=data)
             write_tokenizer(folder / "model", codec, resolution=self.resolution, provenance=made_by)
             write_notice(folder / "model", source.notice)
         processes().wait_for_everyone()

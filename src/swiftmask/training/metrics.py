@@ -60,6 +60,15 @@ def cut_log(path: Path, step: int) -> None:
     write_bytes(path, b"".join(line + b"\n" for line in kept))
 
 
+def hours_of(path: Path) -> float:
+    """Hours of training that a log tells of, over the processes that continued one another; 0 without one."""
+    total, last = 0.0, 0.0
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        seconds = float(json.loads(line)["seconds"])
+        total, last = total + (last if seconds < last else 0.0), seconds
+    return (total + last) / 3600
+
+
 def _step_of(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])  # a metric may be NaN, which parse_json refuses

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from swiftmask.core.settings import parse_json, read_text
+from swiftmask.core.settings import parse_json, read_json, read_text
 from swiftmask.data.images.cropping import read_cropped
 from swiftmask.data.images.decode import Decoding, counted, said
 from swiftmask.data.images.listing import Listing
@@ -100,7 +100,12 @@ class FolderSource:
 
     @property
     def facts(self) -> dict[str, object]:
-        return {}
+        """The hash of its pixels, if `swiftmask data` wrote the folder; others have a `dataset.json`, too."""
+        try:
+            sha256 = read_json(self.root / "dataset.json").get("pixels_sha256")
+        except (ValueError, OSError):
+            return {}
+        return {"pixels_sha256": sha256} if isinstance(sha256, str) else {}
 
     def read(self, index: int, size: int) -> Tensor:
         path = self.root / self.keys[index]
