@@ -16,6 +16,7 @@ from swiftmask.cli.scoring import scenes_of
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.data.emoji.build import pack_images, read_records
 from swiftmask.data.scenes import NUM_CLASSES
+from swiftmask.recipes.tokenizer_files import read_tokenizer
 from swiftmask.rewards.scenes import caption_reward, class_reward, load_judge
 
 PACK = Path(__file__).parents[1] / "data" / "emoji"
@@ -103,3 +104,17 @@ def test_a_bundled_accelerator_goes_with_its_model(model: str, method: str) -> N
             fast = swiftmask.accelerate(loaded(model), speed_rl=weights)
     least = 0.6 if weights == "dimoo-scenes-shortcut" else 0.7  # no gain, and measured as such
     assert judged(fast, steps=8) > least
+
+
+def test_the_bundled_tokenizer_keeps_what_images_show() -> None:
+    """24 images that it was not trained on, at the ratio in dB that its provenance states for all of them."""
+    records = read_records(PACK)
+    pairs = zip(records, pack_images(PACK, records), strict=True)
+    held_out = [image for record, image in pairs if record.split == "held-out"][:24]
+    images = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in held_out])
+    codec = read_tokenizer("emoji-tokenizer").codec
+    error_B = (codec.decode(codec.encode(images)) - images).square().flatten(1).mean(1)
+    stated = registry.describe(registry.bundled_folder("emoji-tokenizer")).measured["psnr_db"]
+    assert isinstance(stated, float)
+    assert (-10 * error_B.log10()).mean().item() == pytest.approx(stated, abs=1.5)
+    assert stated > 26
