@@ -123,6 +123,7 @@ def test_generate_compare_download_and_copy(opened: Studio, tiny_pipeline: swift
     with Image.open(io.BytesIO(opened.bytes_of(links.last))) as fast:
         assert json.loads(fast.info["swiftmask"])["accelerator"] == "shortcut"
     assert links.last.get_attribute("download") == "0-0.png"
+    assert page.request.get(f"{page.url}files/guessed.png").status == 404
     preset = json.loads(opened.bytes_of(page.locator(".sm-links a")))
     assert preset["kind"] == "swiftmask preset" and preset["measured"] is None
 

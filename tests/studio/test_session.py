@@ -132,9 +132,9 @@ def test_costs_before_a_click() -> None:
     assert estimates.seconds("fast", 2 * 10**9, 1) == 0.5 and estimates.seconds("other", 10**9, 1) == 1.0
     assert Estimates().seconds("fast", 10**9, 1) is None
     assert [times_fewer(*pair) for pair in ((10, 4), (4, 10), (10, 10))] == [
-        "2.5 times less",
+        "2.5 times fewer",
         "2.5 times more",
-        "as much",
+        "as many",
     ]
     lines = [
         Line(name=name, full=full, flops=10**9, seconds=0.5)

@@ -33,11 +33,11 @@ class Studio(Serve):
 
     def pages(self) -> "Sequence[Page]":
         """Errors: ValueError without gradio; FileNotFoundError for a report that is not there."""
+        if self.report is not None and not self.report.is_file():
+            raise FileNotFoundError(f"no such report: {self.report} (`swiftmask bench MODEL` makes one)")
         from swiftmask.studio.code import Source
         from swiftmask.studio.page import studio_page
 
-        if self.report is not None and not self.report.is_file():
-            raise FileNotFoundError(f"no such report: {self.report} (`swiftmask bench MODEL` makes one)")
         options = {
             name: str(getattr(self, name))
             for name in _OF_LOADING

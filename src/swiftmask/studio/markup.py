@@ -108,7 +108,7 @@ def costs(lines: Sequence[Line], num_images: int) -> str:
         '<table class="sm-costs"><caption>What a click costs</caption><thead><tr><td></td>'
         f"<th scope=col>GFLOP an image</th><th scope=col>time an image</th></tr></thead>"
         f"<tbody>{rows}</tbody></table>"
-        f'<p class="sm-note">Accelerated: {fewer}. {total}</p>'
+        f'<p class="sm-note">The accelerated model needs {fewer} GFLOP. {total}</p>'
     )
 
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import logging
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -65,6 +66,7 @@ class Studio:
     source: Source
     report: Path | None
     files: Files = field(default_factory=Files)
+    report_name: str = field(default_factory=lambda: f"report-{secrets.token_urlsafe(16)}.html")
     estimates: Estimates = field(default_factory=Estimates)
 
     def __post_init__(self) -> None:
@@ -77,7 +79,8 @@ class Studio:
     def mount(self, app: FastAPI) -> None:
         """Add the page and its files to a server."""
         app.add_api_route(f"{PATH}/files/{{name}}", self.file, methods=["GET"])
-        app.add_api_route(f"{PATH}/report.html", self.report_page, methods=["GET"])
+        if self.report is not None:
+            app.add_api_route(f"{PATH}/{self.report_name}", self.report_page, methods=["GET"])
         app.add_api_route(
             "/favicon.ico", _nothing, methods=["GET"]
         )  # browsers ask for it, whatever pages say
@@ -104,13 +107,12 @@ class Studio:
         """GET files/NAME: an image or a preset of a session."""
         content = self.files.find(name)
         if content is None:
-            raise RequestError("there is no such file any more: generate it again", status=404)
+            return Response("there is no such file any more: generate it again\n", status_code=404)
         return Response(content, media_type=_TYPES[name.rsplit(".", 1)[1]])
 
     async def report_page(self) -> Response:
-        """GET report.html"""
-        if self.report is None:
-            raise RequestError("this server was given no report", status=404)
+        """GET the report, whose name only those know who may see the page."""
+        assert self.report is not None
         return Response(await asyncio.to_thread(self.report.read_bytes), media_type="text/html")
 
     def blocks(self) -> Any:
@@ -221,7 +223,7 @@ class Studio:
 
     def _report_text(self) -> str:
         if self.report is not None:
-            return '<iframe src="report.html" title="Report of the model"></iframe>'
+            return f'<iframe src="{self.report_name}" title="Report of the model"></iframe>'
         return (
             '<p class="sm-hint">This server was given no report. '
             f"<code>swiftmask bench {escape(self.source.model)}</code> makes one; "
@@ -263,6 +265,7 @@ class Studio:
             outputs,
             **quiet,
         )
+        clicked.then(preview, inputs, [shown.costs, command, python, links], **quiet)  # times are known now
         shown.stop.click(lambda: markup.told("Stopped."), None, shown.status, cancels=[clicked], **quiet)
         changes = [component.change for component in knobs.values()]
         gr.on(

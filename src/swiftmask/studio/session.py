@@ -159,10 +159,10 @@ def steps_text(full: Sequence[bool]) -> str:
 
 
 def times_fewer(full: float, fast: float) -> str:
-    """How a cost compares with the full model's."""
+    """How many operations there are beside the full model's."""
     if not full or not fast:
         return ""
     ratio = full / fast
     if max(ratio, 1 / ratio) < 1.05:
-        return "as much"
-    return f"{ratio:.1f} times less" if ratio > 1 else f"{1 / ratio:.1f} times more"
+        return "as many"
+    return f"{ratio:.1f} times fewer" if ratio > 1 else f"{1 / ratio:.1f} times more"
