@@ -74,7 +74,11 @@ class Studio:
             self.estimates.pace = pace.per_image
         self.base = self.service.catalogue.base
         self.of_class = self.base.model.spec.draws == "class"
-        self.variants = [name for name in self.service.catalogue.variants if name != self.base.name]
+        offered = self.service.catalogue.variants
+        self.variants = sorted(  # what was trained for the model comes first
+            (name for name in offered if name != self.base.name),
+            key=lambda name: offered[name].settings.caching is not None,
+        )
 
     def mount(self, app: FastAPI) -> None:
         """Add the page and its files to a server."""
