@@ -16,7 +16,7 @@ studio: .venv/studio ## a page that compares the full and the accelerated model,
 	$(BIN)/swiftmask studio maskgit-scenes --report docs/reports/maskgit-scenes/report.html
 
 test: .venv/installed ## the test-suite, CPU only, and the rehearsal of a GPU in a process of its own
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) tests/rehearsal
 
 check: .venv/installed ## formatting, lint and types

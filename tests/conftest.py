@@ -32,14 +32,39 @@ from swiftmask.models.meissonic.text import TextConfig, build_text_encoder, word
 from swiftmask.serve.catalogue import Accelerators, Catalogue
 from tests.processes import ended_well, start
 
-GOLDEN = Path(__file__).parent / "golden"
-REHEARSAL = Path(__file__).parent / "rehearsal"
+TESTS = Path(__file__).parent
+GOLDEN, REHEARSAL = TESTS / "golden", TESTS / "rehearsal"
+
+LONGEST = (
+    "test_compiled.py",
+    "test_train_your_own.py",
+    "cli/test_bench.py",
+    "hostile/test_loaders.py",
+    "recipes/test_base_model.py",
+    "cli/test_tune.py",
+    "recipes/test_marval_recipe.py",
+    "cli/test_demo.py",
+    "cli/test_bench_speed.py",
+    "cli/test_speed_rl_benchmarks.py",
+    "cli/test_marval.py",
+    "serve/test_server.py",
+    "recipes/test_emoji_presets.py",
+    "recipes/test_speed_rl_recipe.py",
+    "serve/test_batches.py",
+)
+"""Files of more than ten seconds of a CPU, by how long they take."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """The rehearsal gives PyTorch a device for as long as its process lives, so it runs in one of its own."""
     named = any(REHEARSAL.name in argument for argument in config.args)
     return True if collection_path == REHEARSAL and not named else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first, so that no process begins one when the others are done."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(str(item.path.relative_to(TESTS)), len(places)))
 
 
 @pytest.fixture(scope="session")

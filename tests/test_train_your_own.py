@@ -1,4 +1,4 @@
-"""The five commands of docs/train_your_own.md, on a folder of 300 images in three classes with captions."""
+"""The five commands of docs/train_your_own.md, on a folder of 150 images in three classes with captions."""
 
 import json
 import random
@@ -30,7 +30,7 @@ def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root, chance, lines = tmp_path_factory.mktemp("user") / "products", random.Random(0), []
     for kind in ("mug", "plate", "vase"):
         (root / kind).mkdir(parents=True)
-        for number in range(100):
+        for number in range(50):
             colour = chance.choice(("red", "green", "blue", "black"))
             image = Image.new("RGB", (40, 40), "white")
             pen, x, y = ImageDraw.Draw(image), chance.randint(6, 12), chance.randint(6, 12)
