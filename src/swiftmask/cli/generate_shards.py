@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -109,9 +110,9 @@ class Drawing:
         told = [self.images[index] for index in indices]
         images, took = self.prepared.draw([_job(each) for each in told])
         self.spent.append(took)
-        return [
-            Entry(index, each, _png(image)) for index, each, image in zip(indices, told, images, strict=True)
-        ]
+        with ThreadPoolExecutor() as threads:  # a PNG of 512x512 pixels takes longer than a GPU's decode
+            encoded = list(threads.map(_png, images))
+        return [Entry(index, each, png) for index, each, png in zip(indices, told, encoded, strict=True)]
 
 
 def _job(told: Columns) -> Job:

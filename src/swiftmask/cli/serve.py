@@ -6,16 +6,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
 from swiftmask.cli import measure
+from swiftmask.cli.loading import enter
 
 if TYPE_CHECKING:
     from swiftmask.pipeline import Pipeline
-    from swiftmask.serve.app import Page
+    from swiftmask.serve.app import Page, ServeSettings
     from swiftmask.serve.catalogue import Catalogue
     from swiftmask.serve.listening import ListeningServer
 
@@ -82,18 +84,69 @@ class Serve:
     compile: str | None = None
     """Compile the repeated blocks with torch.compile; a mode of it, or no name for its default."""
 
+    engine: Literal["ray"] | None = None
+    """ray: replicas of the server on this machine, or on the Ray cluster that it belongs to (extra ray,
+    docs/cluster.md)."""
+    replicas: int = 1
+    """The most replicas of --engine ray; they are started when requests wait."""
+    min_replicas: int = 1
+    """Replicas that stay when no request waits."""
+    gpus_per_replica: float | None = None
+    """GPUs of each of them (default: 1 where the cluster has GPUs)."""
     shown_path: ClassVar[str] = "/v1"
 
     def run(self) -> int:
         """Load, then answer until interrupted."""
-        with self.server() as server, _requests_on_stdout():
+        if self.engine is None and (self.replicas, self.min_replicas, self.gpus_per_replica) != (1, 1, None):
+            raise ValueError("--replicas, --min-replicas and --gpus-per-replica need --engine ray")
+        with self.opened() as server, _requests_on_stdout():
             shown = f"[{self.host}]" if ":" in self.host else self.host
             line = f"http://{shown}:{server.server_port}{self.shown_path} answers; Ctrl-C ends it\n"
             server.serve_forever(lambda: _say(line))
         return 0
 
+    @contextmanager
+    def opened(self) -> "Iterator[ListeningServer]":
+        """A server that listens already; with --engine ray, before as many replicas as asked for."""
+        if self.engine is None:
+            with self.server() as server:
+                yield server
+            return
+        self._check()
+        if self.pages():
+            raise ValueError("a page keeps its state in one process: leave out --engine ray")
+        from swiftmask.serve.listening import ListeningServer, bound_socket
+        from swiftmask.serve.replicas import Replicas, deployed
+
+        replicas = Replicas(
+            most=self.replicas,
+            fewest=self.min_replicas,
+            num_gpus=self.gpus_per_replica,
+            busy=self.max_batch,
+        )
+        settings, bound = self._settings(), bound_socket(self.host, self.port)
+        build = partial(app_in, os.getcwd(), self, settings)
+        with deployed(build, replicas, limits=settings.limits, timeout_s=self.timeout_s) as front:
+            with ListeningServer(front, bound, limits=settings.limits, grace_s=self.timeout_s) as server:
+                yield server
+
     def server(self) -> "ListeningServer":
         """Listens already. Errors: ValueError or FileNotFoundError naming the wrong name, file or number."""
+        self._check()
+        from swiftmask.serve.listening import ListeningServer, bound_socket
+
+        settings, bound = self._settings(), bound_socket(self.host, self.port)
+        return ListeningServer(self.app(settings), bound, limits=settings.limits, grace_s=self.timeout_s)
+
+    def app(self, settings: "ServeSettings") -> Any:
+        """The ASGI app with the loaded model."""
+        from swiftmask.serve.app import image_app
+
+        pages = self.pages()
+        return image_app(self._catalogue(self._base()), settings, pages=pages)
+
+    def _check(self) -> None:
+        """What is wrong before anything is loaded."""
         from swiftmask.core.optional import library
 
         for needed in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
@@ -102,24 +155,22 @@ class Serve:
             raise ValueError("--host is empty, which listens on every address: say 0.0.0.0 if that is meant")
         from swiftmask.evaluate.presets import read_preset
 
-        key = self._key()
         for path in self.preset:
-            read_preset(path)  # complains before anything is loaded
-        from swiftmask.serve.app import ServeSettings, image_app
+            read_preset(path)
+
+    def _settings(self) -> "ServeSettings":
+        from swiftmask.serve.app import ServeSettings
         from swiftmask.serve.batches import BatchLimits
         from swiftmask.serve.limits import Limits
-        from swiftmask.serve.listening import ListeningServer, bound_socket
         from swiftmask.serve.requests import RequestLimits
 
-        bound = bound_socket(self.host, self.port)
-        limits = Limits(
-            num_bytes=self.max_megabytes * 10**6,
-            num_connections=self.max_connections,
-            deadline_s=min(self.timeout_s, 60.0),
-            idle_s=min(self.timeout_s, 30.0),
-        )
-        settings = ServeSettings(
-            limits=limits,
+        return ServeSettings(
+            limits=Limits(
+                num_bytes=self.max_megabytes * 10**6,
+                num_connections=self.max_connections,
+                deadline_s=min(self.timeout_s, 60.0),
+                idle_s=min(self.timeout_s, 30.0),
+            ),
             requests=RequestLimits(
                 max_images=self.max_images, max_prompt=self.max_prompt, max_steps=self.max_steps
             ),
@@ -127,12 +178,9 @@ class Serve:
                 max_batch=self.max_batch, max_wait_s=self.max_wait_ms / 1000, max_queue=self.max_queue
             ),
             timeout_s=self.timeout_s,
-            api_key=key,
+            api_key=self._key(),
             log_prompts=self.log_prompts,
         )
-        pages = self.pages()
-        app = image_app(self._catalogue(self._base()), settings, pages=pages)
-        return ListeningServer(app, bound, limits=limits, grace_s=self.timeout_s)
 
     def pages(self) -> "Sequence[Page]":
         """Pages in the same server: none here. Errors: ValueError for what they lack."""
@@ -177,6 +225,12 @@ class Serve:
             source = KEY_VARIABLE if self.api_key_file is None else self.api_key_file
             raise ValueError(f"{source} holds no API key: expected letters, digits and signs without spaces")
         return key
+
+
+def app_in(folder: str, command: Serve, settings: "ServeSettings") -> Any:
+    """The app in a replica, which works where the command was started."""
+    enter(folder)
+    return command.app(settings)
 
 
 def _say(line: str) -> None:

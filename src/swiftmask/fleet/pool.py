@@ -75,7 +75,7 @@ def once(pool: Pool, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def spread(
-    pool: Pool, rows: Sequence[Row], worker: type[Callable[[Row], Row]], arguments: tuple[Any, ...]
+    pool: Pool, rows: Sequence[Row], worker: Callable[..., Callable[[Row], Row]], arguments: tuple[Any, ...]
 ) -> Iterator[Row]:
     """Work through rows with a connected pool; yields the answers as they come.
 
