@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,15 +20,18 @@ from swiftmask.fleet.shards import Plan, ShardFolder, draw_shard
 from swiftmask.fleet.writers import Columns, Entry
 from tests.fleet.short_folder import short_folder
 
-SHARDS, SIZE, BATCH = 5, 4, 2
+SHARDS, SIZE, BATCH = 6, 4, 2
 NUM_IMAGES = SHARDS * SIZE
 COLUMNS: list[Columns] = [{"text": "circle", "seed": index} for index in range(NUM_IMAGES)]
+BEGUN = -1
 ALL_ONCE = Counter(range(NUM_IMAGES))
 ROOT = Path(__file__).parents[2]
 
 
 class FakeWorker:
-    """Generates slowly, and writes a line for each image that it generated: process and index."""
+    """Generates slowly, and not at all while there is a file `hold`. Writes a line when it begins a batch,
+    and one for each image that it generated: process and index.
+    """
 
     def __init__(self, path: str, seconds: float) -> None:
         self.path, self.seconds = Path(path), seconds
@@ -38,10 +41,16 @@ class FakeWorker:
         return {"drawn": draw_shard(self.folder, int(row["shard"]), self.draw, batch_size=BATCH)}
 
     def draw(self, indices: Sequence[int]) -> list[Entry]:
+        self.log([BEGUN])
         time.sleep(self.seconds)
+        while (self.path / "hold").exists():
+            time.sleep(0.02)
+        self.log(indices)
+        return [Entry(index, COLUMNS[index], f"image {index}".encode()) for index in indices]
+
+    def log(self, indices: Sequence[int]) -> None:
         with (self.path / "log").open("a") as log:
             log.write("".join(f"{os.getpid()} {index}\n" for index in indices))
-        return [Entry(index, COLUMNS[index], f"image {index}".encode()) for index in indices]
 
 
 class Deadly:
@@ -64,16 +73,48 @@ def run(path: Path, num_workers: int, seconds: float) -> None:
         folder.complete()
 
 
-def logged(path: Path) -> list[tuple[int, int]]:
-    """Processes and indices."""
-    lines = (path / "log").read_text().splitlines() if (path / "log").exists() else []
-    return [(int(process), int(index)) for process, index in map(str.split, lines)]
+def lines(path: Path) -> list[tuple[int, int]]:
+    """Processes and what they wrote: BEGUN or indices."""
+    found = (path / "log").read_text().splitlines() if (path / "log").exists() else []
+    return [(int(process), int(index)) for process, index in map(str.split, found)]
 
 
-def until_logged(path: Path, count: int) -> None:
+def logged(path: Path) -> list[int]:
+    """Indices of images as often as they were generated."""
+    return [index for _, index in lines(path) if index != BEGUN]
+
+
+def held_after(path: Path, count: int) -> list[int]:
+    """Hold the workers when so many images are generated. Two processes that are in the middle of a batch;
+    all batches before are kept.
+    """
+    until(lambda: len(logged(path)) >= count)
+    (path / "hold").touch()
+    seen: list[list[tuple[int, int]]] = [[]]
+
+    def stands_still() -> bool:
+        time.sleep(1.0)  # longer than a batch takes
+        seen.append(lines(path))
+        return seen[-1] == seen[-2] and len(in_a_batch(path)) == 2
+
+    until(stands_still)
+    return in_a_batch(path)
+
+
+def in_a_batch(path: Path) -> list[int]:
+    """Living processes that began a batch and did not end it."""
+    latest = dict(lines(path))
+    return [process for process, index in latest.items() if index == BEGUN and alive(process)]
+
+
+def alive(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
+
+
+def until(condition: Callable[[], bool]) -> None:
     began = time.monotonic()
-    while len(logged(path)) < count:
-        assert time.monotonic() - began < 240, "nothing is generated"
+    while not condition():
+        assert time.monotonic() - began < 240, "it does not come to this"
         time.sleep(0.02)
 
 
@@ -120,21 +161,20 @@ def started(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_killed_worker_and_a_killed_driver_lose_nothing(
     tmp_path: Path, started: subprocess.Popen[bytes], alone: dict[str, bytes], cluster: Pool
 ) -> None:
-    until_logged(tmp_path, 2 * BATCH)
-    victim = logged(tmp_path)[-1][0]
+    victim = held_after(tmp_path, 2 * BATCH)[0]
     os.kill(victim, signal.SIGKILL)
+    until(lambda: not alive(victim))
     before = len(logged(tmp_path))
-    until_logged(tmp_path, before + 3 * BATCH)
-    assert {process for process, _ in logged(tmp_path)[before + BATCH :]} != {victim}
+    (tmp_path / "hold").unlink()
+    workers = held_after(tmp_path, before + BATCH)
+    assert victim not in workers
     started.kill()
     started.wait()
-    workers, began = {process for process, _ in logged(tmp_path)}, time.monotonic()
-    while any(Path(f"/proc/{process}").exists() for process in workers):  # they end with their driver
-        assert time.monotonic() - began < 60, "workers outlive their driver"
-        time.sleep(0.1)
+    until(lambda: not any(map(alive, workers)))  # they end with their driver
     assert len(logged(tmp_path)) < NUM_IMAGES, "it was killed too late"
+    (tmp_path / "hold").unlink()
     run(tmp_path, 1, 0)
-    assert Counter(index for _, index in logged(tmp_path)) == ALL_ONCE
+    assert Counter(logged(tmp_path)) == ALL_ONCE
     assert contents(tmp_path / "out") == alone
 
 
