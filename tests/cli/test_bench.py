@@ -291,7 +291,7 @@ def test_what_the_model_does_anyway_is_one_row(tiny_scenes: Path, tmp_path: Path
     from swiftmask.evaluate.processes import Processes
     from swiftmask.evaluate.study import Sample
 
-    _, rows = bench._prepared(base, Rows(base), Sample(num_images=12, num_seeds=1), Processes())
+    _, rows = bench.prepared(base, Rows(base), Sample(num_images=12, num_seeds=1), Processes())
     assert [row.name for row in rows][:2] == ["vanilla-2", "vanilla-4"]
     assert not any("temperature" in row.name or "power" in row.name for row in rows)
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("ray", reason="the extra ray is not installed: no fleets are tested")
 
@@ -18,7 +20,10 @@ from swiftmask.cli import main
 from swiftmask.fleet.pool import Pool, connected, spread
 from swiftmask.fleet.shards import Plan, ShardFolder, draw_shard
 from swiftmask.fleet.writers import Columns, Entry
+from tests.cli.conftest import tiny_scenes
 from tests.fleet.short_folder import short_folder
+
+__all__ = ["tiny_scenes"]
 
 SHARDS, SIZE, BATCH = 6, 4, 2
 NUM_IMAGES = SHARDS * SIZE
@@ -178,6 +183,7 @@ def test_a_killed_worker_and_a_killed_driver_lose_nothing(
     assert contents(tmp_path / "out") == alone
 
 
+@pytest.mark.slow
 def test_what_kills_its_worker_again_and_again_ends_the_run(
     cluster: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +222,42 @@ def test_two_workers_write_what_one_process_writes(
         2,
     )
     assert contents(tmp_path / "fleet") == contents(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_two_workers_measure_what_one_process_measures(
+    tiny_scenes: Path, tmp_path: Path, cluster: Pool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = (
+        "--steps",
+        2,
+        "--budgets",
+        "4:2",
+        "--baselines",
+        "reuse",
+        "--images",
+        12,
+        "--seeds",
+        2,
+        "--shown",
+        2,
+    )
+    for name, engine in (("one", ()), ("fleet", ("--engine", "ray", "--workers", 2))):
+        words = ("bench", tiny_scenes, *few, "--shortcut", "none", *engine, "--out", tmp_path / name)
+        with pytest.raises(SystemExit) as stop:
+            main([*map(str, words)])
+        assert stop.value.code == 0, capsys.readouterr().err
+    one, fleet = (
+        {str(file.relative_to(tmp_path / name)): load_file(file) for file in _readings(tmp_path / name)}
+        for name in ("one", "fleet")
+    )
+    assert len(one) >= 6 and sorted(fleet) == sorted(one)
+    for name, tensors in one.items():
+        assert all(torch.equal(fleet[name][key], tensor) for key, tensor in tensors.items()), name
+
+
+def _readings(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
 
 
 def test_mistakes_of_workers_are_one_line(

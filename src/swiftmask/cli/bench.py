@@ -64,6 +64,10 @@ class Bench:
         dtype: of the weights.
         out: folder of the report; finished parts are kept there and used again.
         overwrite: replace the report of another model or of other settings, or a demo.
+        engine: ray spreads the rows and seeds over --workers processes, on this machine or on the Ray cluster
+            that it belongs to (extra ray, docs/cluster.md).
+        workers: processes of --engine ray.
+        gpus_per_worker: GPUs of each of them (default: 1 where the cluster has GPUs).
         json: print JSON instead of what was found.
     """
 
@@ -92,6 +96,9 @@ class Bench:
     dtype: Literal["float32", "bfloat16"] = "float32"
     out: Path = Path("report")
     overwrite: bool = False
+    engine: Literal["ray"] | None = None
+    workers: int = 1
+    gpus_per_worker: float | None = None
     json: bool = False
 
     def run(self) -> int:
@@ -100,21 +107,30 @@ class Bench:
         from swiftmask.cli.rows import Rows
         from swiftmask.cli.shown import measure_and_publish
         from swiftmask.evaluate.processes import Processes
-        from swiftmask.evaluate.study import Sample
 
         self._check_options()
-        sample = Sample(num_images=self.images, num_seeds=self.seeds, batch_size=self.batch_size)
+        sample = self.sample()
         processes = Processes.here()
         base = load(self.model, dtype=self.dtype, device=own_device(processes, self.device))
         command = measure.command_of("bench", self)
         if not self.overwrite:
             measure.refuse_another_report(self.out / "report.json", base.name, command)
         rows_of = Rows(base)
-        study, rows = self._prepared(base, rows_of, sample, processes)
+        if self.engine == "ray":
+            from swiftmask.cli.bench_ray import generate_on_ray
+
+            generate_on_ray(self)  # what is left here is to read and to publish
+        study, rows = self.prepared(base, rows_of, sample, processes)
         measure_and_publish(self, command, rows_of, rows, study, sample)
         return 0
 
-    def _prepared(
+    def sample(self) -> "Sample":
+        """How much is generated."""
+        from swiftmask.evaluate.study import Sample
+
+        return Sample(num_images=self.images, num_seeds=self.seeds, batch_size=self.batch_size)
+
+    def prepared(
         self, base: "Pipeline", rows_of: "Rows", sample: "Sample", processes: "Processes"
     ) -> "tuple[Study, list[Row]]":
         """What is measured. Mistakes in settings are told before operations are counted, which takes long."""
@@ -142,6 +158,8 @@ class Bench:
         check_unguided(self.unguided or ())
         check_denoising(self.denoising_steps, self.ddim_steps, self.disa)
         self.asked.check()
+        if self.engine is None and (self.workers, self.gpus_per_worker) != (1, None):
+            raise ValueError("--workers and --gpus-per-worker need --engine ray")
 
     def _fitted_to(self, base: "Pipeline") -> "Bench":
         """With what step counts that were left out and "auto" mean for this model."""

@@ -140,7 +140,7 @@ def _what_is_measured(command: str) -> list[str]:
     return [word for place, word in enumerate(words) if place not in own and place - 1 not in own]
 
 
-_UNTOLD = ("overwrite", "json", "shown")
+_UNTOLD = ("overwrite", "json", "shown", "engine", "workers", "gpus_per_worker")
 """Options that change no number."""
 
 

@@ -137,6 +137,18 @@ class Study:
 
         Errors: ValueError for repeated names, or a reference that is no row.
         """
+        parts = self._generated(rows, sample, on_progress)
+        self.processes.wait()
+        if self.processes.rank:
+            return []
+        by_row = {(part.row.name, part.seed): part for part in parts}
+        return [self._measurement(part, by_row) for part in parts]
+
+    def generate(self, rows: Sequence[Row], sample: Sample) -> None:
+        """Generate and read what is missing of this process's share, without waiting for the others."""
+        self._generated(rows, sample, lambda row, count: None)
+
+    def _generated(self, rows: Sequence[Row], sample: Sample, on_progress: OnProgress) -> list[_Part]:
         _require_names(rows)
         parts = [self._part(row, seed, sample) for seed in sample.seeds for row in rows]
         for store in (store for part in parts for store in part.stores):
@@ -144,11 +156,7 @@ class Study:
         chunks = [(part, chunk) for part in parts for chunk in range(part.stores[0].num_chunks)]
         for part, chunk in self.processes.share(chunks):
             self._complete(part, chunk, sample.batch_size, on_progress)
-        self.processes.wait()
-        if self.processes.rank:
-            return []
-        by_row = {(part.row.name, part.seed): part for part in parts}
-        return [self._measurement(part, by_row) for part in parts]
+        return parts
 
     def _part(self, row: Row, seed: int, sample: Sample) -> _Part:
         varied, varied_seeds = self.requests.varied(seed, sample.num_images)
