@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import swiftmask
 from swiftmask import registry
@@ -29,28 +28,6 @@ METHODS = [
 ]
 FASTER = SamplingOptions(sampler="ddim", denoising_steps=10)
 """Ten denoising steps say as much as a hundred."""
-
-
-def told_apart(pipeline: swiftmask.Pipeline, *, steps: int) -> float:
-    """Share of 24 generated emoji that, at 8x8 pixels, are nearer to the image of their own caption than to
-    those of the 23 other captions. Chance is 0.04.
-    """
-    records = read_records(PACK)
-    trained = [
-        pair for pair in zip(records, pack_images(PACK, records), strict=True) if pair[0].split == "train"
-    ]
-    chosen = trained[:: len(trained) // 24][:24]
-    prompts = [record.caption for record, _ in chosen]
-    images = pipeline.generate(prompts=prompts, seeds=list(range(24)), steps=steps).images
-    assert isinstance(images, list)
-    distance_NN = torch.cdist(coarse(images), coarse([image for _, image in chosen]))
-    return (distance_NN.argmin(1) == torch.arange(24)).float().mean().item()
-
-
-def coarse(images: list[Image.Image]) -> torch.Tensor:
-    """Pixels of 8x8, a row an image."""
-    small = [np.asarray(image.resize((8, 8), Image.Resampling.BOX)) for image in images]
-    return torch.from_numpy(np.stack(small)).float().flatten(1)
 
 
 def judged(pipeline: swiftmask.Pipeline, *, steps: int) -> float:
@@ -86,10 +63,7 @@ def test_weights_are_small_and_say_how_they_were_made(folder: Path) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_bundled_model_draws_what_is_asked(model: str) -> None:
-    if model.endswith("-emoji"):
-        assert told_apart(loaded(model), steps=16) > 0.4
-    else:
-        assert judged(loaded(model), steps=8) > 0.7
+    assert judged(loaded(model), steps=8) > 0.7
 
 
 @pytest.mark.parametrize(("model", "method"), METHODS)
