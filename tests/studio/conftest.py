@@ -1,8 +1,9 @@
 """A service around the golden MaskGIT: 16 tokens, images of 8x8 pixels, seven classes, a shortcut, reuse."""
 
 import asyncio
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import pytest
 
@@ -12,6 +13,8 @@ from swiftmask.serve.requests import RequestLimits
 from swiftmask.serve.service import ImageService, ServeSettings
 from swiftmask.studio import live, markup
 from swiftmask.studio.session import Knobs, requests_of
+
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="session")
@@ -50,4 +53,12 @@ def followed(service: ImageService, chosen: Knobs) -> tuple[list[live.Side], lis
             assert markup.comparison(sides, ("full", "fast")).count("<section") == 2
         return sides, told
 
-    return asyncio.run(follow())
+    return ran(follow())
+
+
+def ran(coroutine: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns, in a thread of its own: tests of pages in a browser leave their loop running
+    in the main one.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()

@@ -1,7 +1,5 @@
 """A click on the page: both decodes with the same seeds, followed step by step, on the server's queue."""
 
-import asyncio
-
 import numpy as np
 import pytest
 
@@ -10,7 +8,7 @@ from swiftmask.serve.service import ImageService
 from swiftmask.studio import live
 from swiftmask.studio.session import requests_of
 
-from .conftest import followed, knobs
+from .conftest import followed, knobs, ran
 
 
 def test_both_sides_are_the_images_of_generate(service: ImageService) -> None:
@@ -44,7 +42,7 @@ def test_nobody_follows_any_more(service: ImageService) -> None:
         await following.aclose()
         return sides
 
-    for side in asyncio.run(leave()):
+    for side in ran(leave()):
         assert side.prepared.job.cancelled
     (full, _), _ = followed(service, knobs())
     assert full.cost is not None, "the next click is answered"

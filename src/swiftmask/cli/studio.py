@@ -32,9 +32,13 @@ class Studio(Serve):
     shown_path: ClassVar[str] = "/studio"
 
     def pages(self) -> "Sequence[Page]":
-        """Errors: ValueError without gradio; FileNotFoundError for a report that is not there."""
-        if self.report is not None and not self.report.is_file():
-            raise FileNotFoundError(f"no such report: {self.report} (`swiftmask bench MODEL` makes one)")
+        """Errors: ValueError without gradio, or for a report that is no page; FileNotFoundError."""
+        if self.report is not None:
+            if not self.report.is_file():
+                raise FileNotFoundError(f"no such report: {self.report} (`swiftmask bench MODEL` makes one)")
+            with self.report.open("rb") as file:
+                if b"<html" not in file.read(1024).lower():
+                    raise ValueError(f"{self.report} is no HTML page: expected the one of swiftmask bench")
         from swiftmask.studio.code import Source
         from swiftmask.studio.page import studio_page
 
