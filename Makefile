@@ -28,14 +28,18 @@ bench: .venv/installed ## the tables of the README
 browser: .venv/installed .venv/studio ## what the tests of the pages need, beside a Chromium on the PATH
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
 
-fleet: .venv/installed ## what the tests of fleets need: Ray
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+fleet: .venv/ray ## the tests of fleets, on two workers of Ray; `make test` skips them without Ray
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fleet tests/serve/test_replicas.py
 
 docs: .venv/installed ## picture sheets and plots of docs/
 	$(BIN)/python tools/scenes_sheet.py
 
 clean: ## removes what the other targets made (not the environment)
 	rm -rf demo report .pytest_cache .ruff_cache
+
+.venv/ray: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	touch $@
 
 .venv/studio: .venv/installed studio-requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement studio-requirements.txt
