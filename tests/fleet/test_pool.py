@@ -154,7 +154,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A driver with a Ray of its own and two workers."""
-    script = "import sys; from tests.fleet.test_pool import *; run(Path(sys.argv[1]), 2, 0.4)"
+    script = """
+import sys
+from pathlib import Path
+from tests.fleet.test_pool import run
+run(Path(sys.argv[1]), 2, 0.4)
+"""
     with short_folder() as folder:
         environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "RAY_TMPDIR": str(folder)}
         environment.pop("RAY_ADDRESS", None)
@@ -166,6 +171,8 @@ def started(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_killed_worker_and_a_killed_driver_lose_nothing(
     tmp_path: Path, started: subprocess.Popen[bytes], alone: dict[str, bytes], cluster: Pool
 ) -> None:
+    until(lambda: len(logged(tmp_path)) >= BATCH or started.poll() is not None)
+    assert started.poll() is None, "the driver did not start"
     victim = held_after(tmp_path, 2 * BATCH)[0]
     os.kill(victim, signal.SIGKILL)
     until(lambda: not alive(victim))
