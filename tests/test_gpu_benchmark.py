@@ -25,7 +25,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     ("model", "kinds"),
     [
         ("maskgit-scenes", {"full", "shortcut"}),
-        ("mar-scenes", {"full", "marval"}),
+        pytest.param("mar-scenes", {"full", "marval"}, marks=pytest.mark.slow),
         ("meissonic-scenes", {"full"}),
         ("dimoo-scenes", {"full", "shortcut", "ml-cache"}),
     ],

@@ -42,11 +42,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_short_chains(tiny_folder: Path, tmp_path: Path, count: Callable[[int], None]) -> None:
-    """Images, alone and in shards, and a tokenizer's training."""
+    """Images, and a tokenizer's training."""
     generate = ["generate", tiny_folder, "0", "1", "--num", "3", "--steps", "2", "--batch-size", "2"]
     train = ["train", "tokenizer", "data=scenes:classes", *FEW, *TOKENIZER, "--out", "out"]
-    shards = [*generate, "--shards", "webdataset", "--shard-size", "4"]
-    for name, arguments in (("generate", generate), ("shards", shards), ("train", train)):
+    for name, arguments in (("generate", generate), ("train", train)):
         (tmp_path / name).mkdir()
         count(chain(arguments, tmp_path / name, kills=2, seed=1))
 
@@ -67,6 +66,12 @@ def killed(tmp_path: Path, count: Callable[[int], None]) -> Callable[..., None]:
 @pytest.mark.slow
 def test_generate(tiny_folder: Path, tiny_scenes: Path, killed: Callable[..., None]) -> None:
     killed("generate", tiny_folder, "0", "1", "2", "--num", "8", "--steps", "2", "--batch-size", "3", kills=8)
+
+
+@pytest.mark.slow
+def test_generate_shards(tiny_folder: Path, killed: Callable[..., None]) -> None:
+    few = ["0", "1", "--num", "3", "--steps", "2", "--batch-size", "2"]
+    killed("generate", tiny_folder, *few, "--shards", "webdataset", "--shard-size", "4", kills=2)
 
 
 @pytest.mark.slow
