@@ -7,8 +7,6 @@ is set, as in CI.
 import io
 import json
 import os
-import threading
-import time
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -27,6 +25,7 @@ from swiftmask.serve.limits import Limits
 from swiftmask.serve.listening import ListeningServer, bound_socket
 from swiftmask.serve.service import ServeSettings
 from swiftmask.studio.code import Source
+from tests.serving import listening
 
 pytestmark = pytest.mark.browser
 
@@ -48,15 +47,8 @@ def url(
     settings = ServeSettings(batches=BatchLimits(max_batch=4, max_wait_s=0.0))
     app = image_app(tiny_catalogue, settings, pages=[studio_page(Source(model=str(tiny_folder)), report)])
     with ListeningServer(app, bound_socket(), limits=Limits(), grace_s=5) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            while not server.started:
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+        with listening(server) as url:
+            yield url
 
 
 class Studio:

@@ -3,7 +3,6 @@
 import base64
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import swiftmask
 from swiftmask.cli.serve import Serve
 from swiftmask.serve.replicas import Replicas
 from tests.fleet.short_folder import short_folder
+from tests.serving import listening
 
 GENERATIONS = "/v1/images/generations"
 
@@ -34,15 +34,8 @@ def url(tiny_folder: Path) -> Iterator[str]:
         patch.setenv("RAY_TMPDIR", str(folder))
         patch.delenv("RAY_ADDRESS", raising=False)
         with command.opened() as server:
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            try:
-                while not server.started:
-                    time.sleep(0.01)
-                yield f"http://127.0.0.1:{server.server_port}"
-            finally:
-                server.shutdown()
-                thread.join()
+            with listening(server) as url:
+                yield url
 
 
 def asked(url: str, seed: int, **more: object) -> httpx.Response:

@@ -27,6 +27,7 @@ from swiftmask.serve.batches import BatchLimits
 from swiftmask.serve.catalogue import Catalogue
 from swiftmask.serve.limits import Limits
 from swiftmask.serve.listening import ListeningServer, bound_socket
+from tests.serving import listening
 
 from .conftest import file_of, pixels_of
 
@@ -38,15 +39,8 @@ def serving(catalogue: Catalogue, settings: ServeSettings) -> Iterator[str]:
     with ListeningServer(
         image_app(catalogue, settings), bound_socket(), limits=settings.limits, grace_s=5
     ) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            while not server.started:
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+        with listening(server) as url:
+            yield url
 
 
 SETTINGS = ServeSettings(
