@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from swiftmask.core.ranges import check_fields
+from swiftmask.training.muon import BatchedMuon
 
 Metrics = dict[str, Tensor]
 TrainStep = Callable[..., tuple[Tensor, Metrics]]
@@ -145,12 +146,7 @@ def memory_needed(model: nn.Module, config: TrainingConfig) -> str:
 
 def _muon(matrices: list[nn.Parameter], config: TrainingConfig) -> Optimizer:
     assert config.muon_learning_rate is not None
-    return Muon(
-        matrices,
-        lr=config.muon_learning_rate,
-        weight_decay=config.weight_decay,
-        adjust_lr_fn="match_rms_adamw",  # rates are then comparable with AdamW's
-    )
+    return BatchedMuon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
