@@ -123,20 +123,25 @@ def check_trackers(config: object) -> None:
 
 
 class Display:
-    """A recipe's `on_log`: a task of the bar for each part that it trains, described by the last metrics."""
+    """A recipe's `on_log`: a task of the bar for each part of a run, described by the last metrics."""
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
         self._task = None
-        self._last = (0, 0)  # step and number of steps: another part has others
+        self._last = ("", 0, 0)  # of two trainings of a run, the second begins anew
 
     def __call__(self, progress: "Progress") -> None:
-        if self._task is None or progress.step < self._last[0] or progress.num_steps != self._last[1]:
+        what, step, total = self._last
+        if self._task is None or (progress.what, progress.num_steps) != (what, total) or progress.step < step:
             self._task = self._bar.add_task(
-                "training", total=progress.num_steps, completed=progress.step, unit="steps"
+                progress.what, total=progress.num_steps, completed=progress.step, unit=_unit(progress)
             )
-        self._last = (progress.step, progress.num_steps)
+        self._last = (progress.what, progress.step, progress.num_steps)
         metrics = " ".join(f"{name} {value:.4g}" for name, value in progress.metrics.items())
-        self._bar.update(
-            self._task, completed=progress.step, total=progress.num_steps, description=f"training ({metrics})"
-        )
+        description = f"{progress.what} ({metrics})" if metrics else progress.what
+        self._bar.update(self._task, completed=progress.step, description=description)
+
+
+def _unit(progress: "Progress") -> str:
+    """What the steps of a part are, unless its name says it."""
+    return "steps" if progress.what == "training" else ""

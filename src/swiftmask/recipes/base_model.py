@@ -212,7 +212,7 @@ class BaseModelRecipe:
             mirrored=self.source.mirror,
             max_unreadable=self.max_unreadable,
             share=process_share(),
-            on_progress=reported(on_log, "images"),
+            on_progress=reported(on_log, "encoding images"),
         )
         codec.cpu()
         return found

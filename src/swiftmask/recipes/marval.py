@@ -164,7 +164,7 @@ class RealTokens:
             mirrored=config.mirror,
             max_unreadable=max_unreadable,
             share=process_share(),
-            on_progress=reported(on_log, "images"),
+            on_progress=reported(on_log, "encoding images"),
         )
         out_X = held_out(source, config.held_out)[encoded.items]
         if out_X.all():

@@ -137,7 +137,7 @@ class ReaderRecipe:
                 folder / "reconstructions",
                 encoder=f"reconstructions {self.resolution} {fingerprint(codec)}",
                 share=process_share(),
-                on_progress=reported(on_log, "reconstructions"),
+                on_progress=reported(on_log, "reconstructing images"),
             )
             if not torch.equal(coded.items, pixels.items):
                 raise ValueError(f"not all images of {source.name} could be read twice: run again")

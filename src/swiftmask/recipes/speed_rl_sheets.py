@@ -70,7 +70,8 @@ class Trackers:
         self._accelerator = accelerator
 
     def log(self, progress: Progress) -> None:
-        self._accelerator.log(progress.metrics, step=progress.step)
+        if progress.metrics:
+            self._accelerator.log(progress.metrics, step=progress.step)
 
     def show(self, pixels_HW3: np.ndarray, step: int) -> None:
         """A picture of bytes, to every tracker that takes pictures."""

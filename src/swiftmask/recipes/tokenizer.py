@@ -250,7 +250,7 @@ def cached_pixels(source: Source, resolution: int, folder: Path, on_log: OnLog |
         folder,
         encoder="pixels",
         share=process_share(),
-        on_progress=reported(on_log, "images"),
+        on_progress=reported(on_log, "decoding images"),
     )
 
 
@@ -264,7 +264,7 @@ def reported(on_log: OnLog | None, what: str) -> Callable[[int, int], None] | No
     """Items done, as progress of a run."""
     if on_log is None:
         return None
-    return lambda done, total: on_log(Progress(done, total, 0.0, {what: done}))
+    return lambda done, total: on_log(Progress(done, total, 0.0, {}, what))
 
 
 def recipe() -> TokenizerRecipe:

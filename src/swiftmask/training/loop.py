@@ -45,14 +45,19 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Handed to `on_log`: step counts from 1; metrics are averages since the last log, each over the steps
-    that gave it.
+    """Handed to `on_log`: how far a part of a run is.
+
+    Attributes:
+        step: steps done. The first report of a training comes before any, without metrics.
+        metrics: averages since the last log, each over the steps that gave it.
+        what: the part.
     """
 
     step: int
     num_steps: int
     seconds: float
     metrics: dict[str, float]
+    what: str = "training"
 
 
 class NonFiniteError(RuntimeError):
@@ -108,6 +113,8 @@ def train(
     """
     run = begin(model, config, folder, name)
     started = time.perf_counter()
+    if run.accelerator.is_main_process and on_log is not None:
+        on_log(Progress(run.step, config.num_steps, 0.0, {}))
     while run.step < config.num_steps:
         run.window.add(advance(run, batches, train_step, config))
         is_last = run.step == config.num_steps
