@@ -36,8 +36,8 @@ def reader_entry(name: str) -> str:
 def emoji_tokenizer(name: str, kind: Literal["vq", "kl"]) -> TokenizerRecipe:
     """Codes or latents of 64 px images, 16x16.
 
-    Half of the codes are kept: of 1,024, k-means gave 98 to a plain white background, and which of them a place
-    has is noise that a model would have to learn (docs/log.md).
+    Half of the codes are kept: of 1,024, k-means gave 98 to a plain white background, and which of them a
+    place has is noise that a model would have to learn (docs/log.md).
     """
     training = TrainingConfig(
         num_steps=2400,
