@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from swiftmask.data.emoji import NUM_IMAGES, STYLES, EmojiRecord, build_emoji, free_prompts, held_out_prompts
+from swiftmask.data.emoji import (
+    NUM_IMAGES,
+    STYLES,
+    EmojiRecord,
+    build_emoji,
+    free_prompts,
+    held_out_prompts,
+    trained_prompts,
+)
 from swiftmask.data.emoji.build import PIXELS_SHA256, pack_images, pixels_sha256, read_records
 from swiftmask.data.emoji.packages import ICONS, WORDS, read_concepts
 from swiftmask.data.emoji.records import held_out_style
@@ -61,9 +69,12 @@ def test_no_image_shows_a_free_prompt(records: list[EmojiRecord]) -> None:
 
 def test_every_line_of_the_prompt_files_says_what_a_reader_is_to_find(records: list[EmojiRecord]) -> None:
     pairs = {(record.concept, record.style): record.split for record in records}
-    for each in held_out_prompts(records):
-        assert pairs[each.concept, each.style] == "held-out"
-        assert each.prompt == f"{each.concept}, {each.style} style"
+    asked = {"held-out": held_out_prompts(records), "train": trained_prompts(records)}
+    for split, prompts in asked.items():
+        assert len({each.prompt for each in prompts}) == len(prompts) >= 150
+        for each in prompts:
+            assert pairs[each.concept, each.style] == split
+            assert each.prompt == f"{each.concept}, {each.style} style"
     for each in free_prompts(records):
         assert (each.concept, each.style) in pairs
         assert each.prompt.endswith(f" {each.concept}, {each.style} style")

@@ -5,6 +5,20 @@ Fluent and Fluent flat (MIT). `swiftmask data emoji` builds an image folder of t
 """
 
 from swiftmask.data.emoji.build import NUM_IMAGES, build_emoji
-from swiftmask.data.emoji.records import STYLES, EmojiRecord, free_prompts, held_out_prompts
+from swiftmask.data.emoji.records import (
+    STYLES,
+    EmojiRecord,
+    free_prompts,
+    held_out_prompts,
+    trained_prompts,
+)
 
-__all__ = ["NUM_IMAGES", "STYLES", "EmojiRecord", "build_emoji", "free_prompts", "held_out_prompts"]
+__all__ = [
+    "NUM_IMAGES",
+    "STYLES",
+    "EmojiRecord",
+    "build_emoji",
+    "free_prompts",
+    "held_out_prompts",
+    "trained_prompts",
+]

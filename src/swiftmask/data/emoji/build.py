@@ -18,7 +18,13 @@ from swiftmask.core.optional import library
 from swiftmask.core.settings import parse_json, record_of
 from swiftmask.core.writing import write_text, written_whole
 from swiftmask.data.emoji.packages import ICONS, WORDS, Concept, fetch_packages, read_concepts
-from swiftmask.data.emoji.records import STYLES, EmojiRecord, free_prompts, held_out_prompts
+from swiftmask.data.emoji.records import (
+    STYLES,
+    EmojiRecord,
+    free_prompts,
+    held_out_prompts,
+    trained_prompts,
+)
 
 NUM_IMAGES = 6252
 SIZE = 64
@@ -170,6 +176,7 @@ def _write_texts(out: Path, records: list[EmojiRecord], *, size: int, sha256: st
         "packages": {package.name: package.version for package in (*ICONS.values(), WORDS)},
     }
     texts = {
+        "prompts-trained.jsonl": _jsonl(map(asdict, trained_prompts(records))),
         "prompts-held-out.jsonl": _jsonl(map(asdict, held_out_prompts(records))),
         "prompts-free.jsonl": _jsonl(map(asdict, free_prompts(records))),
         NOTICE_FILE: NOTICE,

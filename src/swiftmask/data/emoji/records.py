@@ -80,14 +80,21 @@ class EmojiPrompt:
     concept: str
     style: str
 
+    @classmethod
+    def of(cls, record: EmojiRecord) -> "EmojiPrompt":
+        """The caption of an image."""
+        return cls(prompt=record.caption, concept=record.concept, style=record.style)
+
 
 def held_out_prompts(records: Sequence[EmojiRecord]) -> list[EmojiPrompt]:
     """The captions of the held-out pairs."""
-    return [
-        EmojiPrompt(prompt=record.caption, concept=record.concept, style=record.style)
-        for record in records
-        if record.split == "held-out"
-    ]
+    return [EmojiPrompt.of(record) for record in records if record.split == "held-out"]
+
+
+def trained_prompts(records: Sequence[EmojiRecord], count: int = 200) -> list[EmojiPrompt]:
+    """Captions of pairs that are trained on, the first `count` in an order fixed by a hash."""
+    trained = [EmojiPrompt.of(record) for record in records if record.split == "train"]
+    return sorted(trained, key=lambda each: _number(each.prompt))[:count]
 
 
 def free_prompts(records: Sequence[EmojiRecord], count: int = 200) -> list[EmojiPrompt]:
