@@ -238,6 +238,14 @@ def test_both_from_pretrained_read_what_save_pretrained_writes(
     assert index["_class_name"] == ["pipeline", "MaskedImagePipeline"]
 
 
+def test_a_pipeline_may_be_saved_over_another(made: Pipelines, tmp_path: Path) -> None:
+    for kind in ("maskgit+shortcut", "maskgit"):
+        saved = MaskedImagePipeline(made(kind))
+        saved.save_pretrained(tmp_path)
+        assert torch.equal(tokens(MaskedImagePipeline.from_pretrained(tmp_path)), tokens(saved))
+    assert MaskedImagePipeline.from_pretrained(tmp_path).pipeline.features_fn is None
+
+
 def test_precision_is_kept_and_may_be_chosen(made: Pipelines, tmp_path: Path, modules_cache: Path) -> None:
     low = replace(made("maskgit"), model=copy.deepcopy(made("maskgit").model)).to(dtype=torch.bfloat16)
     MaskedImagePipeline(low).save_pretrained(tmp_path)

@@ -51,6 +51,7 @@ class Saved:
         dtype: of its weights.
         steps, sampling, full_steps, full_steps_by_default: as `Pipeline` has them.
         student: None for a model with a head of its own.
+        shortcut: whether there is one in the folder.
         caching: a name that `accelerate(caching=...)` takes.
     """
 
@@ -59,6 +60,7 @@ class Saved:
     steps: int
     sampling: SamplingOptions
     student: SavedStudent | None = None
+    shortcut: bool = False
     caching: str | None = None
     full_steps: int | tuple[int, ...] | None = None
     full_steps_by_default: bool = False
@@ -92,6 +94,7 @@ def write_pipeline(folder: str | Path, pipeline: Pipeline) -> None:
         steps=pipeline.steps,
         sampling=pipeline.sampling,
         student=student,
+        shortcut=shortcut is not None,
         caching=caching,
         full_steps=pipeline.full_steps,
         full_steps_by_default=pipeline.full_steps_by_default,
@@ -118,7 +121,7 @@ def read_pipeline(
         teacher: Any = pipeline.model
         student = Student(teacher, saved.student.own, timestep=saved.student.timestep)
         pipeline = accelerate(pipeline, marval=student)
-    if (folder / _SHORTCUT).is_dir():
+    if saved.shortcut:
         pipeline = accelerate(pipeline, shortcut=folder / _SHORTCUT)
     elif saved.caching is not None:
         pipeline = accelerate(pipeline, caching=saved.caching)
