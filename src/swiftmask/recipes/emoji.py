@@ -55,13 +55,14 @@ def emoji_tokenizer(name: str, kind: Literal["vq", "kl"]) -> TokenizerRecipe:
 def emoji_model(
     name: str, family: str, *, num_steps: int, batch_size: int, **settings: Any
 ) -> BaseModelRecipe:
-    """A model of at most 8 MB in float16, tokenizer included. Rates and lengths are first guesses."""
+    """A model of at most 8 MB in float16, tokenizer included. Only `meissonic-emoji` was trained so far."""
     training = TrainingConfig(
         num_steps=num_steps,
         batch_size=batch_size,
-        learning_rate=2e-3,
-        muon_learning_rate=4e-3,
-        warmup_steps=200,
+        learning_rate=3e-3,
+        muon_learning_rate=6e-3,
+        warmup_steps=150,
+        ema_decay=0.998,
         precision="no",
         save_every=200,
     )
@@ -69,10 +70,17 @@ def emoji_model(
 
 
 def emoji_reader(
-    name: str, network: Literal["conv", "transformer"], size: Literal["small", "base"], *, seed: int
+    name: str,
+    network: Literal["conv", "transformer"],
+    size: Literal["small", "base"],
+    *,
+    num_steps: int,
+    seed: int,
 ) -> ReaderRecipe:
     """Tells concept, style and group, from all images: a judge has to know what held-out pairs look like."""
     base = any_reader()
+    muon = 4e-3 if network == "transformer" else None
+    training = replace(base.training, num_steps=num_steps, batch_size=32, muon_learning_rate=muon, seed=seed)
     return replace(
         base,
         name=name,
@@ -82,5 +90,5 @@ def emoji_reader(
         size=size,
         tokenizer=made(TOKENIZER),
         all_images=True,
-        training=replace(base.training, num_steps=8000, batch_size=32, seed=seed),
+        training=training,
     )

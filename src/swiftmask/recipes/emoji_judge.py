@@ -6,4 +6,4 @@ from swiftmask.recipes.reader import ReaderRecipe
 
 def recipe() -> ReaderRecipe:
     """`swiftmask train emoji-judge`, after `emoji-tokenizer`: of another architecture than the reward."""
-    return emoji_reader(JUDGE, "transformer", "base", seed=11)
+    return emoji_reader(JUDGE, "transformer", "base", num_steps=2200, seed=11)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from swiftmask.core.ranges import check_fields
-from swiftmask.training.muon import BatchedMuon
+from swiftmask.training.muon import Muon
 
 Metrics = dict[str, Tensor]
 TrainStep = Callable[..., tuple[Tensor, Metrics]]
@@ -41,8 +41,8 @@ class TrainingConfig:
         sharded: several processes split gradients, optimizer state and averaged weights (FSDP2); otherwise
             each has them whole.
         learning_rate: peak of the schedule (linear warm-up, then cosine to zero).
-        muon_learning_rate: if set, hidden matrices use Muon (Jordan et al., 2024) with this rate, the rest
-            AdamW.
+        muon_learning_rate: if set, hidden matrices and convolutions use Muon (Jordan et al., 2024) with this
+            rate, the rest AdamW.
         ema_decay: of the averaged weights, which are the ones evaluated and kept.
         precision: "no" (float32), "bf16" (autocast), or "bf16-weights", which casts the float32 weights once
             per step and computes wholly in bfloat16 (on a CPU a third faster than autocast).
@@ -94,8 +94,8 @@ _WITHOUT_EFFECT = ("save_every", "log_every", "report_to", "sharded")
 """Settings that change when and where something is written, or how weights lie in memory."""
 
 
-_NOT_HIDDEN = ("emb", "bias", "wte", "transformer.ff_out")
-"""In names of matrices that are tables of vectors, or that read the vocabulary (the last two are LLaDA's)."""
+_NOT_HIDDEN = ("emb", "bias", "wte", "transformer.ff_out", "mlm_layer")
+"""In names of matrices that are tables of vectors, or that read the vocabulary (LLaDA's and Meissonic's)."""
 
 
 def learning_rate_factor(step: int, config: TrainingConfig) -> float:
@@ -125,9 +125,14 @@ def _divided(model: nn.Module, config: TrainingConfig) -> tuple[list[nn.Paramete
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if config.muon_learning_rate is None:
         return [], [p for _, p in trained]
-    hidden = [p for name, p in trained if p.ndim == 2 and not any(part in name for part in _NOT_HIDDEN)]
+    hidden = [p for name, p in trained if _is_matrix(p) and not any(part in name for part in _NOT_HIDDEN)]
     by_muon = {id(p) for p in hidden}
     return hidden, [p for _, p in trained if id(p) not in by_muon]
+
+
+def _is_matrix(weights: nn.Parameter) -> bool:
+    """Whether every output reads several inputs; a depthwise convolution's reads one."""
+    return weights.ndim == 2 or (weights.ndim == 4 and weights.shape[1] > 1)
 
 
 def memory_needed(model: nn.Module, config: TrainingConfig) -> str:
@@ -146,7 +151,7 @@ def memory_needed(model: nn.Module, config: TrainingConfig) -> str:
 
 def _muon(matrices: list[nn.Parameter], config: TrainingConfig) -> Optimizer:
     assert config.muon_learning_rate is not None
-    return BatchedMuon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+    return Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
