@@ -14,12 +14,15 @@ from swiftmask.cli import measure
 from swiftmask.cli.scoring import scenes_of
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.data.emoji.build import pack_images, read_records
+from swiftmask.data.emoji.records import trained_prompts
 from swiftmask.data.scenes import NUM_CLASSES
 from swiftmask.recipes.tokenizer_files import read_tokenizer
+from swiftmask.rewards.reader import load_column_reader
 from swiftmask.rewards.scenes import caption_reward, class_reward, load_judge
 
 PACK = Path(__file__).parents[1] / "data" / "emoji"
 MODELS = registry.bundled_names("model")
+OF_SCENES = [model for model in MODELS if model.endswith("-scenes")]
 METHODS = [
     (model, method)
     for model in MODELS
@@ -61,9 +64,29 @@ def test_weights_are_small_and_say_how_they_were_made(folder: Path) -> None:
     assert provenance["recipe"] in registry.recipe_names()
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", OF_SCENES)
 def test_a_bundled_model_draws_what_is_asked(model: str) -> None:
     assert judged(loaded(model), steps=8) > 0.7
+
+
+@pytest.mark.parametrize("model", [model for model in MODELS if model not in OF_SCENES])
+def test_a_bundled_model_of_emoji_draws_style_and_group(model: str) -> None:
+    """48 images of pairs that it was trained on; four styles and ten groups."""
+    asked = trained_prompts(read_records(PACK))[:48]
+    group_of = {record.concept: record.group for record in read_records(PACK)}
+    prompts = [each.prompt for each in asked]
+    images = loaded(model).generate(prompts=prompts, seeds=range(48), steps=12, output_type="pt").images
+    assert isinstance(images, torch.Tensor)
+    reader = load_column_reader("emoji-judge", torch.device("cpu"))
+    rows = [{"style": each.style, "group": group_of[each.concept]} for each in asked]
+    wanted = reader.wanted(rows, prompts)
+    logits = [reader(images).logits[column] for column in wanted.columns]
+    right = {
+        reader.column_names[column]: (own.argmax(1) == value_B).float().mean().item()
+        for column, own, value_B in zip(wanted.columns, logits, wanted.values_NA.unbind(1), strict=True)
+    }
+    assert right["style"] > 0.5
+    assert right["group"] > 0.3
 
 
 @pytest.mark.parametrize(("model", "method"), METHODS)
@@ -92,3 +115,18 @@ def test_the_bundled_tokenizer_keeps_what_images_show() -> None:
     assert isinstance(stated, float)
     assert (-10 * error_B.log10()).mean().item() == pytest.approx(stated, abs=1.5)
     assert stated > 26
+
+
+@pytest.mark.parametrize("name", ["emoji-judge", "emoji-reward"])
+def test_a_bundled_reader_of_emoji_names_what_real_images_show(name: str) -> None:
+    """Of 1,563 concepts, in 161 images."""
+    records = read_records(PACK)
+    pairs = list(zip(records, pack_images(PACK, records), strict=True))[::39]
+    images = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for _, image in pairs])
+    reader = load_column_reader(name, torch.device("cpu"))
+    wanted = reader.wanted(
+        [{"concept": record.concept} for record, _ in pairs], [record.caption for record, _ in pairs]
+    )
+    (column,) = wanted.columns
+    named_B = reader(images).logits[column].argmax(1)
+    assert (named_B == wanted.values_NA[:, 0]).float().mean() > 0.75

@@ -79,8 +79,7 @@ def emoji_reader(
 ) -> ReaderRecipe:
     """Tells concept, style and group, from all images: a judge has to know what held-out pairs look like."""
     base = any_reader()
-    muon = 4e-3 if network == "transformer" else None
-    training = replace(base.training, num_steps=num_steps, batch_size=32, muon_learning_rate=muon, seed=seed)
+    training = replace(base.training, num_steps=num_steps, batch_size=32, seed=seed)
     return replace(
         base,
         name=name,

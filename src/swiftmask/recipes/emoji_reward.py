@@ -6,4 +6,4 @@ from swiftmask.recipes.reader import ReaderRecipe
 
 def recipe() -> ReaderRecipe:
     """`swiftmask train emoji-reward`, after `emoji-tokenizer`."""
-    return emoji_reader(REWARD, "conv", "base", num_steps=5000, seed=23)
+    return emoji_reader(REWARD, "conv", "base", num_steps=1800, seed=23)
