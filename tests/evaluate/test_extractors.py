@@ -105,6 +105,12 @@ def test_the_judge_names_fd_scenes() -> None:
     assert torch.equal(found["features"], load_judge().features(images_B3HW))
 
 
+def test_a_bundled_reader_is_an_extractor_by_its_name() -> None:
+    extractor = load_extractor("emoji-judge")
+    assert extractor.identity.name == "emoji-judge"
+    assert extractor.describe(torch.rand(2, 3, 48, 48))[0].shape == (2, 256)
+
+
 def test_a_script_gives_features_and_safe_probabilities(tmp_path: Path) -> None:
     path = scripted(Means(), tmp_path / "my net.pt")
     extractor, images_B3HW = load_extractor(path), pictures()

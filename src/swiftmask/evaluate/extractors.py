@@ -28,7 +28,7 @@ from swiftmask.data.images.pixels import to_bytes
 from swiftmask.evaluate.efficientnet import EfficientNetLite0
 from swiftmask.rewards.clip_files import read_model as read_clip
 from swiftmask.rewards.clip_preprocessing import Preprocessing
-from swiftmask.rewards.reader import is_reader, load_column_reader, reader_name
+from swiftmask.rewards.reader import bundled_reader, is_reader, load_column_reader, reader_name
 from swiftmask.rewards.scenes import WEIGHTS, load_judge
 
 if TYPE_CHECKING:
@@ -114,8 +114,8 @@ def load_extractor(source: str | Path, device: torch.device | str = "cpu") -> Ex
 
     Args:
         source: "scenes" (the bundled judge), "efficientnet-lite0" (a Python package, extra `features`), a
-            TorchScript file, the folder of a reader of columns, or a Hugging Face folder. The name of file or
-            folder becomes part of the metrics' names.
+            TorchScript file, a reader of columns (a bundled name or a folder), or a Hugging Face folder. The
+            name of file or folder becomes part of the metrics' names.
 
     Errors: FileNotFoundError or ValueError naming what is missing, damaged, foreign or not installed.
     """
@@ -128,6 +128,8 @@ def load_extractor(source: str | Path, device: torch.device | str = "cpu") -> Ex
     if str(source) == PACKAGED:
         return _load_packaged(device)
     path = Path(source).expanduser()
+    if not path.exists() and (bundled := bundled_reader(str(source))) is not None:
+        path = bundled
     if path.is_file():
         return _load_script(path, device)
     if str(source) and path.is_dir():

@@ -169,14 +169,19 @@ def reader_folder(source: str | Path) -> Path:
     Errors: FileNotFoundError; ValueError for a folder of something else.
     """
     path = Path(source).expanduser()
-    bundled = WEIGHTS / str(source)
-    if not path.exists() and (bundled / "config.json").is_file():
-        path = bundled
+    if not path.exists():
+        path = bundled_reader(str(source)) or path
     if not path.is_dir():
         raise FileNotFoundError(f"no reader in {source}: {_EXPECTED}")
     if not is_reader(path):
         raise ValueError(f"{path} holds no reader of columns: {_EXPECTED}")
     return path
+
+
+def bundled_reader(name: str) -> Path | None:
+    """The folder of a bundled reader of columns; None for another name."""
+    folder = WEIGHTS / name
+    return folder if name and is_reader(folder) else None
 
 
 def reader_name(source: str | Path) -> str:
