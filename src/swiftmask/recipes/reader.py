@@ -329,7 +329,7 @@ def _sized(images_B3HW: Tensor, side: int) -> Tensor:
 def recipe() -> ReaderRecipe:
     """`swiftmask train reader data=products/ columns=kind,colour`; without `columns`, of the subfolders.
 
-    On Emoji, Muon needed a sixth of AdamW's updates (docs/log.md). The length is a first guess.
+    On Emoji, Muon needed a quarter of AdamW's updates (docs/log.md). The length is a first guess.
     """
     training = TrainingConfig(
         num_steps=3000,
