@@ -35,9 +35,10 @@ PAGES = {
 
 
 def _shown_commands() -> list[str]:
-    """Every `swiftmask ...` that the README and the docs show as a line of its own."""
+    """Every `swiftmask ...` that the README and the docs show as a line of its own, or as several joined by
+    backslashes."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    lines = [line for page in pages for line in page.read_text().splitlines()]
+    lines = [line for page in pages for line in page.read_text().replace("\\\n", " ").splitlines()]
     return sorted({match[1] for line in lines if (match := re.match(r"    swiftmask (.+)", line))})
 
 
