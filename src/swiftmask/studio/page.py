@@ -183,9 +183,7 @@ class Studio:
             names = list(getattr(self.base.model, "class_names", ())) or [str(n) for n in range(count)]
             what: Any = gr.Dropdown(names, value=names[:1], multiselect=True, label="Classes")
         else:
-            what = gr.Textbox(
-                label="Prompt", value="a small red circle", lines=2, max_lines=6, submit_btn=False
-            )
+            what = gr.Textbox(label="Prompt", value="a red circle", lines=2, max_lines=6, submit_btn=False)
         knobs = {"what": what}
         if getattr(self.base.model, "check_prompts", None) is not None:
             knobs["negative_prompt"] = gr.Textbox(label="Negative prompt", placeholder="what not to show")
