@@ -1,5 +1,6 @@
 """A reward behind a real server on this machine: what arrives, what is refused, what is tried again."""
 
+import asyncio
 import base64
 import json
 import socket
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from swiftmask.rewards import http_client
 from swiftmask.rewards.http_client import HttpReward, to_pngs
-from swiftmask.serve.limits import Limits
+from swiftmask.serve.errors import RequestError
+from swiftmask.serve.limits import BodyReader, Limits
 from swiftmask.serve.listening import BACKLOG, ListeningServer
 from swiftmask.serve.rewards import Reward, RewardService, make_server
 
@@ -289,6 +291,26 @@ def test_a_sender_that_dribbles_is_dropped_at_the_deadline() -> None:
                     time.sleep(0.05)
             assert time.monotonic() - started < 10, "never silent, and still dropped"
         assert HttpReward(url=url)(pictures(1), ["a"]).isfinite().all(), "the server lives on"
+
+
+def test_the_deadline_holds_however_fast_bytes_come() -> None:
+    """Bytes that are there whenever the deadline strikes, many times over: it is a race."""
+    started = time.monotonic()
+
+    async def receive() -> dict[str, object]:
+        assert time.monotonic() - started < 10, "the deadline was lost"
+        await asyncio.sleep(0)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def dropped(reader: BodyReader) -> int:
+        with pytest.raises(RequestError) as told:
+            async with reader.body({"content-length": "100000000"}, receive):
+                pass
+        return told.value.status
+
+    limits = Limits(num_bytes=100_000_000, deadline_s=0.02)
+    for _ in range(10):
+        assert asyncio.run(dropped(BodyReader(limits))) == 408
 
 
 def test_few_requests_are_read_at_once_and_the_others_are_told() -> None:

@@ -309,7 +309,8 @@ async def _until_done(
     """What is put into a queue, None after each silence, until a row of -1."""
     while True:
         try:
-            row, index, image = await asyncio.wait_for(told.get(), _SIGN_OF_LIFE_S)
+            async with asyncio.timeout(_SIGN_OF_LIFE_S):
+                row, index, image = await told.get()
         except TimeoutError:
             yield 0, 0, None
             continue

@@ -63,7 +63,8 @@ class BodyReader:
             await self._discard(receive, length)
             raise too_large(length, self._limits.num_bytes)
         try:
-            await asyncio.wait_for(self._readers.acquire(), self._limits.idle_s)
+            async with asyncio.timeout(self._limits.idle_s):
+                await self._readers.acquire()
         except TimeoutError:
             raise RequestError("too many requests wait: try again later", status=503, retry_after=1) from None
         try:
@@ -79,7 +80,8 @@ class BodyReader:
     async def _read(self, receive: Receive, length: int | None) -> bytes:
         content = bytearray()
         while True:
-            message = await asyncio.wait_for(receive(), self._limits.idle_s)
+            async with asyncio.timeout(self._limits.idle_s):  # Python 3.11's wait_for loses the deadline
+                message = await receive()
             if message["type"] == "http.disconnect":
                 raise RequestError("the sender is gone", status=499, close=True)
             content += message.get("body", b"")

@@ -91,7 +91,8 @@ async def run(service: ImageService, sides: list[Side]) -> AsyncGenerator[None, 
             if loop.time() > deadline:
                 raise too_late(service.settings.timeout_s)
             with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), TICK_S)
+                async with asyncio.timeout(TICK_S):
+                    await changed.wait()
             changed.clear()
             for side, result, counted in zip(sides, results, counts, strict=True):
                 side.advance()
