@@ -103,15 +103,16 @@ def test_a_bundled_accelerator_goes_with_its_model(model: str, method: str) -> N
     assert judged(fast, steps=8) > least
 
 
-def test_the_bundled_tokenizer_keeps_what_images_show() -> None:
+@pytest.mark.parametrize("name", ["emoji-tokenizer", "emoji-codec"])
+def test_a_bundled_tokenizer_keeps_what_images_show(name: str) -> None:
     """24 images that it was not trained on, at the ratio in dB that its provenance states for all of them."""
     records = read_records(PACK)
     pairs = zip(records, pack_images(PACK, records), strict=True)
     held_out = [image for record, image in pairs if record.split == "held-out"][:24]
     images = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in held_out])
-    codec = read_tokenizer("emoji-tokenizer").codec
+    codec = read_tokenizer(name).codec
     error_B = (codec.decode(codec.encode(images)) - images).square().flatten(1).mean(1)
-    stated = registry.describe(registry.bundled_folder("emoji-tokenizer")).measured["psnr_db"]
+    stated = registry.describe(registry.bundled_folder(name)).measured["psnr_db"]
     assert isinstance(stated, float)
     assert (-10 * error_B.log10()).mean().item() == pytest.approx(stated, abs=1.5)
     assert stated > 26

@@ -140,6 +140,18 @@ def test_a_few_images_become_a_model_that_generates(family: str, few: Few, tmp_p
     assert any(not torch.equal(tuned[name], expected[name]) for name in expected)
 
 
+def test_going_on_with_another_tokenizer_is_said(
+    tokenizers: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = base_recipe("meissonic", FEW, initial="meissonic-emoji", tokenizer="emoji-tokenizer")
+    model = recipe.read_initial()
+    assert recipe.read_tokenizer(model, Path("unused"), None).kind == "vq"
+    assert not caplog.records, "the one that it was trained on"
+    other = replace(recipe, tokenizer=str(tokenizers["vq"]))
+    assert other.read_tokenizer(model, Path("unused"), None).kind == "vq"
+    assert "meissonic-emoji was trained on another tokenizer" in caplog.text
+
+
 def test_what_does_not_fit_is_refused_before_any_work(
     few: Few, tokenizers: dict[str, Path], tmp_path: Path
 ) -> None:

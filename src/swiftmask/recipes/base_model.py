@@ -192,6 +192,13 @@ class BaseModelRecipe:
                 f"the tokenizer in {where} is of kind {found.kind!r}, {self.family} needs {kinds[0]!r}: "
                 f"train one with kind={kinds[0]}"
             )
+        if initial is not None and fingerprint(found.codec) != fingerprint(tokenizer_of(initial).codec):
+            _log.warning(
+                "%s was trained on another tokenizer than %s: what its tokens mean is learned anew "
+                "(leave out tokenizer= to keep its own)",
+                self.initial,
+                where,
+            )
         return found
 
     def encoded(

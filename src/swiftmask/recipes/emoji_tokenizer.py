@@ -1,4 +1,4 @@
-"""emoji-tokenizer: codes of Emoji images, 16x16 of 1,024."""
+"""emoji-tokenizer: codes of Emoji images, 16x16."""
 
 from swiftmask.recipes.emoji import emoji_tokenizer
 from swiftmask.recipes.tokenizer import TokenizerRecipe

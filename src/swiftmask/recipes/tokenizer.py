@@ -270,9 +270,10 @@ def reported(on_log: OnLog | None, what: str) -> Callable[[int, int], None] | No
 def recipe() -> TokenizerRecipe:
     """`swiftmask train tokenizer data=products/ resolution=64`."""
     training = TrainingConfig(
-        num_steps=10_000,
+        num_steps=4000,
         batch_size=24,
         learning_rate=1e-3,
+        muon_learning_rate=4e-3,
         warmup_steps=100,
         precision="no",
         save_every=200,

@@ -94,8 +94,10 @@ _WITHOUT_EFFECT = ("save_every", "log_every", "report_to", "sharded")
 """Settings that change when and where something is written, or how weights lie in memory."""
 
 
-_NOT_HIDDEN = ("emb", "bias", "wte", "transformer.ff_out", "mlm_layer")
-"""In names of matrices that are tables of vectors, or that read the vocabulary (LLaDA's and Meissonic's)."""
+_NOT_HIDDEN = ("emb", "bias", "wte", "transformer.ff_out", "mlm_layer", "discriminator")
+"""In names of matrices that are tables of vectors, that read the vocabulary (LLaDA's and Meissonic's), or
+that are trained against the others.
+"""
 
 
 def learning_rate_factor(step: int, config: TrainingConfig) -> float:
