@@ -1,9 +1,12 @@
 """The queue without HTTP: what shares a decode, and what becomes of jobs that fail, wait or are given up."""
 
+import asyncio
+import gc
 import shutil
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +25,7 @@ from swiftmask.serve.costs import Operations
 from swiftmask.serve.errors import RequestError
 from swiftmask.serve.prepare import prepare
 from swiftmask.serve.requests import Asked, RequestLimits, read_fields
+from swiftmask.serve.service import images_to_come
 
 
 class Sizes:
@@ -219,3 +223,19 @@ def test_presets_and_several_of_a_kind_are_chosen_by_name(
     assert len(moved.schedule) == 5 and sum(step.full for step in moved.schedule) == 2
     with pytest.raises(ValueError, match="two of the shortcut sources have the same name"):
         Catalogue.of(tiny_pipeline, Accelerators(shortcut=[str(other), str(other)]))
+
+
+def test_a_job_that_fails_after_everyone_went_leaves_no_complaint(caplog: pytest.LogCaptureFixture) -> None:
+    """Else asyncio logs an error with its traceback whenever somebody presses Stop."""
+    pipeline = swiftmask.load("maskgit-scenes")
+
+    async def leave() -> None:
+        job = Job(key="any", pipeline=pipeline, rows=(), steps=1)
+        waiting = images_to_come(job)
+        job.fail(StoppedError())
+        await asyncio.wait({waiting})
+
+    with ThreadPoolExecutor(1) as thread:  # this one may have an event loop of a browser
+        thread.submit(lambda: asyncio.run(leave())).result()
+    gc.collect()
+    assert "never retrieved" not in caplog.text

@@ -8,7 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from swiftmask.serve.requests import (
     read_form_request,
     read_json_request,
 )
-from swiftmask.serve.service import ImageService, ServeSettings, images_of, too_late
+from swiftmask.serve.service import ImageService, ServeSettings, images_of, images_to_come, too_late
 
 GENERATIONS, EDITS, MODELS = "/v1/images/generations", "/v1/images/edits", "/v1/models"
 ROUTES = (GENERATIONS, EDITS, MODELS, "/health", "/metrics")
@@ -161,7 +161,7 @@ class Routes:
 
     async def _finished(self, request: Request, prepared: Prepared) -> list[Image.Image]:
         """The images, unless the client goes away or the time is over."""
-        waiting = asyncio.wrap_future(prepared.job.future)
+        waiting = images_to_come(prepared.job)
         gone = asyncio.ensure_future(_gone(request))
         try:
             await asyncio.wait(
@@ -174,8 +174,6 @@ class Routes:
             raise too_late(self._settings.timeout_s)
         finally:
             gone.cancel()
-            if not waiting.done():
-                waiting.add_done_callback(_ignored)
 
     async def _cost(self, request: Request, prepared: Prepared, counts: Any) -> dict[str, object]:
         cost = self._costs.told(prepared, await asyncio.wrap_future(counts))
@@ -203,7 +201,7 @@ class Routes:
             self._batches.submit(job)
             counts = self._costs.counted(prepared)
             yield b": queued\n\n"
-            waiting = asyncio.wrap_future(job.future)
+            waiting = images_to_come(job)
             waiting.add_done_callback(lambda _: told.put_nowait((-1, -1, Image.new("L", (1, 1)))))
             try:
                 async with asyncio.timeout(self._settings.timeout_s):
@@ -278,12 +276,6 @@ async def _gone(request: Request) -> None:
     """Return when the client closes the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _ignored(future: "asyncio.Future[Any]") -> None:
-    """Look at what became of a job that nobody waits for, or asyncio complains."""
-    with suppress(asyncio.CancelledError):
-        future.exception()
 
 
 def _data(images: list[Image.Image], asked: Asked) -> list[dict[str, object]]:

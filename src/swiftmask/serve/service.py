@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from swiftmask.serve.batches import Batches, BatchLimits, StoppedError
+from swiftmask.serve.batches import Batches, BatchLimits, Job, StoppedError
 from swiftmask.serve.catalogue import Catalogue
 from swiftmask.serve.costs import measured_pace
 from swiftmask.serve.errors import RequestError
@@ -61,6 +61,15 @@ class ImageService:
     def close(self) -> None:
         """Finish what waits."""
         self.batches.close()
+
+
+def images_to_come(job: Job) -> "asyncio.Future[list[Image.Image]]":
+    """The images of a job, in the running event loop. A job that fails after everyone went leaves no
+    complaint of asyncio in the log.
+    """
+    waiting = asyncio.wrap_future(job.future)
+    waiting.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return waiting
 
 
 def images_of(future: "asyncio.Future[list[Image.Image]]") -> list[Image.Image]:

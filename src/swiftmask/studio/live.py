@@ -11,7 +11,7 @@ from PIL import Image
 
 from swiftmask.serve.prepare import Prepared, prepare
 from swiftmask.serve.requests import Asked
-from swiftmask.serve.service import ImageService, images_of, too_late
+from swiftmask.serve.service import ImageService, images_of, images_to_come, too_late
 
 TICK_S = 0.2
 """Seconds between two states, at most: time counts while a long step runs."""
@@ -83,7 +83,7 @@ async def run(service: ImageService, sides: list[Side]) -> AsyncGenerator[None, 
             _watch(side, lambda: loop.call_soon_threadsafe(changed.set))
             service.batches.submit(side.prepared.job)
         counts = [asyncio.wrap_future(service.costs.counted(side.prepared)) for side in sides]
-        results = [asyncio.wrap_future(side.prepared.job.future) for side in sides]
+        results = [images_to_come(side.prepared.job) for side in sides]
         for result in results:
             result.add_done_callback(lambda _: changed.set())
         deadline = loop.time() + service.settings.timeout_s
