@@ -65,6 +65,14 @@ def test_byte_order_marks_are_dropped(name: str, line: str, tmp_path: Path) -> N
         assert read_prompts(written(tmp_path, f"{line}\n\ufeff{line}\n", name)) == [ListedPrompt("a cat")] * 2
 
 
+def test_settings_among_the_columns_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "prompts.csv").write_text("prompt,Steps,guidance_scale,caption_size\na,4,3.0,12\n")
+    with caplog.at_level(logging.WARNING):
+        read_prompts(tmp_path / "prompts.csv")
+    assert "steps, guidance_scale are not read" in caplog.text
+    assert "caption_size" not in caplog.text
+
+
 def test_comments_are_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = written(tmp_path, "# two cats\na cat\n  #another\na cat #2\n")
     with caplog.at_level(logging.WARNING):

@@ -20,6 +20,11 @@ _COLUMNS = {"prompt", "negative_prompt", "seed"}
 _NEARLY = re.compile(r"neg|seeds?$")
 """How names begin that are meant for columns which are read."""
 
+_SETTINGS = re.compile(
+    r"(num_inference_|full_)?steps|guidance(_scale)?|cfg(_scale)?|(choice_)?temperature|sampler|size"
+)
+"""Names of columns that hold settings of `generate`, which are those of all prompts."""
+
 _MARKUP = (".yaml", ".yml", ".toml", ".xml", ".html", ".htm")
 _MOST_NAMED = 5
 _JSON = re.compile(r"""\[?\s*[{\[]\s*(["'{\[].*)?|[\]}],?""")
@@ -280,6 +285,15 @@ def _others(columns: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _say_settings(listed: Sequence[ListedPrompt], path: Path) -> None:
+    names = dict.fromkeys(name for entry in listed for name in entry.columns)
+    if found := [name for name in names if _SETTINGS.fullmatch(name.lower())]:
+        _log.warning(
+            f"{path}: {', '.join(found)} {'are' if len(found) > 1 else 'is'} not read from a file of prompts: "
+            "settings are options of the command, the same for all prompts"
+        )
+
+
 def _all_or_errors(parsed: Parsed, path: Path) -> list[ListedPrompt]:
     listed, problems = [], []
     for number, content, parse in parsed:
@@ -295,4 +309,5 @@ def _all_or_errors(parsed: Parsed, path: Path) -> list[ListedPrompt]:
         raise ValueError(f"{path}: {len(problems)} lines cannot be read: {name_all(problems)}")
     if not listed:
         raise ValueError(f"{path} holds no prompts: expected one a line, or JSONL with a column prompt")
+    _say_settings(listed, path)
     return listed
