@@ -4,7 +4,7 @@
 
 `Straightforward` does what the method's text says: one branch after the other, each projection a product of
 its own, the head over every row and the whole vocabulary, of which the codes at masked rows are then cut out.
-Released widths, 512x512 pictures, batch 1, the step in the middle of 64; both are timed in turn at two
+Released widths, 512x512 images, batch 1, the step in the middle of 64; both are timed in turn at two
 depths, and what a layer costs more gives the figure for all 32. Drawing the tokens is the same on both sides.
 """
 
@@ -38,7 +38,7 @@ STEPS = 64
 
 @dataclass(frozen=True, slots=True)
 class Straightforward:
-    """A guided step of one picture with the model's numbers and none of the savings."""
+    """A guided step of one image with the model's numbers and none of the savings."""
 
     backbone: Backbone
     layout: Layout
@@ -109,7 +109,7 @@ def at_depth(depth: int, measured: dict[int, float]) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Medians of one full step of one picture, in milliseconds.
+    """Medians of one full step of one image, in milliseconds.
 
     Attributes:
         measured: False for the figure computed from the depths that were.
@@ -144,7 +144,7 @@ def measure(model: LuminaDiMOO, layers: Sequence[int], *, num_steps: int, repeat
 
 
 def step_tasks(model: LuminaDiMOO, num_steps: int) -> tuple[Task, Task]:
-    """Ours and the straightforward one, on the step in the middle of a decode of one picture."""
+    """Ours and the straightforward one, on the step in the middle of a decode of one image."""
     schedule = model.schedule(num_steps, num_masked=model.spec.num_tokens, options=SamplingOptions())
     step = schedule[num_steps // 2]
     condition = prepare_condition(model, model.encode([""]), schedule)

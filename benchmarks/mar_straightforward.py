@@ -222,7 +222,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], nargs="+", default=["float32"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--ar-steps", type=int, default=64, help="decode steps of a picture")
+    parser.add_argument("--ar-steps", type=int, default=64, help="decode steps of an image")
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 24, 40, 56], help="those that are timed")
     parser.add_argument("--denoising-steps", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)

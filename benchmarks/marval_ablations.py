@@ -1,4 +1,4 @@
-"""Short MARVAL runs that differ in one setting each, judged on the same pictures: one JSON table.
+"""Short MARVAL runs that differ in one setting each, judged on the same images: one JSON table.
 
     python benchmarks/marval_ablations.py --teacher runs/mar-scenes/model --updates 400 --out runs/ablations
 

@@ -22,7 +22,7 @@ from swiftmask.pipeline import Pipeline
 
 
 def draw(pipeline: Pipeline, steps: int, count: int) -> Tensor:
-    """Pictures [B, 3, H, W] of classes spread over all, seeds from 0 on."""
+    """Images [B, 3, H, W] of classes spread over all, seeds from 0 on."""
     labels = [(7 * index + 4) % NUM_CLASSES for index in range(count)]
     result = pipeline.generate(labels, seeds=list(range(count)), steps=steps, output_type="pt")
     assert isinstance(result.images, Tensor)

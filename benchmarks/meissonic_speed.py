@@ -4,8 +4,8 @@ machine's matmul peak, and what a run of Speed-RL would take: JSON.
     python benchmarks/meissonic_speed.py --device cuda --precision bf16 --batch 4 --method full
 
 Speed does not depend on the weights. The text encoder is a stand-in of one layer, as texts are encoded once a
-picture, and the codec takes no memory: decoding and rewards are in no number here. An update is what is done
-with some pictures of a round: every decode step scored again, with gradients, and the reference beside it.
+image, and the codec takes no memory: decoding and rewards are in no number here. An update is what is done
+with some images of a round: every decode step scored again, with gradients, and the reference beside it.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def on_meta(chosen: argparse.Namespace) -> Meissonic:
 
 
 def replay_of(model: Meissonic, schedule: Schedule, batch: int) -> Replay:
-    """Pictures of random codes, decided in the order of their places: speed depends on the counts alone."""
+    """Images of random codes, decided in the order of their places: speed depends on the counts alone."""
     left = torch.tensor([step.num_masked_after for step in schedule])
     places_L = torch.arange(model.spec.num_tokens)
     decided_at_L = (places_L[:, None] < left).sum(dim=1).to(model.device)
@@ -151,7 +151,7 @@ def update_task(trainer: SpeedRLTrainer, replay: Replay, autocast: Autocast) -> 
 
 
 def update_flops(model: Meissonic, config: SpeedRLConfig, schedule: Schedule) -> int:
-    """Operations of a lesson of one picture, counted on the meta device; attention through the math backend,
+    """Operations of a lesson of one image, counted on the meta device; attention through the math backend,
     as the counter reads 0 for fused attention on a CPU.
     """
     scorer = SpeedRLTrainer(model, config).scorer(config.kl)
@@ -295,14 +295,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--activations", choices=["recomputed", "kept"], default="recomputed")
     parser.add_argument("--precision", choices=["no", "bf16"], default="bf16", help="as in training")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=1, help="pictures at a time")
-    parser.add_argument("--steps", type=int, default=2, help="decode steps of the pictures of an update")
+    parser.add_argument("--batch", type=int, default=1, help="images at a time")
+    parser.add_argument("--steps", type=int, default=2, help="decode steps of the images of an update")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--side", type=int, default=BACKBONE_SIDE, help="rows that the blocks see")
     parser.add_argument("--matmul-sizes", type=int, nargs="+", default=[2048, 4096])
     parser.add_argument("--rounds", type=int, default=300, help="of the estimate")
     parser.add_argument("--images", type=int, default=64, help="of a round of the estimate")
-    parser.add_argument("--mean-steps", type=float, default=15.0, help="of its pictures: those of 8,12,16,24")
+    parser.add_argument("--mean-steps", type=float, default=15.0, help="of its images: those of 8,12,16,24")
     parser.add_argument("--out", type=Path, help="also write the JSON there")
     return parser.parse_args()
 

@@ -38,7 +38,7 @@ class Entry:
 _SHORTCUT_PAPER = (
     "MaskGIT-512, ImageNet: FID 6.84 at 32 steps of which 12 full, 2.28 times faster than 32 full ones (8.08)"
 )
-_MARVAL_PAPER = "ImageNet 256, MAR-B: FID 3.06 for 2.60, 0.61 s for 20.10 s a picture at batch 1"
+_MARVAL_PAPER = "ImageNet 256, MAR-B: FID 3.06 for 2.60, 0.61 s for 20.10 s an image at batch 1"
 
 ENTRIES = (
     Entry(

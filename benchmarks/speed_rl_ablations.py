@@ -33,11 +33,11 @@ STEPS = 5
 """Decode steps that are wanted: a third of 16."""
 
 ONE_NUMBER = (f"speed_rl.step_counts={STEPS}", "speed_rl.speed_weight=0")
-"""Of all variants that do not say otherwise: as many steps for every picture, and so no speed reward."""
+"""Of all variants that do not say otherwise: as many steps for every image, and so no speed reward."""
 
 SEVERAL_NUMBERS = (f"speed_rl.step_counts={STEPS - 1},{STEPS},{STEPS + 1}",)
 SPEED_REWARD = ("speed_rl.speed_weight=0.1",)
-"""The paper's, which pictures of one number of steps would leave without effect."""
+"""The paper's, which images of one number of steps would leave without effect."""
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "baseline": (),

@@ -2,7 +2,7 @@
 
     python benchmarks/speed_rl_noise.py --rounds 16 --set training.precision=no
 
-Rounds of pictures by the base of a recipe, as its first round draws them, and the gradient of the objective
+Rounds of images by the base of a recipe, as its first round draws them, and the gradient of the objective
 (without the divergence) from the tokens of each decode step alone. The mean cosine of two rounds' gradients
 is the share of a round's squared gradient that rounds agree on; its error is that of the jackknife over
 rounds.
@@ -37,7 +37,7 @@ class Agreement:
 
     Attributes:
         tokens: which ones.
-        num_tokens: of a picture.
+        num_tokens: of an image.
         power_share: their mean squared gradient, in parts of all tokens' together.
         cosine, error: mean over pairs of rounds, and its standard error.
     """
@@ -114,7 +114,7 @@ def _cosine(products_RR: Tensor) -> Tensor:
 
 def markdown(rows: list[Agreement]) -> str:
     lines = [
-        "| tokens | a picture | share of the squared gradient | cosine of two rounds |",
+        "| tokens | an image | share of the squared gradient | cosine of two rounds |",
         "|---|---|---|---|",
     ]
     lines += [

@@ -232,7 +232,7 @@ def golden_meissonic() -> Meissonic:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory, golden_maskgit: MaskGIT) -> Path:
-    """A model folder of seven unnamed classes and 8x8 pictures, as `save_pretrained` writes it."""
+    """A model folder of seven unnamed classes and 8x8 images, as `save_pretrained` writes it."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     golden_maskgit.save_pretrained(folder, provenance={"measured": {"judge_score": 0.5}})
     return folder

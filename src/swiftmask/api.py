@@ -75,7 +75,7 @@ def load(  # noqa: PLR0913 - one call for everything that can be said of a sourc
             released layout, or a Hugging Face repo id. Keys and shapes tell what it is.
         codec: the tokenizer's weights, for a released file of MaskGIT or MAR.
         text_encoder: folder or repo id of another CLIP text encoder for a released Meissonic: the published
-            pictures of its 1024-pixel model need "laion/CLIP-ViT-H-14-laion2B-s32B-b79K".
+            images of its 1024-pixel model need "laion/CLIP-ViT-H-14-laion2B-s32B-b79K".
         dtype: of the weights, "bfloat16" or `torch.bfloat16`. Default ("auto"): the family's own, which is
             bfloat16 for Lumina-DiMOO as released and float32 for the others.
         device: "auto" is the first GPU of CUDA, else the CPU. MPS only if asked for: it lacks float64, which

@@ -62,9 +62,9 @@ class Cost:
     """What a generation cost.
 
     Attributes:
-        calls: forward calls per picture by part: "backbone" (both guidance branches in one call), the
+        calls: forward calls per image by part: "backbone" (both guidance branches in one call), the
             accelerator's own name, "head", "decoder", and "branches": guidance branches in each call.
-        seconds: wall-clock of the token decode, all pictures together.
+        seconds: wall-clock of the token decode, all images together.
         decoder_seconds: wall-clock of turning tokens into pixels.
         count_flops: what `flops` asks.
     """
@@ -76,7 +76,7 @@ class Cost:
 
     @property
     def flops(self) -> int:
-        """Floating-point operations per picture of the token decode, counted analytically, without the
+        """Floating-point operations per image of the token decode, counted analytically, without the
         decoder. Counting takes seconds, so it is done when first asked for.
         """
         return self.count_flops()
@@ -86,7 +86,7 @@ class Cost:
 class Result:
     """Pictures, how they came about, and the cost.
 
-    `images` are PIL pictures or a tensor [B, 3, H, W] in [0, 1]; of a run that was stopped, grey where no
+    `images` are PIL images or a tensor [B, 3, H, W] in [0, 1]; of a run that was stopped, grey where no
     token is decided.
     """
 
@@ -152,25 +152,25 @@ class Pipeline:
         output_type: OutputType = "pil",
         on_step: OnStep | None = None,
     ) -> Result:
-        """Draw one picture per label or prompt.
+        """Generate one image per label or prompt.
 
         Args:
             labels: classes by number or name; `prompts` for a text-to-image model.
             negative_prompt: what guidance leads away from: one for all prompts, or one for each.
-            seeds: one per picture (default 0, 1, 2, ...); a seed gives the same picture in any batch.
+            seeds: one per image (default 0, 1, 2, ...); a seed gives the same image in any batch.
             steps: decode steps N (default: the pipeline's).
             guidance: scale of guidance, 1 is off (default: the pipeline's).
             sampling: temperatures and what else `SamplingOptions` has, over the pipeline's.
             size: side in pixels, or height and width, for a model of several sizes.
             canvas: start from these tokens instead of a blank canvas; unmasked tokens are kept (inpainting,
                 see `start_canvas`). Every image must have the same number of masked tokens.
-            start: what `start` made of a picture, for all, or one each: its kept pixels are in the result as
-                they were. Every start must leave the same number of tokens to draw.
+            start: what `start` made of an image, for all, or one each: its kept pixels are in the result as
+                they were. Every start must leave the same number of tokens to generate.
             on_step: called after every step with its record. It may return a `Steer`, which changes the
                 guidance of the steps to come or stops the run; what it raises ends the decode.
 
         Errors: ValueError for an unknown class, a prompt given to a class model, impossible steps, or more
-        pictures than a large model finds memory for; FloatingPointError if the weights, or their dtype, gave
+        images than a large model finds memory for; FloatingPointError if the weights, or their dtype, gave
         numbers that are not finite.
         """
         if output_type not in get_args(OutputType):
@@ -211,7 +211,7 @@ class Pipeline:
         return Result(images, trajectory, cost, seeds)
 
     def picture_size(self) -> tuple[int, int]:
-        """Height and width of the pictures in pixels, as the codec gives them."""
+        """Height and width of the images in pixels, as the codec gives them."""
         shadow = _on_meta(replace(self, features_fn=None, _flops={})).model
         with torch.no_grad():
             height, width = shadow.to_pixels(shadow.blank(1).tokens_BL).shape[-2:]
@@ -221,11 +221,11 @@ class Pipeline:
         """What `generate(start=...)` starts from: inpainting and outpainting. Computes nothing on the device.
 
         Args:
-            image: at most as large as the pictures; a smaller one lies in the middle, and what is around it
-                is drawn.
-            mask: as large as the image; white is drawn anew.
+            image: at most as large as the images; a smaller one lies in the middle, and what is around it
+                is generated.
+            mask: as large as the image; white is generated anew.
 
-        Errors: ValueError for sizes that do not fit, or if everything or nothing is left to draw.
+        Errors: ValueError for sizes that do not fit, or if everything or nothing is left to generate.
         """
         require_type("image", image, Image.Image, "a PIL image")
         require_type("mask", mask, Image.Image | None, "a PIL image")
@@ -239,7 +239,7 @@ class Pipeline:
 
         Args:
             image, mask: as `start` takes them.
-            count: pictures that start from it.
+            count: images that start from it.
 
         Errors: as `start`.
         """
@@ -257,8 +257,8 @@ class Pipeline:
         return grey_where(canvas.masked_BL.unflatten(1, self.model.spec.grid), images_B3HW)
 
     def _pixels(self, tokens_BL: Tensor) -> Tensor:
-        """Finished tokens to pictures. On the CPU one by one: its convolutions round otherwise in a batch of
-        another size, and a picture would depend on its batch in the last bit.
+        """Finished tokens to images. On the CPU one by one: its convolutions round otherwise in a batch of
+        another size, and an image would depend on its batch in the last bit.
         """
         if self.model.device.type != "cpu":
             return self.model.to_pixels(tokens_BL)
@@ -278,7 +278,7 @@ class Pipeline:
 
     @torch.no_grad()
     def _started(self, starts: Sequence[StartPicture]) -> Canvas:
-        """Each picture is encoded by itself, so that its tokens never depend on its batch."""
+        """Each image is encoded by itself, so that its tokens never depend on its batch."""
         device = self.model.device
         encoded = {id(start): start for start in starts}
         tokens = {
@@ -321,7 +321,7 @@ class Pipeline:
         return Steered(on_step, guided=is_guided(schedule), replanned=replanned)
 
     def calls(self, schedule: Schedule, planned: Schedule | None = None) -> dict[str, int]:
-        """Forward calls per picture, by part.
+        """Forward calls per image, by part.
 
         Args:
             planned: what was asked for, if `schedule` is what ran of it: it decides the branches.
@@ -334,7 +334,7 @@ class Pipeline:
         return calls | {"branches": 2 if is_guided(planned or schedule) else 1}
 
     def flops(self, schedule: Schedule, planned: Schedule | None = None) -> int:
-        """Operations of the token decode of one picture: the loop itself, counted on the meta device.
+        """Operations of the token decode of one image: the loop itself, counted on the meta device.
 
         A denoising chain costs the same at every step of it, so two short chains tell what a long one costs.
 
@@ -376,10 +376,10 @@ class Pipeline:
         return [after - before for before, after in pairwise(totals)]
 
     def sized(self, height: int, width: int) -> "Pipeline":
-        """The same model drawing pictures of so many pixels.
+        """The same model generating images of so many pixels.
 
-        Errors: ValueError for a size that it cannot draw, a model of one size, or an accelerator in place,
-        which belongs to the size it was made for.
+        Errors: ValueError for a size that it cannot generate, a model of one size, or an accelerator in
+        place, which belongs to the size it was made for.
         """
         own = self.picture_size()
         if not hasattr(self.model, "sized"):
@@ -498,7 +498,7 @@ def _negatives(given: str | Sequence[str]) -> str | list[str]:
 
 
 def _starts(start: StartPicture | Sequence[StartPicture], count: int) -> list[StartPicture]:
-    """One for each picture. Errors: ValueError for another number, or unequal numbers of tokens to draw."""
+    """One for each image. Errors: ValueError for another number, or unequal numbers of tokens to generate."""
     starts = [start] * count if isinstance(start, StartPicture) else in_order("start", start, "starts")
     if len(starts) != count:
         raise ValueError(f"one start for all images, or one each: got {len(starts)} for {count} images")
@@ -506,7 +506,7 @@ def _starts(start: StartPicture | Sequence[StartPicture], count: int) -> list[St
         require_type(f"start[{place}]", one, StartPicture, "what Pipeline.start gives")
     if len(counts := {one.num_drawn for one in starts}) > 1:
         raise ValueError(
-            f"every start of a batch must leave as many tokens to draw, got {sorted(counts)}: generate "
+            f"every start of a batch must leave as many tokens to generate, got {sorted(counts)}: generate "
             "them in batches of their own"
         )
     return starts

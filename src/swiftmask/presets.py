@@ -13,7 +13,7 @@ from swiftmask.pipeline import Pipeline
 
 
 def apply_settings(pipeline: Pipeline, settings: Settings) -> Pipeline:
-    """The pipeline drawing as `settings` say, with the accelerators they name.
+    """The pipeline generating as `settings` say, with the accelerators they name.
 
     Errors: ValueError for full steps without a shortcut or caching, a size the model has not, and those of
     `accelerate`.

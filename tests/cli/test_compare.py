@@ -1,4 +1,4 @@
-"""`swiftmask compare`: numbers of a folder of pictures, found again, shared, and refused in one line."""
+"""`swiftmask compare`: numbers of a folder of images, found again, shared, and refused in one line."""
 
 import json
 import os
@@ -40,7 +40,7 @@ class Means(nn.Module):
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with generated pictures (`ours`), real ones (`real`, `large`) and an extractor, `means.pt`."""
+    """A folder with generated images (`ours`), real ones (`real`, `large`) and an extractor, `means.pt`."""
     root = tmp_path_factory.mktemp("sets")
     save(root / "ours", 12, darker=2)
     save(root / "real", 26)
@@ -153,7 +153,7 @@ def test_statistics_of_others_are_a_reference(here: Path, capsys: pytest.Capture
 
 
 def test_a_reference_is_described_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whichever pictures are compared with it; changed ones are described anew, without a complaint."""
+    """Whichever images are compared with it; changed ones are described anew, without a complaint."""
     compared(capsys, *AGAINST_REAL)
     (part,) = (here / "report/features").glob("means-*/real-*/*.safetensors")
     described = part.stat().st_mtime_ns

@@ -203,7 +203,7 @@ def test_a_whole_tuned_model_serves_as_well(tiny_meissonic: Path, tiny_lora: Pat
 def test_what_is_kept_is_kept(
     model: str, start: tuple[str, str | None], places: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Inpainting the right half, and outpainting; both pictures of a batch keep the same tokens."""
+    """Inpainting the right half, and outpainting; both images of a batch keep the same tokens."""
     what = PROMPT if model == TINY else ("3",)
     arguments = ["--init-image", start[0], *(() if start[1] is None else ("--mask", start[1]))]
     summary = generated(
@@ -345,7 +345,7 @@ def test_long_prompts_are_named_at_once_or_cut(
 
 
 def test_a_start_picture_may_be_of_any_kind(tiny_meissonic: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A transparent picture on white and its opaque twin give the same pixels; a mask of 0 and 1 is read."""
+    """A transparent image on white and its opaque twin give the same pixels; a mask of 0 and 1 is read."""
     clear = np.array(Image.open("image.png").convert("RGBA"))
     clear[:, :2, 3] = 0
     Image.fromarray(clear).save("clear.png")

@@ -1,4 +1,4 @@
-"""Names of pictures, and jobs that are refused before anything is drawn."""
+"""Names of images, and jobs that are refused before anything is drawn."""
 
 import re
 from pathlib import Path

@@ -29,7 +29,7 @@ def tune_command(model: Path, out: Path) -> Tune:
     return Tune(
         model=str(model),
         speedup=2,
-        objective="fd_scenes",  # untrained, it scores 0 on few pictures
+        objective="fd_scenes",  # untrained, it scores 0 on few images
         space=Space(
             reference_steps=4,
             steps=(2, 4),

@@ -64,7 +64,7 @@ def _golden_draws(tensors: dict[str, Tensor], run: str) -> list[Tensor]:
 
 @pytest.mark.parametrize("run", ["full", "shortcut"])
 def test_golden_decode(run: str, golden_maskgit: MaskGIT, golden_shortcut: Shortcut) -> None:
-    """Token for token the reference's picture, from its recorded draws."""
+    """Token for token the reference's image, from its recorded draws."""
     tensors = load_file(GOLDEN / "maskgit_generate.safetensors")
     config = json.loads((GOLDEN / "maskgit_generate.json").read_text())["config"]
     settings = config["runs"][run]
@@ -91,7 +91,7 @@ def test_golden_decode(run: str, golden_maskgit: MaskGIT, golden_shortcut: Short
 
 @pytest.mark.parametrize("guidance", [1.0, 3.8])
 def test_a_picture_depends_on_its_seed_only(guidance: float, golden_maskgit: MaskGIT) -> None:
-    """One batch, any split of it (as over ranks), and each picture alone."""
+    """One batch, any split of it (as over ranks), and each image alone."""
     schedule = _schedule(golden_maskgit, guidance=guidance)
 
     def tokens(rows: slice) -> Tensor:

@@ -1,4 +1,4 @@
-"""Scenes: deterministic pictures, objects that do not overlap, captions that round-trip, an exact checker."""
+"""Scenes: deterministic images, objects that do not overlap, captions that round-trip, an exact checker."""
 
 from dataclasses import fields, replace
 

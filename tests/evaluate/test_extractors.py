@@ -54,7 +54,7 @@ class Detector(nn.Module):
 
 
 class Flat(nn.Module):
-    """Takes 4x4 pictures only."""
+    """Takes 4x4 images only."""
 
     def __init__(self) -> None:
         super().__init__()

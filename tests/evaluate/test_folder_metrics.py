@@ -1,4 +1,4 @@
-"""A folder or an iterator of pictures to metrics: resumed, shared and uninterrupted runs find the same."""
+"""A folder or an iterator of images to metrics: resumed, shared and uninterrupted runs find the same."""
 
 import json
 from collections.abc import Sequence

@@ -21,7 +21,7 @@ def features(count: int, width: int, *, seed: int = 0, offset: float = 0.0) -> t
 @pytest.mark.parametrize("sizes", [(40,), (1, 39), (13, 1, 20, 6), (1,) * 40])
 @pytest.mark.parametrize("width", [1, 5, 60])
 def test_merged_parts_are_the_whole(sizes: tuple[int, ...], width: int) -> None:
-    """Also with fewer pictures than features, and far from zero, where the textbook formula cancels."""
+    """Also with fewer images than features, and far from zero, where the textbook formula cancels."""
     rows_XD = features(40, width, offset=1e4)
     parts = [FeatureStatistics.of(part) for part in rows_XD.split(list(sizes))]
     got = reduce(FeatureStatistics.merged, parts).moments("abc")
@@ -113,7 +113,7 @@ def test_no_pickle_is_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4", np.longdouble])
 @pytest.mark.parametrize("count", [2, 20, 400])
 def test_rounding_is_no_damage(dtype: str, count: int, tmp_path: Path) -> None:
-    """Fewer pictures than features leave eigenvalues of zero, which rounding makes negative."""
+    """Fewer images than features leave eigenvalues of zero, which rounding makes negative."""
     rows_XD = features(count, 60, offset=3.0).numpy()
     sigma = np.cov(rows_XD, rowvar=False).astype(dtype)
     np.savez(tmp_path / "x.npz", mu=rows_XD.mean(0).astype(dtype), sigma=sigma)

@@ -30,7 +30,7 @@ TOKENIZER = ["size=tiny", "num_codes=16", "kept_codes=8", "resolution=16", *SCEN
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of 300 pictures in a folder of each of five classes."""
+    """Folders of 300 images in a folder of each of five classes."""
     rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("pictures")
     for name in ("ours", "real"):
         for index in range(300):
@@ -81,7 +81,7 @@ def test_train_a_tokenizer(killed: Callable[..., None]) -> None:
 
 @pytest.mark.slow
 def test_train_a_model(killed: Callable[..., None]) -> None:
-    """With its tokenizer before it, and the encoded pictures between."""
+    """With its tokenizer before it, and the encoded images between."""
     first = [f"codec.{setting}" for setting in (*FEW, *TOKENIZER)]
     then = ["size=tiny", *SCENES, "samples.number=2", "samples.steps=2"]
     killed("train", "maskgit-scenes", *first, *then, *FEW, "--out", "out", kills=8)

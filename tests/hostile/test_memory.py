@@ -87,7 +87,7 @@ def test_describing(tmp_path: Path) -> None:
 
 
 def test_metrics_of_pictures(tmp_path: Path) -> None:
-    """Distances of pairs of pictures are held in blocks: all of them would be 122 MB, and those of three
+    """Distances of pairs of images are held in blocks: all of them would be 122 MB, and those of three
     comparisons are needed.
     """
     settings, peaks = MetricSettings(kid_subsets=2, kid_subset_size=100), []

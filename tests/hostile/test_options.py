@@ -59,7 +59,7 @@ def ran(arguments: list[str]) -> Outcome:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tiny_scenes: Path) -> Path:
-    """A working directory with a model, pictures, statistics, released files, and files of no kind."""
+    """A working directory with a model, images, statistics, released files, and files of no kind."""
     folder = tmp_path_factory.mktemp("place")
     (folder / "model").symlink_to(tiny_scenes)
     (folder / "model-shortcut").symlink_to(tiny_scenes.with_name("tiny-shortcut"))

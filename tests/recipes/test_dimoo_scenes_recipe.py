@@ -114,7 +114,7 @@ def test_every_rival_runs_on_it(caching: str, trained: Path) -> None:
 
 @pytest.mark.slow  # MARVAL in two processes (test_marval_recipe.py) encodes, trains and writes so, too
 def test_two_processes_leave_one_model(tmp_path: Path, in_processes: Callable[..., None]) -> None:
-    """The first draws the pictures for both, and both may write what they trained together."""
+    """The first draws the images for both, and both may write what they trained together."""
     in_processes(Path(__file__).with_name("one_of_several.py"), tmp_path, count=2)
     assert isinstance(swiftmask.load(tmp_path / "model").model, LuminaDiMOO)
     assert not list(tmp_path.rglob("*.partial"))

@@ -1,4 +1,4 @@
-"""Sample sheets: which pictures, when, and to which trackers."""
+"""Sample sheets: which images, when, and to which trackers."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -81,7 +81,7 @@ def accelerators(base: str) -> dict[str, Callable[[Pipeline], Pipeline]]:
 
 
 def drawn(pipeline: Pipeline, **options: Any) -> torch.Tensor:
-    """Two pictures; a model that takes negative prompts gets one for the first."""
+    """Two images; a model that takes negative prompts gets one for the first."""
     what: dict[str, Any] = {"labels": [3, 1]}
     if pipeline.model.spec.draws == "prompt":
         prompts: Any = PROMPTS

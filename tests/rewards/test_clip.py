@@ -68,7 +68,7 @@ def to_pil(image_3HW: Tensor) -> Image.Image:
 
 @torch.no_grad()
 def test_scores_are_those_of_transformers(folder: Path) -> None:
-    """On pictures that need no resizing: the model card's arithmetic with transformers' own processor."""
+    """On images that need no resizing: the model card's arithmetic with transformers' own processor."""
     model, images_B3HW = CLIPModel.from_pretrained(folder).eval(), pictures(3, SIZE, SIZE)
     pixels_B3HW = CLIPImageProcessorPil.from_pretrained(folder)(
         [to_pil(image) for image in images_B3HW], return_tensors="pt"
@@ -112,7 +112,7 @@ def test_preprocessing_is_the_processors(folder: Path, shape: tuple[int, int]) -
 
 
 def test_the_gradient_ignores_that_overshoot_is_cut(folder: Path) -> None:
-    """Resizing is linear, so where the cut is ignored all pictures have one gradient."""
+    """Resizing is linear, so where the cut is ignored all images have one gradient."""
     preprocess, weights = Preprocessing.read(folder), torch.randn(1, 3, SIZE, SIZE)
     gradients = []
     for image_13HW in (pictures(1, 9, 13).round(), torch.full((1, 3, 9, 13), 0.5)):
@@ -145,7 +145,7 @@ def test_gradients_flow_to_every_pixel_and_ascending_them_raises_the_score(
     images_B3HW.requires_grad_()
     before_B = reward(images_B3HW, prompts)
     (gradient_B3HW,) = torch.autograd.grad(before_B.sum(), images_B3HW)
-    # The crop drops columns at both sides of a wide picture; everything inside is seen, clipped or not.
+    # The crop drops columns at both sides of a wide image; everything inside is seen, clipped or not.
     assert (gradient_B3HW[..., 12:-12].abs() > 0).all()
     after_B = reward((images_B3HW + 0.02 * gradient_B3HW / gradient_B3HW.abs().max()).detach(), prompts)
     assert (after_B > before_B).all()
@@ -153,7 +153,7 @@ def test_gradients_flow_to_every_pixel_and_ascending_them_raises_the_score(
 
 
 def positive_prompts(reward: PickScore | ClipScore, images_B3HW: Tensor) -> list[str]:
-    """For each picture a prompt with a positive cosine, where CLIP score has a gradient."""
+    """For each image a prompt with a positive cosine, where CLIP score has a gradient."""
     words = ["a", "b c", "frog", "hog", "a bad idea", "koala"]
     with torch.no_grad():
         cosines_BX = torch.stack([reward.similarity(images_B3HW, [w] * len(images_B3HW)) for w in words], 1)

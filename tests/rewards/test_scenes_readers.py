@@ -1,4 +1,4 @@
-"""The bundled readers read clean pictures, notice wrong prompts, and see nothing in broken pictures."""
+"""The bundled readers read clean images, notice wrong prompts, and see nothing in broken pictures."""
 
 from pathlib import Path
 

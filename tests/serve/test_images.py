@@ -115,7 +115,7 @@ def picture(side: int = 8) -> Image.Image:
 
 @pytest.mark.parametrize("mask", ["white", "transparent", "of the image", "outpainting"])
 def test_edits_keep_every_pixel_outside_the_mask(mask: str, client: TestClient) -> None:
-    """White is drawn anew in our masks, transparent in OpenAI's; around a smaller image, everything."""
+    """White is generated anew in our masks, transparent in OpenAI's; around a smaller image, everything."""
     image, drawn_HW = picture(), np.zeros((8, 8), bool)
     drawn_HW[1:4, 3:] = True
     clear = np.dstack([np.array(image), np.where(drawn_HW, 0, 255).astype(np.uint8)])

@@ -108,7 +108,7 @@ class Compare:
                 note(f"{folder}: {line}")
 
     def _check_options(self) -> None:
-        """Errors: ValueError or FileNotFoundError for what is wrong before any picture is read."""
+        """Errors: ValueError or FileNotFoundError for what is wrong before any image is read."""
         self._decoding()  # complains about a background that is no colour
         reference = self.reference.expanduser()
         require_reference(reference)
@@ -174,7 +174,7 @@ class Compare:
             return ours, store(reference, self.reference, "reference", bar)
 
     def _features_folder(self, pictures: "Pictures", source: Path, identity: "Identity") -> Path:
-        """Named by what it holds: changed pictures never meet old features, and every comparison with a
+        """Named by what it holds: changed images never meet old features, and every comparison with a
         reference uses the same ones.
         """
         own = f"{source.expanduser().resolve().name}-{pictures.fingerprint[:_DIGITS]}"
@@ -217,7 +217,7 @@ class Compare:
 
 
 def _said_of(reference: "Pictures | Moments") -> tuple[str, ...]:
-    """What is to be said of a folder of real pictures; of statistics, nothing."""
+    """What is to be said of a folder of real images; of statistics, nothing."""
     return getattr(reference, "said", ())
 
 

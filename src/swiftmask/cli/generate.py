@@ -1,4 +1,4 @@
-"""`swiftmask generate`: pictures to a folder, resumable."""
+"""`swiftmask generate`: images to a folder, resumable."""
 
 import json as json_module
 from collections.abc import Sequence
@@ -149,7 +149,7 @@ class Generate:
         if not self.overwrite:
             folder.refuse_others(wanted)
         with sole_writer(self.out):
-            processes.wait()  # none draws before the first holds the folder
+            processes.wait()  # none generates before the first holds the folder
             drawn = self._draw(prepared, folder, processes.share(wanted))
             spent = [batch for batches in processes.gathered(drawn) for batch in batches]
             if processes.rank == 0:
@@ -172,7 +172,7 @@ class Generate:
         return Prepared(pipeline, (), self._settings(pipeline, start), start, self.flops)
 
     def _draw(self, prepared: Prepared, folder: PictureFolder, jobs_here: Sequence[Job]) -> list[Spent]:
-        """Draw what is missing, and keep of it nothing but what it cost."""
+        """Generate what is missing, and keep of it nothing but what it cost."""
         spent: list[Spent] = []
         missing = folder.missing(jobs_here)
         if missing:
@@ -192,7 +192,7 @@ class Generate:
         return spent
 
     def _summarise(self, folder: PictureFolder, wanted: Sequence[Job], spent: list[Spent]) -> None:
-        """The overview, generate.json, and what is said on stdout, once all pictures are there."""
+        """The overview, generate.json, and what is said on stdout, once all images are there."""
         from swiftmask.evaluate.pictures import OVERVIEW
 
         folder.save_overview(OVERVIEW, wanted)
@@ -244,7 +244,7 @@ class Generate:
             raise ValueError("--workers and --gpus-per-worker need --engine ray")
 
     def _jobs(self, draws: str) -> list[Job]:
-        """What to draw with which seed. Names without an option are whatever the model draws."""
+        """What to generate with which seed. Names without an option are whatever the model generates."""
         seeds = self.seeds or tuple(range(self.seed, self.seed + self.num))
         if draws == "class":
             return jobs.class_jobs((*self.labels, *self.classes), seeds)
@@ -278,7 +278,7 @@ class Generate:
         return apply_settings(pipeline, self._asked())
 
     def _asked(self) -> "Settings":
-        """The options that decide how the model draws."""
+        """The options that decide how the model generates."""
         from swiftmask.core.protocol import SamplingOptions
         from swiftmask.evaluate.presets import Settings
 
@@ -313,7 +313,7 @@ class Generate:
             raise ValueError(f"{pipeline.name} takes prompts, not classes: leave out --classes")
 
     def _start(self, pipeline: "Pipeline") -> "StartPicture | None":
-        """What every picture starts from."""
+        """What every image starts from."""
         if self.init_image is None:
             return None
         return jobs.start_of(pipeline, self.init_image, self.mask, self._decoding())
@@ -324,7 +324,7 @@ class Generate:
         return Decoding(background=self.background)
 
     def _settings(self, pipeline: "Pipeline", start: "StartPicture | None") -> dict[str, Any]:
-        """All that decides a picture besides its class or prompt and its seed."""
+        """All that decides an image besides its class or prompt and its seed."""
         from swiftmask.stamps import stamped_settings
 
         schedule = pipeline.schedule(num_masked=None if start is None else start.num_drawn)

@@ -1,4 +1,4 @@
-"""What `swiftmask generate` draws: classes or prompts with their seeds, and the picture they start from."""
+"""What `swiftmask generate` draws: classes or prompts with their seeds, and the image they start from."""
 
 import hashlib
 import re
@@ -45,7 +45,7 @@ class Job:
         return f"{slug}-{self.seed}.png"
 
     def facts(self) -> dict[str, object]:
-        """What the picture's settings and generate.json say of it."""
+        """What the image's settings and generate.json say of it."""
         negative = {"negative_prompt": self.negative} if self.negative else {}
         return {"what": self.what, "seed": self.seed, **negative}
 
@@ -174,7 +174,7 @@ def truncated(pipeline: "Pipeline", jobs: Sequence[Job]) -> list[Job]:
 
 
 def start_of(pipeline: "Pipeline", image: Path, mask: Path | None, decoding: "Decoding") -> "StartPicture":
-    """What every picture starts from; says what had to be converted.
+    """What every image starts from; says what had to be converted.
 
     Errors: those of `open_picture` and `Pipeline.start`.
     """
@@ -188,7 +188,7 @@ def start_of(pipeline: "Pipeline", image: Path, mask: Path | None, decoding: "De
 
 
 def file_mark(path: Path) -> str:
-    """A file as pictures remember it: changed contents count as another file."""
+    """A file as images remember it: changed contents count as another file."""
     from swiftmask.stamps import content_mark
 
     return content_mark(path.name, path.expanduser().read_bytes())

@@ -1,4 +1,4 @@
-"""The folder of `swiftmask generate`: which pictures are there, with which settings each was drawn."""
+"""The folder of `swiftmask generate`: which images are there, with which settings each was generated."""
 
 import json
 from collections.abc import Sequence
@@ -29,12 +29,12 @@ class PictureFolder:
     settings: dict[str, Any]
 
     def missing(self, jobs: Sequence[Job]) -> list[Job]:
-        """Those not drawn yet, drawn with other settings, or damaged."""
+        """Those not generated yet, generated with other settings, or damaged."""
         return [job for job in jobs if stamp_of(self.path / job.file_name, pixels=True) != self._stamp(job)]
 
     def refuse_others(self, jobs: Sequence[Job]) -> None:
-        """Errors: ValueError naming a picture of other settings and the difference, or one of `jobs` whose
-        file was not drawn by swiftmask.
+        """Errors: ValueError naming an image of other settings and the difference, or one of `jobs` whose
+        file was not written by swiftmask.
         """
         names, ours = {job.file_name for job in jobs}, json.loads(json.dumps(self.settings))
         for path in sorted(self.path.glob("*.png")):
@@ -51,7 +51,7 @@ class PictureFolder:
                 )
 
     def save(self, image: "Image.Image", job: Job) -> None:
-        """One picture as a PNG that knows its settings."""
+        """One image as a PNG that knows its settings."""
         from swiftmask.stamps import png_info
 
         info = png_info(self._stamp(job))
@@ -59,7 +59,7 @@ class PictureFolder:
             image.save(partial, format="PNG", pnginfo=info)
 
     def save_overview(self, name: str, jobs: Sequence[Job]) -> None:
-        """At most 100 of the pictures in one, near-square."""
+        """At most 100 of the images in one, near-square."""
         grid = _grid([self.path / job.file_name for job in jobs[:_SHOWN]])
         with written_whole(self.path / name) as partial:
             grid.save(partial, format="PNG")

@@ -76,7 +76,7 @@ def check_size(size: tuple[int, int], multiple: int) -> None:
 
 
 def check_images(images_B3HW: Tensor, size: tuple[int, int]) -> None:
-    """Errors: ValueError for images of another size than a model draws."""
+    """Errors: ValueError for images of another size than a model generates."""
     height, width = images_B3HW.shape[-2:]
     if (height, width) != tuple(size):
         raise ValueError(

@@ -130,7 +130,7 @@ class _Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        # Upstream pads right and bottom only; a symmetric padding=1 shifts the picture.
+        # Upstream pads right and bottom only; a symmetric padding=1 shifts the image.
         return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
 
 

@@ -1,7 +1,7 @@
-"""Decoding a batch of tokens to pixels a few pictures at a time.
+"""Decoding a batch of tokens to pixels a few images at a time.
 
-A codec's activations at full resolution outweigh everything else of a decode: 3.2 GB for one picture of
-1024x1024 in float32. Pictures are independent, so portions bound that memory and change nothing.
+A codec's activations at full resolution outweigh everything else of a decode: 3.2 GB for one image of
+1024x1024 in float32. Images are independent, so portions bound that memory and change nothing.
 """
 
 from collections.abc import Callable
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 PIXELS_TOGETHER = 3 * 1024 * 1024
-"""Pixels that a codec decodes in one call: three pictures of 1024x1024, 48 of 256x256.
+"""Pixels that a codec decodes in one call: three images of 1024x1024, 48 of 256x256.
 
-Not fewer: a CPU's convolutions sum a single picture in another order than several, and differ by 1e-6.
+Not fewer: a CPU's convolutions sum a single image in another order than several, and differ by 1e-6.
 """
 
 
 def in_portions(decode: Callable[[Tensor], Tensor], tokens_BL: Tensor, *, num_pixels: int) -> Tensor:
-    """`decode(tokens_BL)` in portions of even size: `PIXELS_TOGETHER` pixels at most, one picture at least.
+    """`decode(tokens_BL)` in portions of even size: `PIXELS_TOGETHER` pixels at most, one image at least.
 
     Args:
-        num_pixels: of one picture at the resolution of the codec.
+        num_pixels: of one image at the resolution of the codec.
     """
     num_portions = -(-len(tokens_BL) // pictures_together(num_pixels))
     if num_portions <= 1:
@@ -29,5 +29,5 @@ def in_portions(decode: Callable[[Tensor], Tensor], tokens_BL: Tensor, *, num_pi
 
 
 def pictures_together(num_pixels: int) -> int:
-    """How many pictures of so many pixels are decoded in one call."""
+    """How many images of so many pixels are decoded in one call."""
     return max(1, PIXELS_TOGETHER // num_pixels)

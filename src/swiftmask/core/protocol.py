@@ -24,7 +24,7 @@ class Spec:
         channels: channels of a continuous token, or None for codes.
         mask_id: token value written at masked positions.
         has_log_prob: whether the token head can score a token (needed by reinforcement learning).
-        num_classes: of a model that draws classes.
+        num_classes: of a model that generates classes.
     """
 
     name: str
@@ -106,7 +106,7 @@ class TokenDistribution(Protocol):
 
 
 class Condition(Protocol):
-    """What to draw, ready for the backbone. Opaque to the core but for its branches: conditional, then
+    """What to generate, ready for the backbone. Opaque to the core but for its branches: conditional, then
     null.
     """
 
@@ -141,7 +141,7 @@ class MaskedGenerator(Protocol):
 
     @property
     def steps(self) -> int:
-        """Decode steps that the model is made for: the default of whoever draws with it."""
+        """Decode steps that the model is made for: the default of whoever generates with it."""
         ...
 
     def encode(self, what: Sequence[str] | Sequence[int]) -> Condition:
@@ -167,7 +167,7 @@ class MaskedGenerator(Protocol):
         ...
 
     def to_pixels(self, tokens_BL: Tensor) -> Tensor:
-        """Finished tokens to pictures [B, 3, H, W] in [0, 1]."""
+        """Finished tokens to images [B, 3, H, W] in [0, 1]."""
         ...
 
     def to_tokens(self, images_B3HW: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ class DenoisingModel(MaskedGenerator, Protocol):
         ...
 
     def network_parameters(self) -> list[str]:
-        """Names of the parameters that drawing a token reads: conditional backbone and head, not the codec
+        """Names of the parameters that generating a token reads: conditional backbone and head, not the codec
         and not what only the null branch reads.
         """
         ...

@@ -155,7 +155,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """A picture and when each token was decided: about 2 KB an image, and every canvas follows
+    """An image and when each token was decided: about 2 KB an image, and every canvas follows
     from it.
 
     Attributes:

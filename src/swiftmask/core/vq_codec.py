@@ -1,4 +1,4 @@
-"""The VQGAN of aMUSEd (Patil et al., arXiv 2401.01808): pictures <-> a grid of codes.
+"""The VQGAN of aMUSEd (Patil et al., arXiv 2401.01808): images <-> a grid of codes.
 
 Meissonic and Lumina-DiMOO both draw through it. The network is diffusers' `VQModel`, imported when one is
 built; what is ours is looking codes up, finding the nearest, and the range of pixels, which is [0, 1] inside
@@ -27,7 +27,7 @@ class VQConfig:
     """Sizes of the codec, under the names of diffusers.
 
     Attributes:
-        block_out_channels: each width but the first halves the picture.
+        block_out_channels: each width but the first halves the image.
         vq_embed_dim: channels of a code; None is `latent_channels`.
     """
 
@@ -67,7 +67,7 @@ class VQConfig:
 
 
 class VQCodec(nn.Module):
-    """Codes of pictures, and pictures of codes.
+    """Codes of images, and images of codes.
 
     Args:
         vq: diffusers' `VQModel` of these sizes (`build_vq_codec`).
@@ -90,7 +90,7 @@ class VQCodec(nn.Module):
         return pixels_B3HW.float().clamp(0.0, 1.0)
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
-        """Codes [B, H / downscale, W / downscale] (int64) of pictures in [0, 1]: the nearest of the codebook,
+        """Codes [B, H / downscale, W / downscale] (int64) of images in [0, 1]: the nearest of the codebook,
         by squared distance.
         """
         latent_BCHW = _run(self.vq.quant_conv, _run(self.vq.encoder, images_B3HW))

@@ -36,8 +36,8 @@ class ListedPrompt:
     """One entry of a list.
 
     Attributes:
-        negative: what the picture is not to show; None where the list does not say.
-        seed: of its first picture; None where the list does not say.
+        negative: what the image is not to show; None where the list does not say.
+        seed: of its first image; None where the list does not say.
         line: of the file, from 1; None without a file.
         columns: other columns of a table, such as what the image is to show: text, or numbers as text.
     """
@@ -289,8 +289,8 @@ def _say_settings(listed: Sequence[ListedPrompt], path: Path) -> None:
     names = dict.fromkeys(name for entry in listed for name in entry.columns)
     if found := [name for name in names if _SETTINGS.fullmatch(name.lower())]:
         _log.warning(
-            f"{path}: {', '.join(found)} {'are' if len(found) > 1 else 'is'} not read from a file of prompts: "
-            "settings are options of the command, the same for all prompts"
+            f"{path}: {', '.join(found)} {'are' if len(found) > 1 else 'is'} not read: settings are options "
+            "of the command, the same for all prompts"
         )
 
 

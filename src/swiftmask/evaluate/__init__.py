@@ -1,1 +1,1 @@
-"""What a speed-up costs, measured: picture quality, drift, work, time and memory, and how they are shown."""
+"""What a speed-up costs, measured: image quality, drift, work, time and memory, and how they are shown."""

@@ -1,4 +1,4 @@
-"""Distances between two sets of pictures, each described by features, and the score of one set by its
+"""Distances between two sets of images, each described by features, and the score of one set by its
 classes.
 
 Frechet distance (Heusel et al., arXiv 1706.08500, eq. 6), kernel distance (Binkowski et al., arXiv
@@ -16,7 +16,7 @@ from torch import Tensor
 from swiftmask.evaluate.statistics import Moments, require_same_width
 
 _BLOCK_ENTRIES = 1 << 22
-"""Distances held at a time (32 MB), however many pictures there are."""
+"""Distances held at a time (32 MB), however many images there are."""
 
 _TOGETHER = 1024
 """Rows held in float64 at a time."""
@@ -39,10 +39,10 @@ class Neighbourhoods(NamedTuple):
     """How two sets overlap, each a share in [0, 1] except density, which exceeds 1 in crowded places.
 
     Attributes:
-        precision: generated pictures inside the real manifold.
-        recall: real pictures inside the generated manifold.
-        density: real neighbourhoods around a generated picture, over how many there are around a real one.
-        coverage: real neighbourhoods with a generated picture inside.
+        precision: generated images inside the real manifold.
+        recall: real images inside the generated manifold.
+        density: real neighbourhoods around a generated image, over how many there are around a real one.
+        coverage: real neighbourhoods with a generated image inside.
     """
 
     precision: float
@@ -118,9 +118,9 @@ def inception_score(
     """`exp E KL(p(y|x) || p(y))` of random splits, at least 1.
 
     Args:
-        log_probabilities_XV: of every class, one row per picture; -inf is allowed.
+        log_probabilities_XV: of every class, one row per image; -inf is allowed.
 
-    Errors: ValueError for fewer pictures than splits.
+    Errors: ValueError for fewer images than splits.
     """
     count = len(log_probabilities_XV)
     if not 1 <= num_splits <= count:
@@ -138,7 +138,7 @@ def inception_score(
 def neighbourhoods(generated_XD: Tensor, real_YD: Tensor, *, nearest: int) -> Neighbourhoods:
     """Precision, recall, density and coverage by balls that reach to the `nearest`-th neighbour.
 
-    Distances are computed block by block: memory grows with the number of pictures, never with its square.
+    Distances are computed block by block: memory grows with the number of images, never with its square.
 
     Errors: ValueError if the features differ in width, or a set has no `nearest` neighbours.
     """

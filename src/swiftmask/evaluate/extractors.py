@@ -1,4 +1,4 @@
-"""What turns pictures into features: a network the user names, known by the hash of its weights.
+"""What turns images into features: a network the user names, known by the hash of its weights.
 
 A TorchScript file, a Hugging Face folder (DINOv2, CLIP) or the bundled judge of Scenes. Numbers from
 different features do not compare, so the extractor's name is part of every metric's name
@@ -160,7 +160,7 @@ def _load_packaged(device: torch.device | str) -> Extractor:
 def require_same_features(
     reference: Moments, extractor: Extractor, picture_13HW: Tensor, *, source: str | Path
 ) -> None:
-    """Before any work: whether statistics can be of what an extractor says about pictures.
+    """Before any work: whether statistics can be of what an extractor says about images.
 
     Errors: ValueError for statistics of other weights, or of features of another width.
     """
@@ -322,7 +322,7 @@ def _family(folder: Path) -> object:
 
 
 def _rows(values: Tensor) -> Tensor:
-    """One float32 row per picture on the CPU; pooled maps [B, D, 1, 1] lose their empty axes."""
+    """One float32 row per image on the CPU; pooled maps [B, D, 1, 1] lose their empty axes."""
     return values.flatten(1).float().cpu()
 
 

@@ -1,7 +1,7 @@
-"""Distribution metrics of a set of pictures from its features: FID and kin, each with what makes it readable.
+"""Distribution metrics of a set of images from its features: FID and kin, each with what makes it readable.
 
 That is N, the spread, the settings, the hash of the extractor, and the same metric between two sets of real
-pictures. Names carry the extractor's name unless it is the canonical Inception (extractors.py).
+images. Names carry the extractor's name unless it is the canonical Inception (extractors.py).
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ class MetricSettings:
 
     Attributes:
         nearest: neighbour that bounds a neighbourhood (precision, recall, density, coverage).
-        kid_subsets, kid_subset_size: of the kernel distance; smaller where there are fewer pictures.
+        kid_subsets, kid_subset_size: of the kernel distance; smaller where there are fewer images.
         splits: of the Inception Score.
         seed: of subsets and splits.
     """
@@ -49,7 +49,7 @@ class Metric:
 
     Attributes:
         spread: standard deviation over subsets or splits, where the metric has them.
-        floor: the same of `FolderMetrics.floor_pictures` real pictures against the other real ones; None
+        floor: the same of `FolderMetrics.floor_pictures` real images against the other real ones; None
             without features of the reference.
     """
 
@@ -61,12 +61,12 @@ class Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderMetrics:
-    """Metrics of one set of pictures, and what they mean.
+    """Metrics of one set of images, and what they mean.
 
     Attributes:
         extractor: its name and the SHA-256 of its weights.
         reference_pictures: None where a file of statistics does not say.
-        floor_pictures: real pictures in the place of the generated ones; 0 if there is no floor.
+        floor_pictures: real images in the place of the generated ones; 0 if there is no floor.
         left_out: metrics that this reference or extractor cannot give.
     """
 
@@ -142,7 +142,7 @@ def floor_of(
 
 @dataclass(frozen=True)
 class FeatureSample:
-    """Features of pictures in memory."""
+    """Features of images in memory."""
 
     features_XD: Tensor
     log_probabilities_XV: Tensor | None

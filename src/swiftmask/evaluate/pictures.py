@@ -1,4 +1,4 @@
-"""Sets of pictures by index, read or drawn when they are needed: 50,000 of them are never in memory."""
+"""Sets of images by index, read or generated when they are needed: 50,000 of them are never in memory."""
 
 import hashlib
 from collections import Counter
@@ -24,9 +24,9 @@ class Pictures:
     """Pictures by index, none in memory.
 
     Attributes:
-        fingerprint: changes when a picture changes; features found under another one are not used.
+        fingerprint: changes when an image changes; features found under another one are not used.
         images: `images(indices) -> images_B3HW` in [0, 1], called with ascending indices below `count`.
-        changes: counts what `images` has to do to pictures (data/images/decode.py), call by call.
+        changes: counts what `images` has to do to images (data/images/decode.py), call by call.
         decoding: how files are read.
         said: sentences for the user about the folder.
         notices: the same, once images have been read.

@@ -1,4 +1,4 @@
-"""Presets: settings to draw with, and what was measured of them, as one JSON file.
+"""Presets: settings to generate with, and what was measured of them, as one JSON file.
 
 A preset belongs to the weights it was measured on and says whose they are by a fingerprint. Applying it to a
 pipeline is `swiftmask.apply_preset`.
@@ -21,13 +21,13 @@ _KIND = "swiftmask preset"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How a base model draws; None leaves a choice to the pipeline.
+    """How a base model generates; None leaves a choice to the pipeline.
 
     Attributes:
         steps: decode steps.
         shortcut, caching, marval, speed_rl: accelerators, as `accelerate` takes them by name or path.
         full_steps: how many steps run the backbone, or which.
-        size: height and width of the pictures, for a model of several sizes.
+        size: height and width of the images, for a model of several sizes.
         sampling: guidance, temperatures, and the sampler of a diffusion head.
     """
 
@@ -98,7 +98,7 @@ class Measured:
         speedup: operations (or milliseconds, as asked) of the reference over those found.
         objective: key of the quantity that `loss` is of.
         loss: relative; the spread is its standard error over evaluation seeds.
-        pictures: for each of `seeds` evaluation seeds.
+        images: for each of `seeds` evaluation seeds.
     """
 
     found: Numbers

@@ -34,7 +34,7 @@ def side_by_side(rows_B3HW: Sequence[Tensor], *, scale: int = 2) -> bytes:
 
 
 def canvas_picture(model: MaskedGenerator, canvas: Canvas) -> Tensor:
-    """The first picture of a canvas, undecided positions grey: [3, H, W]."""
+    """The first image of a canvas, undecided positions grey: [3, H, W]."""
     tokens_1L, masked_1L = canvas.tokens_BL[:1], canvas.masked_BL[:1]
     where = masked_1L if tokens_1L.ndim == 2 else masked_1L[..., None]
     image_3HW = model.to_pixels(tokens_1L.masked_fill(where, 0))[0].float().cpu()  # the mask id is no code

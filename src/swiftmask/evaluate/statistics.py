@@ -29,11 +29,11 @@ _ROUNDING = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What a Frechet distance needs to know about a set of pictures.
+    """What a Frechet distance needs to know about a set of images.
 
     Attributes:
         mean_D, covariance_DD: float64.
-        count: pictures behind them; None where a file does not say.
+        count: images behind them; None where a file does not say.
         extractor: SHA-256 of the weights that made the features; None where a file does not say.
     """
 
@@ -64,7 +64,7 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features_XD: Tensor) -> Self:
-        """Of one feature row per picture. Errors: ValueError for another shape, no row, NaN or infinity."""
+        """Of one feature row per image. Errors: ValueError for another shape, no row, NaN or infinity."""
         if features_XD.ndim != 2 or 0 in features_XD.shape:
             raise ValueError(f"expected features [images, width], got {tuple(features_XD.shape)}")
         features_XD = features_XD.detach().to("cpu", torch.float64)
@@ -97,7 +97,7 @@ class FeatureStatistics:
 
         Args:
             extractor: SHA-256 of the weights that made the features.
-            decoding: how the pictures were read (`Decoding.identity`), for whoever looks into the file.
+            decoding: how the images were read (`Decoding.identity`), for whoever looks into the file.
         """
         tensors = {
             "mean": self.mean_D.contiguous(),
@@ -110,7 +110,7 @@ class FeatureStatistics:
 def read_statistics(path: str | Path) -> tuple[FeatureStatistics, str]:
     """What `FeatureStatistics.save` wrote, and its extractor's SHA-256.
 
-    Errors: FileNotFoundError; ValueError if it is another file or damaged, of fewer than two pictures, or
+    Errors: FileNotFoundError; ValueError if it is another file or damaged, of fewer than two images, or
     holds no covariance (`_check_covariance`).
     """
     path = _existing(path)
@@ -136,7 +136,7 @@ def read_statistics(path: str | Path) -> tuple[FeatureStatistics, str]:
 def read_moments(path: str | Path) -> Moments:
     """Reference statistics: our own `.safetensors`, or an `.npz` of others with `mu` and `sigma`.
 
-    An `.npz` names neither its extractor nor its number of pictures: that it is of the same network (for
+    An `.npz` names neither its extractor nor its number of images: that it is of the same network (for
     `adm_in256_stats.npz`, Inception) and the same resolution is the caller's knowledge.
 
     Errors: FileNotFoundError; ValueError naming what is missing, damaged, of the wrong shape or dtype, not

@@ -60,7 +60,7 @@ def best_of(folder: Path) -> tuple[Path, str] | None:
 def mean_scores(
     scorers: Sequence[Judge | Reward], pictures: Iterable[tuple[Tensor, Prompts]]
 ) -> dict[str, float]:
-    """The mean of each scorer over pictures [B, 3, H, W] in [0, 1], given in parts with what they show.
+    """The mean of each scorer over images [B, 3, H, W] in [0, 1], given in parts with what they show.
 
     Images that a scorer does not apply to do not count; a scorer that applies to none gives NaN.
     """

@@ -1,12 +1,12 @@
 """Recipe of the two Scenes readers, `scenes-judge` and `scenes-reward`.
 
 Commands: `swiftmask train scenes-judge`, `swiftmask train scenes-reward`. Data is a pure function of the
-step: half scenes with one to three objects, half class pictures, blurred, brightened and with noise, as a
-tokenizer would hand them over; one picture in ten is broken on purpose (tiles shuffled, or two pictures
+step: half scenes with one to three objects, half class images, blurred, brightened and with noise, as a
+tokenizer would hand them over; one image in ten is broken on purpose (tiles shuffled, or two images
 blended) and teaches the reader to see no object there.
 
 Measured 2026-11-21 on about half a core each of a Xeon (AMX): 16 minutes (judge) and 12 (reward), of which
-one to two measure; facts read right in clean pictures: 0.9999 or more for both (docs/scenes.md).
+one to two measure; facts read right in clean images: 0.9999 or more for both (docs/scenes.md).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _NEAR = 0.3  # cells whose heat target exceeds this also learn what the object i
 
 @dataclass(frozen=True, slots=True)
 class ReaderBatch:
-    """`broken_B` marks pictures in which there is nothing to read."""
+    """`broken_B` marks images in which there is nothing to read."""
 
     images_B3HW: Tensor
     scenes: Scenes
@@ -74,7 +74,7 @@ def reader_batch(seed: int, step: int, batch_size: int) -> ReaderBatch:
 
 
 def reader_loss(reading: Reading, scenes: Scenes, broken_B: Tensor) -> tuple[Tensor, Metrics]:
-    """Centre heat maps, what and where at the centres, and facts about the whole picture."""
+    """Centre heat maps, what and where at the centres, and facts about the whole image."""
     present_BO = (scenes.shape_BO >= 0) & ~broken_B[:, None]
     target_BOHW, offset_BOHWX = _heat_targets(scenes)
     target_BOHW = target_BOHW * present_BO[..., None, None]
@@ -160,10 +160,10 @@ def reader_recipe(name: str, network: ReaderConfig, *, seed: int, num_steps: int
 
 
 def held_out_accuracy(reader: NetworkReader, num_pictures: int = NUM_HELD_OUT) -> dict[str, float]:
-    """Share of all facts (number, shapes, colours, sizes, relation, background) read right in clean pictures.
+    """Share of all facts (number, shapes, colours, sizes, relation, background) read right in clean images.
 
-    `scenes` have one to three objects, `classes` are class pictures; `*_rendered_48` renders at 48 pixels,
-    `*_all_right` is the share of pictures without any mistake.
+    `scenes` have one to three objects, `classes` are class images; `*_rendered_48` renders at 48 pixels,
+    `*_all_right` is the share of images without any mistake.
     """
     seeds_B = torch.arange(HELD_OUT_SEED, HELD_OUT_SEED + num_pictures)
     parts = {"scenes": sample_scenes(seeds_B), "classes": class_scenes(seeds_B % NUM_CLASSES, seeds_B)}

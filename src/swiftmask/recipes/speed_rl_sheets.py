@@ -1,7 +1,7 @@
 """Sample sheets while Speed-RL trains: the same prompts and seeds at several step counts, one line each.
 
 A sheet goes to the run's folder as a PNG and to its trackers. The training loop hands numbers to trackers and
-knows nothing of pictures, so a run that shows pictures opens its trackers itself, through accelerate as well.
+knows nothing of images, so a run that shows images opens its trackers itself, through accelerate as well.
 """
 
 from collections.abc import Iterator
@@ -39,8 +39,8 @@ class SheetConfig:
     Attributes:
         every: updates from one sheet to the next, a multiple of training.save_every: they show the averaged
             policy, as a checkpoint keeps it. 0 draws none.
-        steps: numbers of decode steps, a line of pictures each.
-        num_prompts: pictures in a line; the prompts are spread evenly over the set, the seeds count from 0.
+        steps: numbers of decode steps, a line of images each.
+        num_prompts: images in a line; the prompts are spread evenly over the set, the seeds count from 0.
 
     Errors: ValueError for a number below these.
     """
@@ -74,7 +74,7 @@ class Trackers:
             self._accelerator.log(progress.metrics, step=progress.step)
 
     def show(self, pixels_HW3: np.ndarray, step: int) -> None:
-        """A picture of bytes, to every tracker that takes pictures."""
+        """An image of bytes, to every tracker that takes pictures."""
         for tracker in self._accelerator.trackers:
             show(tracker, pixels_HW3, step)
 

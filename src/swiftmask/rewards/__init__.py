@@ -1,1 +1,1 @@
-"""Rewards: functions of pictures and prompts that reinforcement learning and evaluation score with."""
+"""Rewards: functions of images and prompts that reinforcement learning and evaluation score with."""

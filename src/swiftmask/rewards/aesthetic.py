@@ -1,8 +1,8 @@
-"""The LAION aesthetic predictor: how pleasing a picture is, about 1 to 10, whatever its prompt.
+"""The LAION aesthetic predictor: how pleasing an image is, about 1 to 10, whatever its prompt.
 
 LAION-Aesthetics V2 (Schuhmann et al., arXiv 2210.08402): five linear maps on the unit embedding of CLIP
 ViT-L/14. There is no activation between them, so they are one linear map here. Left out: the dropout of their
-training. Differentiable in the picture.
+training. Differentiable in the image.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class AestheticScore:
     head: LinearMap
 
     def __call__(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
-        """`scores_B`, float32. Gradients flow into the pictures; the prompts do not matter."""
+        """`scores_B`, float32. Gradients flow into the images; the prompts do not matter."""
         check_pictures(images_B3HW, prompts)
         return self.head(self.similarity.embed_images(images_B3HW))
 

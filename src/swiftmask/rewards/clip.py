@@ -1,4 +1,4 @@
-"""PickScore and CLIP score: how well a picture shows its prompt, differentiable in the picture.
+"""PickScore and CLIP score: how well an image shows its prompt, differentiable in the image.
 
 Both compare the embeddings of a CLIP model (Radford et al., arXiv 2103.00020). PickScore (Kirstain et al.,
 arXiv 2305.01569) is a CLIP-H fine-tuned on human choices, scored as its model card does. CLIP score (Hessel
@@ -38,9 +38,9 @@ _PROCESSORS = {PICK_SCORE: "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"}
 
 
 class ClipSimilarity:
-    """Cosine between each picture and its prompt.
+    """Cosine between each image and its prompt.
 
-    The weights are frozen, follow the pictures to their device, and keep the dtype they were loaded in. Every
+    The weights are frozen, follow the images to their device, and keep the dtype they were loaded in. Every
     prompt is embedded once and kept (4 KB for CLIP-H).
     """
 
@@ -51,20 +51,20 @@ class ClipSimilarity:
         self._texts: dict[str, Tensor] = {}
 
     def __call__(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Cosines in [-1, 1], float32 [B], on the device of the pictures.
+        """Cosines in [-1, 1], float32 [B], on the device of the images.
 
         Args:
             images_B3HW: in [0, 1], of any size; gradients flow into them.
-            prompts: one per picture; cut where the model's context ends.
+            prompts: one per image; cut where the model's context ends.
 
-        Errors: ValueError for pictures of another form, or not as many prompts as pictures.
+        Errors: ValueError for images of another form, or not as many prompts as images.
         """
         check_pictures(images_B3HW, prompts)
-        image_BD = self.embed_images(images_B3HW)  # first: texts are embedded where the pictures are
+        image_BD = self.embed_images(images_B3HW)  # first: texts are embedded where the images are
         return (image_BD * self._embed_prompts(prompts)).sum(dim=-1)
 
     def embed_images(self, images_B3HW: Tensor) -> Tensor:
-        """Unit vectors [B, D] of pictures in [0, 1]; the weights follow them to their device."""
+        """Unit vectors [B, D] of images in [0, 1]; the weights follow them to their device."""
         self._follow(images_B3HW.device)
         pixels_B3HW = self._preprocess(images_B3HW).to(self.model.dtype)
         pooled_BD = self.model.vision_model(pixel_values=pixels_B3HW).pooler_output

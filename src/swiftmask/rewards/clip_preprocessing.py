@@ -1,4 +1,4 @@
-"""What CLIP does to a picture before it looks at it, in differentiable tensor operations.
+"""What CLIP does to an image before it looks at it, in differentiable tensor operations.
 
 The processors of transformers round to bytes on the way, through which no gradient flows. Same arithmetic
 otherwise: antialiased bicubic resize of the short side, centre crop, mean and standard deviation of the
@@ -74,7 +74,7 @@ class Preprocessing:
         return found
 
     def __call__(self, images_B3HW: Tensor) -> Tensor:
-        """Resized, cropped and normalised pictures, at least float32, [B, 3, *crop]."""
+        """Resized, cropped and normalised images, at least float32, [B, 3, *crop]."""
         images_B3HW = images_B3HW.to(torch.promote_types(images_B3HW.dtype, torch.float32))
         cropped_B3HW = self._crop(self._resize(images_B3HW))
         mean_311, std_311 = (cropped_B3HW.new_tensor(row)[:, None, None] for row in (self.mean, self.std))

@@ -1,4 +1,4 @@
-"""HPSv2.1: which picture people would prefer for a prompt, differentiable in the picture.
+"""HPSv2.1: which image people would prefer for a prompt, differentiable in the image.
 
 Wu et al., arXiv 2306.09341. The score is the cosine between the embeddings of a fine-tuned CLIP ViT-H-14
 (tables report it times 100). The released file is a state dict of open_clip; its keys are mapped onto
@@ -81,7 +81,7 @@ class HumanPreferenceScore:
     similarity: ClipSimilarity
 
     def __call__(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
-        """`scores_B`, float32. Gradients flow into the pictures; errors as `ClipSimilarity`."""
+        """`scores_B`, float32. Gradients flow into the images; errors as `ClipSimilarity`."""
         check_pictures(images_B3HW, prompts)
         side = self.similarity.model.vision_model.config.image_size
         assert isinstance(side, int)
@@ -148,9 +148,9 @@ def to_transformers(state: State) -> dict[str, Tensor]:
 
 
 def whole_picture(images_B3HW: Tensor, side: int) -> Tensor:
-    """The whole picture inside `side` x `side` pixels with black bars, [B, 3, side, side].
+    """The whole image inside `side` x `side` pixels with black bars, [B, 3, side, side].
 
-    HPSv2 cuts nothing off, where CLIP crops. A square picture has no bars and is returned as it is.
+    HPSv2 cuts nothing off, where CLIP crops. A square image has no bars and is returned as it is.
     """
     height, width = images_B3HW.shape[-2:]
     if height == width:

@@ -6,8 +6,8 @@ transformers); a server of its own keeps each apart. The protocol is two request
     GET  /health  ->  {"status": "ok", "reward": NAME}
     POST /score   {"images": [PNG in base64, ...], "prompts": [...]}  ->  {"scores": [number or null, ...]}
 
-An error is any other status with `{"error": one line}`. Null: the reward does not apply to that picture.
-Pictures travel as 8-bit PNGs, so no gradient flows back.
+An error is any other status with `{"error": one line}`. Null: the reward does not apply to that image.
+Images travel as 8-bit PNGs, so no gradient flows back.
 """
 
 import base64
@@ -40,7 +40,7 @@ class HttpReward:
 
     Attributes:
         url: such as http://127.0.0.1:8765, without the path of a request.
-        batch_size: pictures a request; servers limit it.
+        batch_size: images a request; servers limit it.
         timeout_s: seconds that one request may be silent.
         num_attempts: how often a request is sent before giving up.
         first_wait_s: seconds before the second attempt; each further wait is twice as long.
@@ -58,11 +58,11 @@ class HttpReward:
         check_fields(self)
 
     def __call__(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
-        """`scores_B`, float32, on the device of the pictures, without gradient; NaN where it does not apply.
+        """`scores_B`, float32, on the device of the images, without gradient; NaN where it does not apply.
 
         Args:
             images_B3HW: in [0, 1]; rounded to bytes.
-            prompts: one per picture.
+            prompts: one per image.
 
         Errors: ValueError if the server refuses or answers nonsense; ConnectionError if no attempt got an
         answer.

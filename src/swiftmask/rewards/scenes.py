@@ -1,5 +1,5 @@
 """Readers of Scenes: networks that read the facts back from pixels, so that a caption can be scored in a
-picture.
+image.
 
 `load_reward` is what reinforcement learning may train against; `load_judge`, another architecture with
 another seed, is never trained against and is what evaluation reports. Score = share of the stated facts
@@ -23,7 +23,7 @@ from swiftmask.data.scenes import MAX_OBJECTS, SIZES, Facts, Scenes, check_kinds
 from swiftmask.rewards.scenes_networks import GRID, INPUT_SIZE, ReaderConfig, ReaderNetwork, Reading
 
 Reward = Callable[[Tensor, Sequence[str]], Tensor]
-"""`reward(images_B3HW, prompts) -> scores_B`, pictures in [0, 1]."""
+"""`reward(images_B3HW, prompts) -> scores_B`, images in [0, 1]."""
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
@@ -38,14 +38,14 @@ _CHUNK = 256
 
 
 class SceneReader(Protocol):
-    """Reads pictures `images_B3HW` in [0, 1] of any size."""
+    """Reads images `images_B3HW` in [0, 1] of any size."""
 
     def features(self, images_B3HW: Tensor) -> Tensor:
-        """`features_BD`, one description per picture: what the Frechet distance compares."""
+        """`features_BD`, one description per image: what the Frechet distance compares."""
         ...
 
     def read(self, images_B3HW: Tensor) -> Scenes:
-        """What the pictures show: objects from left to right, radius nominal, texture phases unknown (0)."""
+        """What the images show: objects from left to right, radius nominal, texture phases unknown (0)."""
         ...
 
 
@@ -96,13 +96,13 @@ def load_reader(folder: str | Path, device: torch.device | str = "cpu") -> Netwo
 
 
 def score(reader: SceneReader, images_B3HW: Tensor, facts: Facts) -> Tensor:
-    """`score_B` in [0, 1]: the share of the stated facts that hold in each picture."""
+    """`score_B` in [0, 1]: the share of the stated facts that hold in each image."""
     num_true_BK, num_stated_BK = found(reader, images_B3HW, facts)
     return num_true_BK.sum(dim=1) / num_stated_BK.sum(dim=1).clamp(min=1)
 
 
 def found(reader: SceneReader, images_B3HW: Tensor, facts: Facts) -> tuple[Tensor, Tensor]:
-    """How many of the stated facts of each kind (`FACT_KINDS`) the reader finds in each picture, and how many
+    """How many of the stated facts of each kind (`FACT_KINDS`) the reader finds in each image, and how many
     are stated: `num_true_BK, num_stated_BK`.
     """
     scenes = reader.read(images_B3HW)
@@ -110,12 +110,12 @@ def found(reader: SceneReader, images_B3HW: Tensor, facts: Facts) -> tuple[Tenso
 
 
 def caption_reward(reader: SceneReader) -> Reward:
-    """Scores pictures against captions of the Scenes grammar."""
+    """Scores images against captions of the Scenes grammar."""
     return lambda images_B3HW, prompts: score(reader, images_B3HW, parse_captions(prompts))
 
 
 def class_reward(reader: SceneReader) -> Callable[[Tensor, Tensor], Tensor]:
-    """Scores pictures against class labels: one object, its shape and its colour."""
+    """Scores images against class labels: one object, its shape and its colour."""
     return lambda images_B3HW, labels_B: score(reader, images_B3HW, class_facts(labels_B))
 
 

@@ -20,7 +20,7 @@ def class_log_likelihood(reader: NetworkReader) -> Callable[[Tensor, Sequence[in
     """`reward(images_B3HW, labels) -> scores_B`: log-probability in nats of a class's three facts (one
     object, its shape, its colour), their mean, at most 0.
 
-    Logarithms, because the gradient of a probability vanishes where a picture is plainly wrong. Shape and
+    Logarithms, because the gradient of a probability vanishes where an image is plainly wrong. Shape and
     colour are read where the reader sees an object's centre, as when facts are counted.
     """
 

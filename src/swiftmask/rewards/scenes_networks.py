@@ -1,7 +1,7 @@
 """The two networks that read Scenes from pixels, and what they say before it is decoded.
 
-Both look at the picture on a 16x16 map and say for each cell: is an object's centre here, which shape,
-colour and size, and where exactly. One description of the whole picture (`features_BD`) names the
+Both look at the image on a 16x16 map and say for each cell: is an object's centre here, which shape,
+colour and size, and where exactly. One description of the whole image (`features_BD`) names the
 background. They share nothing else: one is a convolutional residual network, the other joins ConvNeXt
 blocks (Liu et al., 2022) with a transformer.
 """
@@ -42,7 +42,7 @@ class Reading:
     """Raw outputs.
 
     Per cell: `heat_BHW` (logit of an object's centre), `shape_BHWK`, `colour_BHWK`, `size_BHWK` (logits over
-    K choices), `offset_BHWX` (centre minus cell middle, in cells: x, y). Per picture: logits of the pattern,
+    K choices), `offset_BHWX` (centre minus cell middle, in cells: x, y). Per image: logits of the pattern,
     of the background colour, of the number of objects (0 = unreadable), of each shape and colour being there.
     """
 
@@ -72,7 +72,7 @@ class ReaderNetwork(nn.Module):
             self.map_head.bias[0] = -4.0  # nearly every cell is empty
 
     def forward(self, images_B3HW: Tensor) -> tuple[Reading, Tensor]:
-        """The reading and `features_BD` of pictures of `INPUT_SIZE`."""
+        """The reading and `features_BD` of images of `INPUT_SIZE`."""
         map_BDHW, coarse_BDHW = self.trunk((images_B3HW - 0.5) * 4)
         pooled_BD = torch.cat([coarse_BDHW.mean(dim=(2, 3)), coarse_BDHW.amax(dim=(2, 3))], dim=1)
         features_BD = F.gelu(self.to_features(pooled_BD)).float()

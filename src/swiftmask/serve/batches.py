@@ -66,7 +66,7 @@ class Job:
 
     Attributes:
         key: equal for jobs that can share a decode.
-        pipeline: draws all of its rows; the same for equal keys.
+        pipeline: generates all of its rows; the same for equal keys.
         steps: of the decode.
         num_partial: unfinished images to tell of each row.
         images: by row, where they are finished.

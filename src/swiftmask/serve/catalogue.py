@@ -1,4 +1,4 @@
-"""What a server can draw with: a base model, and beside it every way to make it cheaper that was asked for.
+"""What a server can generate with: a base model, and every way to make it cheaper that was asked for.
 
 All of them share the base's weights; weights that Speed-RL tuned are another copy. A request chooses by
 name: the base's own (`maskgit-scenes`), with parts behind it (`maskgit-scenes+shortcut`,
@@ -38,7 +38,7 @@ class Accelerators:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One name a request can choose, and what draws then.
+    """One name a request can choose, and what generates then.
 
     Attributes:
         full: the base at the same size, whose cost an answer tells beside its own.
@@ -164,7 +164,7 @@ def _variant(name: str, base: Pipeline, pipeline: Pipeline, settings: Settings) 
 
 
 def _sized(base: Pipeline, variant: Variant, size: tuple[int, int]) -> Variant:
-    """The variant drawing other sizes, around the same weights.
+    """The variant generating other sizes, around the same weights.
 
     Errors: ValueError for a size the model has not, or an accelerator that knows one size alone.
     """

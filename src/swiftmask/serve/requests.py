@@ -166,7 +166,7 @@ def read_fields(content: Mapping[str, Any], limits: RequestLimits) -> Asked:
 
 
 def mask_of(image: Image.Image, mask: Image.Image | None) -> Image.Image | None:
-    """A mask that is white where to draw anew.
+    """A mask that is white where to generate anew.
 
     OpenAI's masks are transparent there, of the mask or, without one, of the image; ours are white. A mask
     with a transparent pixel is read as OpenAI's.
@@ -229,7 +229,7 @@ def _check_text(name: str, value: object, limits: RequestLimits) -> None:
 
 
 def _what(given: Mapping[str, Any], limits: RequestLimits) -> list[str]:
-    """What to draw, once each: the labels, or else the prompt."""
+    """What to generate, once each: the labels, or else the prompt."""
     prompt, labels = given.get("prompt", "").strip(), given.get("labels")
     if labels is None:
         if not prompt:

@@ -1,8 +1,8 @@
 """A reward's scores over HTTP: the protocol of `rewards/http_client.py`, behind the limits of every server.
 
 It has no passwords and no encryption: keep it inside a network you trust. A few requests are read and scored
-at once, and of these one at a time decodes pictures and calls the reward. So memory is bounded: bodies of
-`Limits.num_readers` requests and the pictures of one.
+at once, and of these one at a time decodes images and calls the reward. So memory is bounded: bodies of
+`Limits.num_readers` requests and the images of one.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from swiftmask.serve.limits import BodyReader, Limits
 from swiftmask.serve.listening import ListeningServer, bound_socket
 
 Reward = Callable[[Tensor, Sequence[str]], Tensor | Sequence[float | None]]
-"""`reward(images_B3HW, prompts) -> scores_B`, pictures in [0, 1]; None or NaN where it does not apply."""
+"""`reward(images_B3HW, prompts) -> scores_B`, images in [0, 1]; None or NaN where it does not apply."""
 
 _log = logging.getLogger(__name__)
 _NOT_A_PNG = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -46,9 +46,9 @@ class RewardService:
     Attributes:
         reward: called without gradient.
         name: what /health tells.
-        device: where the reward gets its pictures.
-        max_images: pictures of a request.
-        max_pixels: of all its pictures together (18 bytes each in memory); 16 pictures of 1024x1024.
+        device: where the reward gets its images.
+        max_images: images of a request.
+        max_pixels: of all its images together (18 bytes each in memory); 16 images of 1024x1024.
     """
 
     reward: Reward

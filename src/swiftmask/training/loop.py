@@ -104,7 +104,7 @@ def train(
         name: of the recipe; a checkpoint of another recipe, of other settings or of another number of
             processes is refused.
         on_log: progress display, in the main process.
-        on_save: called with the step and the averaged model before every checkpoint (sample pictures), in
+        on_save: called with the step and the averaged model before every checkpoint (sample images), in
             the main process.
 
     Returns: the averaged model, unwrapped.

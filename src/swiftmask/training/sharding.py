@@ -1,8 +1,8 @@
 """Sharded training: gradients, optimizer state and averaged weights are split over the processes (FSDP2).
 
 The weights are gathered for the length of a step, because methods read them outside a forward pass, too: to
-draw the images they learn from. Accelerate's own FSDP2 is this call of `fully_shard`, but it wraps nothing
-on CPUs and differently inside each network.
+generate the images they learn from. Accelerate's own FSDP2 is this call of `fully_shard`, but it wraps
+nothing on CPUs and differently inside each network.
 """
 
 import sys

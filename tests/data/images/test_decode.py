@@ -81,7 +81,7 @@ MODES: dict[str, tuple[Callable[[], Image.Image], np.ndarray, float, tuple[str, 
     "F to 1": (lambda: raw(RAMP_HW / 255, "F", "<f4"), GREY_HW3, 0, ("depth",)),
     "F to 255": (lambda: raw(RAMP_HW * 1.0, "F", "<f4"), GREY_HW3, 0, ("depth",)),
 }
-"""By name: how to make the picture, its colours on white, by how much they may be off, what was done."""
+"""By name: how to make the image, its colours on white, by how much they may be off, what was done."""
 
 FILES = ("PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "TGA", "ICO", "PPM", "AVIF")
 
@@ -200,7 +200,7 @@ def test_a_transparent_palette_colour_or_grey(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_turns(kind: str, orientation: int) -> None:
-    """The file holds the picture so that a viewer turns it into `upright`: corners red and dark."""
+    """The file holds the image so that a viewer turns it into `upright`: corners red and dark."""
     upright_HW3 = np.zeros((8, 24, 3), np.uint8)
     upright_HW3[:, :8], upright_HW3[:4, :8] = (250, 250, 250), (120, 120, 120)
     stored_HW3 = {
@@ -335,7 +335,7 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("bits", "scale"), [(2, 85), (4, 17)])
 def test_the_transparent_grey_of_few_bits(bits: int, scale: int) -> None:
-    """Pillow scales the greys of the picture, but not the transparent one."""
+    """Pillow scales the greys of the image, but not the transparent one."""
     levels_HW = np.arange(16).reshape(4, 4) % 2**bits
     rows = [
         b"\0" + np.packbits((row[:, None] >> np.arange(bits)[::-1]) & 1).tobytes()

@@ -1,4 +1,4 @@
-"""Where inpainting and outpainting start: which tokens are drawn anew, and what lies around an image."""
+"""Where inpainting and outpainting start: which tokens are generated anew, and what lies around an image."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which files are pictures: those that Pillow reads, whatever the case of their suffix."""
+"""Which files are images: those that Pillow reads, whatever the case of their suffix."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ READ = ["a.GIF", "b.avif", "c.webp", "d.tiff", "e.BMP", "f.jp2", "g.jfif", "h.tg
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A class `x` with pictures of many formats, four files that are passed over, and others beside them."""
+    """A class `x` with images of many formats, four files that are passed over, and others beside them."""
     (tmp_path / "x").mkdir()
     for name in READ:
         Image.new("RGB", (8, 8)).save(tmp_path / "x" / name.lower())

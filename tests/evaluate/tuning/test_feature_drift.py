@@ -93,7 +93,7 @@ def test_real_valued_tokens_have_no_token_drift(golden_mar: MAR) -> None:
     recording = record_decode(golden_mar, [0], [0], schedule)
     reuse = ReuseFeatures(golden_mar)
     assert float(drift(reuse, recording, feature_distance)[0, 1]) > 0
-    with pytest.raises(ValueError, match="mar draws no codes"):
+    with pytest.raises(ValueError, match="mar generates no codes"):
         drift(reuse, recording, token_distance)
 
 

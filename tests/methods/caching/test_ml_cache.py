@@ -92,7 +92,7 @@ def test_all_steps_full_is_vanilla(golden_dimoo: LuminaDiMOO) -> None:
 def test_the_columns_with_the_lowest_peaks_are_recomputed_and_no_others(
     golden_dimoo: LuminaDiMOO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each branch of each picture picks its own, never padding, and all others stay as they were."""
+    """Each branch of each image picks its own, never padding, and all others stay as they were."""
     asked: list[torch.Tensor] = []
     recompute = golden_dimoo.recompute
 

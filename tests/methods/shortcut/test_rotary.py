@@ -173,7 +173,7 @@ def test_all_steps_full_is_vanilla(golden_dimoo: LuminaDiMOO, shortcut: RotarySh
 
 
 def test_branches_and_pictures_by_hand(golden_dimoo: LuminaDiMOO, shortcut: RotaryShortcut) -> None:
-    """One call per picture and branch equals the batched one: the conditional branch reads its prompt and the
+    """One call per image and branch equals the batched one: the conditional branch reads its prompt and the
     fresh codes, the null branch the codes alone, each at their places in their own sequence.
     """
     records: list[Record] = []

@@ -180,7 +180,7 @@ def rotary_rounds(teacher: LuminaDiMOO, shortcut: RotaryShortcut | None = None) 
 
 
 def test_a_rotary_shortcut_reads_the_same_in_training_as_in_a_decode(golden_dimoo: LuminaDiMOO) -> None:
-    """Prompt and fresh codes of the picked pictures alone, at their places, in both branches."""
+    """Prompt and fresh codes of the picked images alone, at their places, in both branches."""
     rounds = rotary_rounds(golden_dimoo)
     batch = rounds.batch(0, 0, 1)
     assert rounds._round is not None

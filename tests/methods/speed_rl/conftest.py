@@ -51,7 +51,7 @@ def toy_model() -> MaskGIT:
 
 @pytest.fixture
 def transparent(base, monkeypatch) -> MaskGIT:
-    """The same, whose pictures are its codes: rewards can look at those."""
+    """The same, whose images are its codes: rewards can look at those."""
 
     def paint(self: MaskGIT, tokens_BL: Tensor) -> Tensor:
         return (tokens_BL.float() / NUM_CODES).view(-1, 1, 4, 4).expand(-1, 3, -1, -1)
@@ -61,7 +61,7 @@ def transparent(base, monkeypatch) -> MaskGIT:
 
 
 def share_of_even_codes(images_B3HW: Tensor, prompts: Sequence[int]) -> Tensor:
-    """Reads the code of each place off a picture of `transparent`."""
+    """Reads the code of each place off an image of `transparent`."""
     codes_BL = (images_B3HW[:, 0] * NUM_CODES).round().flatten(1)
     return (codes_BL % 2 == 0).float().mean(dim=1)
 

@@ -25,7 +25,7 @@ from swiftmask.training.setup import TrainingConfig, train_step
 
 
 def share_of_dark_pixels(images, prompts):
-    """Of each picture by itself: a judge that looks at its batch would see other ones."""
+    """Of each image by itself: a judge that looks at its batch would see other ones."""
     return (images < images.mean(dim=(1, 2, 3), keepdim=True)).float().mean(dim=(1, 2, 3))
 
 

@@ -1,4 +1,4 @@
-"""Scores of recorded pictures: those of the decode, and gradients through the right branch."""
+"""Scores of recorded images: those of the decode, and gradients through the right branch."""
 
 import copy
 from dataclasses import replace
@@ -129,7 +129,7 @@ def replayed_log_prob(model, replay: Replay, features_fn) -> Tensor:
 )
 @pytest.mark.parametrize("run", list(ACTIVATIONS))
 def test_no_row_runs_through_a_backbone_in_vain(base, moved, guidance, kl, rows, run):
-    """Rows of one step of two pictures. The backward pass of `recomputed` repeats the conditional
+    """Rows of one step of two images. The backward pass of `recomputed` repeats the conditional
     rows and no others.
     """
     ran = {"policy": 0, "reference": 0}

@@ -21,7 +21,7 @@ FORWARD_GRADIENT_V = torch.tensor([0.0085632, -0.0897099, 0.0173788, 0.0637679])
 
 
 def log_probs(logits_V: Tensor, count: int = 1) -> Tensor:
-    """The same distribution at `count` places of one picture."""
+    """The same distribution at `count` places of one image."""
     return logits_V.log_softmax(-1).expand(1, count, -1)
 
 

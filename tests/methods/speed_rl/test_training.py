@@ -130,7 +130,7 @@ def test_dropped_pictures_are_not_replayed_and_the_rest_share_their_weight(start
 
 
 def test_processes_share_what_is_kept(start, make_config, make_training):
-    """Three pictures of two processes; with one picture the second still has something to run."""
+    """Three images of two processes; with one image the second still has something to run."""
     trainer, rounds = start(make_config(filter=NO_FILTER), make_training(1))
     rounds.batch(0, 0, 1)
     trainer.round.kept_B[:5] = 0
@@ -148,7 +148,7 @@ def test_processes_share_what_is_kept(start, make_config, make_training):
 @pytest.mark.parametrize("kept", [[0, 3], [7], [0, 1, 2, 5, 6]])
 def test_every_kept_picture_weighs_the_same_whoever_has_it(start, make_config, make_training, kept):
     """Of four processes some have none: what they run instead must not count, above all not the first
-    picture, if that one is kept.
+    image, if that one is kept.
     """
     trainer, rounds = start(make_config(filter=NO_FILTER), make_training(1))
     rounds.batch(0, 0, 1)
@@ -167,7 +167,7 @@ def test_every_kept_picture_weighs_the_same_whoever_has_it(start, make_config, m
 
 
 def test_a_round_without_anything_to_learn_changes_nothing(transparent, scorers, make_config, make_training):
-    """Every picture is the same, so every group is dropped: a loss of zero, not NaN."""
+    """Every image is the same, so every group is dropped: a loss of zero, not NaN."""
     with torch.no_grad():
         transparent.transformer.bias[:, 3] = 1e4
     trainer = SpeedRLTrainer(transparent, make_config(speed_weight=0.1))

@@ -1,4 +1,4 @@
-"""Sequences: where prompts, pictures, newlines and padding stand."""
+"""Sequences: where prompts, images, newlines and padding stand."""
 
 import pytest
 import torch

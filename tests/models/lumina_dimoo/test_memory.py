@@ -133,7 +133,7 @@ def test_half_precision() -> None:
 
 
 def test_what_the_released_codec_holds() -> None:
-    """Its activations, on a picture of 128x128."""
+    """Its activations, on an image of 128x128."""
     sizes = VQConfig(
         block_out_channels=(128, 256, 256, 512, 768),
         layers_per_block=2,

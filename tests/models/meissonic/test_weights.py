@@ -70,7 +70,7 @@ def test_weights_win_over_a_stale_config(released: Path, model: Meissonic) -> No
 
 
 def test_a_whole_clip_model_for_text_encoder(released: Path, tmp_path: Path, model: Meissonic) -> None:
-    """As laion's: text and pictures in one file, sizes under text_config, a stale projection_dim there."""
+    """As laion's: text and images in one file, sizes under text_config, a stale projection_dim there."""
     folder = tmp_path / "clip"
     folder.mkdir()
     state = {key: 2 * value for key, value in model.text_encoder.clip.state_dict().items()}

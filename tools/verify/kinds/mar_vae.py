@@ -1,4 +1,4 @@
-"""MAR's KL autoencoder: moments of recorded pictures, pictures of recorded (unscaled) latents."""
+"""MAR's KL autoencoder: moments of recorded images, images of recorded (unscaled) latents."""
 
 import torch
 

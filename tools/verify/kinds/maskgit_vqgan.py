@@ -1,4 +1,4 @@
-"""The VQGAN: pictures of recorded codes, latents and codes of recorded pictures."""
+"""The VQGAN: images of recorded codes, latents and codes of recorded pictures."""
 
 from collections.abc import Mapping
 from typing import Any

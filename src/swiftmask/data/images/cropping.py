@@ -15,7 +15,7 @@ from swiftmask.data.images.decode import Decoding, decode_picture
 
 
 class Cropped(NamedTuple):
-    """A square of a picture, uint8 [3, size, size], and what was done to it before (decode.py)."""
+    """A square of an image, uint8 [3, size, size], and what was done to it before (decode.py)."""
 
     pixels_3HW: Tensor
     changes: tuple[str, ...]

@@ -1,6 +1,6 @@
-"""Picture files to 8-bit RGB: the one place where pictures enter, whatever they are read for.
+"""Image files to 8-bit RGB: the one place where images enter, whatever they are read for.
 
-Training, `compare`, start pictures and the reward server read pictures here; docs/inputs.md states the rules.
+Training, `compare`, start images and the reward server read images here; docs/inputs.md states the rules.
 A profile that changes no colour by more than 2 of 255 is taken for sRGB, and the pixels stay as they are.
 
 Not implemented: gamma and chromaticities of a PNG without an ICC profile; frames and pages after the first.
@@ -25,7 +25,7 @@ RULES = 2
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 _DEEP = "more than 8 bits"
-"""Set in a picture's info where Pillow has cut its channels to 8 bits while loading."""
+"""Set in an image's info where Pillow has cut its channels to 8 bits while loading."""
 
 _SAME = 2
 """Of 255: what a profile may change and still count as sRGB."""
@@ -36,8 +36,8 @@ class Decoding:
     """The settings of the rules.
 
     Attributes:
-        background: what transparent pictures are placed on: a colour's name, or #rrggbb.
-        orientation: whether pictures are turned as EXIF says. ADM's reference statistics were made without.
+        background: what transparent images are placed on: a colour's name, or #rrggbb.
+        orientation: whether images are turned as EXIF says. ADM's reference statistics were made without.
 
     Errors: ValueError for a background that is no colour.
     """
@@ -76,11 +76,11 @@ _CHANGES = {
     "no profile": "had a colour profile that is damaged or of other colours: taken for sRGB",
     "frames": "had several frames or pages: the first was read",
 }
-"""What may have to be done to a picture, and how it is said."""
+"""What may have to be done to an image, and how it is said."""
 
 
 class Picture(NamedTuple):
-    """A picture of mode RGB, and the names of what was done to it."""
+    """An image of mode RGB, and the names of what was done to it."""
 
     image: Image.Image
     changes: tuple[str, ...]
@@ -116,7 +116,7 @@ def decode_picture(content: bytes, name: str, decoding: Decoding = DEFAULT) -> P
 
 
 def to_rgb(image: Image.Image, decoding: Decoding = DEFAULT) -> Picture:
-    """A picture of any mode in RGB. Errors: ValueError for numbers whose scale is not known."""
+    """An image of any mode in RGB. Errors: ValueError for numbers whose scale is not known."""
     changes = ["frames"] if getattr(image, "n_frames", 1) > 1 else []
     if _is_deep(image) or image.info.get(_DEEP):
         changes.append("depth")
@@ -134,7 +134,7 @@ def to_rgb(image: Image.Image, decoding: Decoding = DEFAULT) -> Picture:
 
 
 def numbers_of(image: Image.Image) -> tuple[np.ndarray, int]:
-    """A picture's grey values [H, W] as they are stored, and the largest that its mode can hold.
+    """An image's grey values [H, W] as they are stored, and the largest that its mode can hold.
 
     Transparent places count as 0. Orientation is applied, profiles are not.
     """
@@ -152,7 +152,7 @@ def numbers_of(image: Image.Image) -> tuple[np.ndarray, int]:
 
 @contextmanager
 def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
-    """The loaded picture. What it is used for may find it wrong, too."""
+    """The loaded image. What it is used for may find it wrong, too."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             getattr(image, "n_frames", 1)  # counted while the file is open
@@ -199,7 +199,7 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey pictures of more bits in mode L; others as they are."""
+    """Grey images of more bits in mode L; others as they are."""
     if not _is_deep(image):
         return image
     values_HW = np.asarray(image)
@@ -215,7 +215,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _whole_bits(image: Image.Image, values_HW: np.ndarray) -> int:
-    """How many bits a picture of whole numbers uses. 32-bit files do not say: their values do."""
+    """How many bits an image of whole numbers uses. 32-bit files do not say: their values do."""
     if image.mode != "I":
         return int(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0])
     low, high = int(values_HW.min()), int(values_HW.max())
@@ -233,7 +233,7 @@ def _float_scale(values_HW: np.ndarray) -> float:
 
 
 def _without_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Colours without transparency, and the alpha channel if any of the picture shows through."""
+    """Colours without transparency, and the alpha channel if any of the image shows through."""
     if image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())
     if not image.has_transparency_data:
@@ -265,9 +265,9 @@ def _in_srgb(image: Image.Image, profile: bytes | None, changes: list[str]) -> I
 
 @lru_cache(maxsize=16)
 def _transform_of(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform | None, str]:
-    """What takes pictures to sRGB, and the mode it takes them in; None for a profile that is sRGB already.
+    """What takes images to sRGB, and the mode it takes them in; None for a profile that is sRGB already.
 
-    Errors: OSError or PyCMSError for a damaged profile, or one of other colours than the picture's.
+    Errors: OSError or PyCMSError for a damaged profile, or one of other colours than the image's.
     """
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space: str = source.profile.xcolor_space  # pyright: ignore[reportAttributeAccessIssue]
@@ -293,5 +293,5 @@ def _probe(mode: str) -> Image.Image | None:
 
 
 def counted(changes: Sequence[Sequence[str]]) -> dict[str, int]:
-    """How many pictures each thing was done to."""
+    """How many images each thing was done to."""
     return {name: n for name in _CHANGES if (n := sum(name in one for one in changes))}

@@ -1,4 +1,4 @@
-"""What inpainting and outpainting start from: the pixels of a picture, and which of them are drawn anew."""
+"""What inpainting and outpainting start from: pixels of an image, and which of them are generated anew."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,13 +16,13 @@ _FAINT = 1 / 8
 
 
 class StartPicture(NamedTuple):
-    """What a picture starts from.
+    """What an image starts from.
 
     Attributes:
         image_3HW: pixels in [0, 1].
-        drawn_L: which of the tokens behind them are drawn anew.
-        kept_HW: which pixels the finished picture takes over as they are. A token that is drawn anew may have
-            some of them.
+        drawn_L: which of the tokens behind them are generated anew.
+        kept_HW: which pixels the finished image takes over as they are. A token that is generated anew may
+            have some of them.
     """
 
     image_3HW: Tensor
@@ -31,12 +31,12 @@ class StartPicture(NamedTuple):
 
     @property
     def num_drawn(self) -> int:
-        """Tokens that are drawn anew."""
+        """Tokens that are generated anew."""
         return int(self.drawn_L.sum())
 
 
 def paste_kept(images_B3HW: Tensor, starts: Sequence[StartPicture]) -> Tensor:
-    """Finished pictures with the kept pixels of their start pictures, one each or none at all, unchanged."""
+    """Finished images with the kept pixels of their start images, one each or none at all, unchanged."""
     if not starts:
         return images_B3HW
     device, dtype = images_B3HW.device, images_B3HW.dtype
@@ -51,16 +51,16 @@ def start_picture(
     """An image, and around it what is missing to `size`.
 
     A smaller image lies in the middle, on the grid of tokens; the pixels around it repeat its edge, so that
-    an encoder sees nothing foreign there, and are drawn anew. A token is drawn anew if any of its pixels is.
+    an encoder sees nothing foreign there, and are generated anew. So is a token with any such pixel.
 
     Args:
         image: of any mode (decode.py).
-        mask: as large as the image; white is drawn anew (`white_of`).
-        size: height and width of the pictures that a model draws, in pixels.
+        mask: as large as the image; white is generated anew (`white_of`).
+        size: height and width of the images that a model generates, in pixels.
         grid: rows and columns of its tokens.
 
     Errors: ValueError for an image that is too large, a mask of another size or neither black nor white, or
-        if everything or nothing is left to draw.
+        if everything or nothing is left to generate.
     """
     image = to_rgb(image).image
     white_hw = np.zeros((image.height, image.width), bool) if mask is None else white_of(mask)
@@ -91,7 +91,7 @@ def start_picture(
 def white_of(mask: Image.Image) -> np.ndarray:
     """Where a mask is white, bool [H, W]: above the middle of the range of its values.
 
-    So 0 and 1 are read as 0 and 255 are, and so are 16 bits, real values, palettes, and pictures of one bit.
+    So 0 and 1 are read as 0 and 255 are, and so are 16 bits, real values, palettes, and images of one bit.
     Transparent places are black. A mask of one value is white all over, unless the value is 0.
 
     Errors: ValueError for values that are neither black and white nor grey: a narrow range of several, or one

@@ -1,4 +1,4 @@
-"""Which files of a folder are pictures, and which are passed over."""
+"""Which files of a folder are images, and which are passed over."""
 
 import os
 from collections import Counter
@@ -17,12 +17,12 @@ _BESIDE = (
     ".csv .db .html .ini .json .jsonl .lock .log .md .ndjson .npy .npz .parquet .py .safetensors .sha256 "
     ".toml .tsv .txt .xml .yaml .yml"
 ).split()
-"""Suffixes of what lies beside pictures and is none: not worth a word."""
+"""Suffixes of what lies beside images and is none: not worth a word."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassedOver:
-    """Files that may be pictures and are not read, as paths below their folder."""
+    """Files that may be images and are not read, as paths below their folder."""
 
     files: tuple[str, ...] = ()
 
@@ -42,7 +42,7 @@ class PassedOver:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The pictures below a folder, sorted by path, and what is none of them."""
+    """The images below a folder, sorted by path, and what is none of them."""
 
     files: tuple[str, ...]
     passed_over: PassedOver

@@ -1,8 +1,8 @@
-"""Scenes: endless 64x64 pictures of one to three coloured shapes, with captions, classes and checkable
+"""Scenes: endless 64x64 images of one to three coloured shapes, with captions, classes and checkable
 facts.
 
 `world` draws the generating parameters from integer seeds, `render` turns them into pixels, `facts` checks
-what is stated about them, `captions` writes and reads the small grammar. Axes: `B` picture, `O` object
+what is stated about them, `captions` writes and reads the small grammar. Axes: `B` image, `O` object
 slot, `H W` pixels.
 """
 

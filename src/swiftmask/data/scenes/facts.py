@@ -1,6 +1,6 @@
-"""What a caption or a class states about a picture, and the exact check of it on generating parameters.
+"""What a caption or a class states about an image, and the exact check of it on generating parameters.
 
-Stated objects are matched to the picture's objects by the permutation under which most facts hold: captions
+Stated objects are matched to the image's objects by the permutation under which most facts hold: captions
 do not say which slot an object came from, and a reader of pixels does not know.
 """
 
@@ -20,7 +20,7 @@ FACT_KINDS = ("count", "shape", "colour", "size", "relation", "pattern", "backgr
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is stated about `B` pictures; -1 means not stated. `relation_B` is from stated object 0 to 1."""
+    """What is stated about `B` images; -1 means not stated. `relation_B` is from stated object 0 to 1."""
 
     count_B: Tensor
     shape_BO: Tensor

@@ -23,7 +23,7 @@ class World:
     """Which scenes there are: a mixture of three kinds, dealt out evenly over the seeds.
 
     Attributes:
-        simple_percent: how many of a hundred are as simple as class pictures: upright objects of two exact
+        simple_percent: how many of a hundred are as simple as class images: upright objects of two exact
             radii on a lattice, before a plain background. The others have one to three objects anywhere,
             tilted, on patterns. The simple ones are what two cores learn in an hour (docs/log.md).
         single_percent: how many of a hundred simple ones show one object; the others show two or three.
@@ -43,7 +43,7 @@ class World:
         return f"simple{self.simple_percent}-single{self.single_percent}"
 
     def scenes(self, seeds_B: Tensor) -> Scenes:
-        """What the pictures of these seeds show."""
+        """What the images of these seeds show."""
         labels_B = seeds_B % NUM_CLASSES
         # Steps of 37 mix neighbours, and over 4,800 seeds each class gets every residue once.
         place_B = (seeds_B + seeds_B // NUM_CLASSES) * 37 % 100

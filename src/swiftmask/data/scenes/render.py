@@ -1,4 +1,4 @@
-"""Pixels of Scenes: signed distances to every edge, so pictures are anti-aliased and sharp at any size.
+"""Pixels of Scenes: signed distances to every edge, so images are anti-aliased and sharp at any size.
 
 Distances are exact near an edge and only bounded far from it, which is all that the one-pixel coverage ramp
 reads.
@@ -34,7 +34,7 @@ _BACKGROUND_RGB = (
     ((0.88, 0.88, 0.88), (0.75, 0.75, 0.76)),
     ((0.34, 0.34, 0.35), (0.22, 0.22, 0.23)),
 )
-_CHUNK = 64  # pictures at a time, so that one plane stays in the cache
+_CHUNK = 64  # images at a time, so that one plane stays in the cache
 
 
 def render(scenes: Scenes, size: int = 64) -> Tensor:

@@ -1,8 +1,8 @@
 """The generating parameters of Scenes, drawn from integer seeds.
 
-Every draw is a counter-based hash of (seed, draw index), so the picture of a seed is the same in any batch,
-on any device and in any order; a `torch.Generator` per picture would be slow and one per batch would depend
-on the batch. Placement never rejects: one object lies anywhere, two share the picture by halves, three take
+Every draw is a counter-based hash of (seed, draw index), so the image of a seed is the same in any batch,
+on any device and in any order; a `torch.Generator` per image would be slow and one per batch would depend
+on the batch. Placement never rejects: one object lies anywhere, two share the image by halves, three take
 three of its quadrants.
 """
 
@@ -38,7 +38,7 @@ _MAX_SLOPE = 0.6  # of two objects, the minor centre difference over the dominan
 
 @dataclass(frozen=True, slots=True)
 class Scenes:
-    """What `B` pictures show. Lengths are shares of the picture's side; empty object slots hold -1 (or 0.0).
+    """What `B` images show. Lengths are shares of the image's side; empty object slots hold -1 (or 0.0).
 
     `shape_BO`, `colour_BO`, `size_BO` index `SHAPES`, `COLOURS`, `SIZES`; `pattern_B`, `background_B` index
     `PATTERNS`, `COLOURS`. `x_BO` runs to the right, `y_BO` downwards, angles are radians.
@@ -109,9 +109,9 @@ def class_attributes(labels_B: Tensor) -> Tensor:
 
 
 def class_scenes(labels_B: Tensor, seeds: Sequence[int] | Tensor) -> Scenes:
-    """One object of the class's shape and colour per picture; the rest comes from the seed.
+    """One object of the class's shape and colour per image; the rest comes from the seed.
 
-    Simpler than captioned pictures, so that a small model can learn them in an hour: upright objects of two
+    Simpler than captioned images, so that a small model can learn them in an hour: upright objects of two
     exact radii on a lattice, plain backgrounds.
     """
     seeds_B = _as_seeds(seeds).to(labels_B.device)
@@ -142,7 +142,7 @@ def _simplified(scenes: Scenes) -> Scenes:
     """Upright objects of exact radii on the lattice, before a plain background.
 
     What was placed by these radii stays apart: the nearest lattice points are no nearer to the edges of its
-    part of the picture.
+    part of the image.
     """
     radius_BO = _exact_radius(scenes.size_BO).masked_fill(scenes.size_BO < 0, 0.0)
     return replace(
@@ -289,7 +289,7 @@ def _place_two(u_BO: Tensor, v_BO: Tensor, reach_BO: Tensor, layout_B: Tensor) -
 
 
 def _three_cells(quarter_B: Tensor, half_B: Tensor) -> Tensor:
-    """Three different quadrants of the picture, in any order."""
+    """Three different quadrants of the image, in any order."""
     first_B = _integer(quarter_B, 4)
     step_B = 1 + _integer(half_B, 3)
     other_B = 1 + (step_B + _integer(quarter_B * 4 % 1, 2)) % 3

@@ -1,6 +1,6 @@
-"""The page: one file with its style, its scripts and its pictures inside, which asks the network for nothing.
+"""The page: one file with its style, its scripts and its images inside, which asks the network for nothing.
 
-Texts, the table and the commands are HTML and readable without scripts. What can be moved (plot, pictures,
+Texts, the table and the commands are HTML and readable without scripts. What can be moved (plot, images,
 timeline) is drawn from one JSON block by plot.js, pictures.js and timeline.js.
 """
 
@@ -35,8 +35,8 @@ def html_report(
 
     Args:
         summary: what was found, in a few sentences.
-        gallery: pictures of the rows at equal seeds, compared with a slider.
-        timelines: how one picture of some rows came about.
+        gallery: images of the rows at equal seeds, compared with a slider.
+        timelines: how one image of some rows came about.
     """
     return Template(_asset("page.html")).substitute(
         title=escape(title),

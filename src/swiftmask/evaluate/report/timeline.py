@@ -1,4 +1,4 @@
-"""How one picture fills up: which steps ran the backbone, what they decided, and how sure the head was."""
+"""How one image fills up: which steps ran the backbone, what they decided, and how sure the head was."""
 
 from dataclasses import dataclass, field
 
@@ -24,7 +24,7 @@ class Moment:
 
     Attributes:
         num_masked: positions still masked when the step ended.
-        frame: data URI of the picture then, undecided positions grey.
+        frame: data URI of the image then, undecided positions grey.
         confidence: per position, percent that the head gave its likeliest token when the step began, or
             `DECIDED`; None where the head cannot say.
     """
@@ -38,7 +38,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """The decode of one picture.
+    """The decode of one image.
 
     Attributes:
         row: name of the row that drew it.
@@ -52,7 +52,7 @@ class Timeline:
 
 @dataclass
 class TimelineRecorder:
-    """An `on_step` that watches the first picture of a decode."""
+    """An `on_step` that watches the first image of a decode."""
 
     model: MaskedGenerator
     moments: list[Moment] = field(default_factory=list)

@@ -38,7 +38,7 @@ Distance = Callable[[MaskedGenerator, Record, Tensor], float]
 def record_decode(
     model: MaskedGenerator, asked: Sequence[Any], seeds: Sequence[int], schedule: Schedule
 ) -> Recording:
-    """Draw one picture per label or prompt with every step full, and keep everything about it."""
+    """Generate one image per label or prompt with every step full, and keep everything about it."""
     noise = SeededNoise(seeds, model.spec.num_tokens, model.device)
     canvas = model.blank(len(asked))
     records: list[Record] = []
@@ -79,13 +79,13 @@ def feature_distance(model: MaskedGenerator, true: Record, features_GBTD: Tensor
 
 
 def token_distance(model: MaskedGenerator, true: Record, features_GBTD: Tensor) -> float:
-    """Kullback-Leibler divergence, in nats a picture, of the codes that the step decides: its mean over the
+    """Kullback-Leibler divergence, in nats an image, of the codes that the step decides: its mean over the
     masked positions, times how many are decided.
 
     Summed over steps it is, by the chain rule, how far two whole decodes are apart, where the steps differ in
     features alone.
 
-    Errors: ValueError for a head that draws no codes.
+    Errors: ValueError for a head that generates no codes.
     """
     true_BMV = _log_probs(model, true, true.features.features_GBTD)
     found_BMV = _log_probs(model, true, features_GBTD)
@@ -102,7 +102,7 @@ def _log_probs(model: MaskedGenerator, record: Record, features_GBTD: Tensor) ->
     step = record.step
     tokens = model.tokens(features_GBTD, record.before.masked_positions(), step.guidance)
     if not isinstance(tokens, CategoricalTokens):
-        raise ValueError(f"{model.spec.name} draws no codes: measure the drift of its features")
+        raise ValueError(f"{model.spec.name} generates no codes: measure the drift of its features")
     return (tokens.logits_BMV / step.temperature).log_softmax(-1)
 
 

@@ -29,13 +29,13 @@ from swiftmask.training.frozen import Outside, keep_frozen_out_of_state
 from swiftmask.training.setup import step_seed
 
 Reward = Callable[[Tensor, Sequence[int] | Sequence[str]], Tensor]
-"""`reward(images_B3HW, what) -> scores_B`, differentiable in pictures in [0, 1]; `what` was to be drawn."""
+"""`reward(images_B3HW, what) -> scores_B`, differentiable in images in [0, 1]; `what` was to be generated."""
 
 Pixels = Callable[[Tensor], Tensor]
 """`to_pixels(tokens_BLC) -> images_B3HW`, nominally in [0, 1]."""
 
 _PICTURE_STREAM = 0x70696374
-"""Keeps the seeds of pictures apart from those of updates."""
+"""Keeps the seeds of images apart from those of updates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class RewardConfig:
     Attributes:
         num_steps: K, decode steps of a roll-out.
         grad_iterations: how many of them, counted from the last, carry gradients; None is all.
-        images_per_update: pictures decoded and scored in one update of one process.
+        images_per_update: images decoded and scored in one update of one process.
         temperature: of the decode.
         divergence_weight: of the distillation's loss (`RegularizedTrainer`).
     """
@@ -68,7 +68,7 @@ class RewardConfig:
 
 @dataclass(frozen=True, slots=True)
 class RewardBatch:
-    """What to draw (labels or prompts), and with which seeds."""
+    """What to generate (labels or prompts), and with which seeds."""
 
     what: Sequence[int] | Sequence[str]
     seeds: Sequence[int]
@@ -83,7 +83,7 @@ class RegularizedBatch:
 
 
 class RewardBatches:
-    """Batches as a function of the step: random entries of `what`, each picture with its own seed."""
+    """Batches as a function of the step: random entries of `what`, each image with its own seed."""
 
     def __init__(self, what: Sequence[int] | Sequence[str], config: RewardConfig) -> None:
         self._what = what
@@ -114,7 +114,7 @@ class RegularizedBatches:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardLoss:
-    """Minus the mean reward of what a student draws.
+    """Minus the mean reward of what a student generates.
 
     Attributes:
         reward: frozen.
@@ -127,7 +127,7 @@ class RewardLoss:
     to_pixels: Pixels | None = None
 
     def __call__(self, student: Student, batch: RewardBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Metrics: `reward`, and its spread over the pictures of the batch."""
+        """Metrics: `reward`, and its spread over the images of the batch."""
         paint = student.to_pixels if self.to_pixels is None else self.to_pixels
         images_B3HW = clamp_straight_through(paint(roll_out(student, batch, self.config)).float())
         scores_B = self.reward(images_B3HW, batch.what)
@@ -145,7 +145,7 @@ class RewardTrainer(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode: what is rewarded is what will be drawn."""
+        """Stays in eval mode: what is rewarded is what will be generated."""
         return super().train(False)
 
     def forward(self, batch: RewardBatch) -> tuple[Tensor, dict[str, Tensor]]:

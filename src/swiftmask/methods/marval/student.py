@@ -30,7 +30,7 @@ NOISE_RATIO = 2.5
 
 @dataclass(frozen=True, slots=True)
 class OneCallTokens:
-    """Continuous tokens at some positions, each drawn in one head call; cannot score.
+    """Continuous tokens at some positions, each generated in one head call; cannot score.
 
     Attributes:
         generate: `generate(noise_XC, context_XD) -> tokens_XC`.

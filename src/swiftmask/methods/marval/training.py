@@ -1,7 +1,7 @@
 """Distilling a diffusion head into one call: MARVAL's first stage (arXiv 2511.15190), one update at a time.
 
 Real tokens, partly masked, are the context and never a target: the student fills every masked position in
-one call, an auxiliary network learns the score of what it draws, and the student learns where that score
+one call, an auxiliary network learns the score of what it generates, and the student learns where that score
 and the guided teacher's differ (objective.py). Updates take turns, auxiliary first; a turn is a function of
 the step, so a resumed run takes the same ones. Dropout is off. Contexts do not depend on the student's
 tokens: gradients reach those through the heads of teacher and auxiliary alone.
@@ -93,7 +93,7 @@ class MarvalConfig:
             own turn (the auxiliary network sees every timestep).
         second_weight: lambda_2, weight of the second term.
         radius: of the pseudo-Huber distance.
-        noisings_per_token: timesteps and noises that each drawn token is judged at.
+        noisings_per_token: timesteps and noises that each generated token is judged at.
         auxiliary_updates: of the auxiliary network for every one of the student.
     """
 
@@ -237,7 +237,7 @@ class MarvalTrainer(nn.Module):
         return self._auxiliary_turn(batch) if batch.turn is Turn.AUXILIARY else self._student_turn(batch)
 
     def _auxiliary_turn(self, batch: MarvalBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Denoising score matching on what the student draws."""
+        """Denoising score matching on what the student generates."""
         with torch.no_grad():
             student_XD = self._contexts(self.student.model, batch)
             tokens_XC = self._draw(student_XD)

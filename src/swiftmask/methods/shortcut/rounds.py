@@ -1,4 +1,4 @@
-"""What a shortcut learns from: rounds of pictures decoded while it trains; nothing is dumped to disk.
+"""What a shortcut learns from: rounds of images decoded while it trains; nothing is dumped to disk.
 
 The teacher decodes a round with its own sampler, or the shortcut does and the teacher is asked what it would
 have seen. The teacher's features of every step stay in memory (bounded: one round) and serve many updates,
@@ -31,9 +31,9 @@ class RoundsConfig:
     """How the teacher's features are made and used.
 
     Attributes:
-        images_per_round: pictures the teacher decodes at a time (their features are kept in memory).
+        images_per_round: images the teacher decodes at a time (their features are kept in memory).
         updates_per_round: updates that share them.
-        images_per_update: pictures of one update, all at the same step, both guidance branches.
+        images_per_update: images of one update, all at the same step, both guidance branches.
         step_counts: decode lengths N, taken in turn; none are those around the base's own number of steps,
             from half to twice as many.
         max_rollout: longest chain of the shortcut's own predictions.
@@ -116,7 +116,7 @@ class RolloutBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """What was drawn: its number, the condition of its pictures, its steps with the teacher's features."""
+    """What was generated: its number, the condition of its images, its steps with the teacher's features."""
 
     number: int
     condition: Condition
@@ -154,8 +154,8 @@ class TeacherRounds:
     """The bounded buffer: batches drawn from the round that the update belongs to.
 
     Args:
-        labels: say what is drawn.
-        shortcut: that is trained: it says what it reads of a decision, and draws on-policy rounds.
+        labels: say what is generated.
+        shortcut: that is trained: it says what it reads of a decision, and generates on-policy rounds.
         accumulate: of the training; the shares of a process learn from one round.
     """
 

@@ -15,14 +15,14 @@ from swiftmask.methods.speed_rl.policy import TuningConfig
 class SpeedRLConfig:
     """Settings of Speed-RL.
 
-    A round draws `generation_batch_size` pictures, `num_generations` for each of its prompts, and learns
+    A round generates `generation_batch_size` images, `num_generations` for each of its prompts, and learns
     from them in `steps_per_generation` parts, `num_iterations` times over. With one part once over, the
     likelihood ratio is 1 and its clipping inert.
 
     Attributes:
         tuning: adapters or parameters that are trained.
-        num_generations: pictures of a group.
-        generation_batch_size: pictures of a round over all processes.
+        num_generations: images of a group.
+        generation_batch_size: images of a round over all processes.
         steps_per_generation: updates that one pass over a round takes.
         num_iterations: passes over a round.
         step_counts: decode steps; every group holds each number equally often. None: the recipe chooses.
@@ -33,7 +33,7 @@ class SpeedRLConfig:
         beta: weight of the divergence; 0 runs no reference.
         speed_weight: of the speed reward, which says nothing where there is one step count; 0 turns it off.
         adv_clip_max: largest magnitude of an advantage.
-        images_per_forward: pictures drawn or scored together.
+        images_per_forward: images generated or scored together.
         activations: "recomputed" in the backward pass, or "kept".
 
     Errors: ValueError for an unknown name or sizes that do not divide.

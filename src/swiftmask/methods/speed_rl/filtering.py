@@ -1,4 +1,4 @@
-"""Which pictures of a round teach nothing and are left out.
+"""Which images of a round teach nothing and are left out.
 
 Speed-RL (arXiv 2512.01094) filters low-quality samples by a percentile of the reward's standard deviation;
 which way, the published part does not say. A group whose rewards hardly differ carries no ranking, and
@@ -50,7 +50,7 @@ class Filter(nn.Module):
     """Remembers the statistics of the last groups and drops what falls below their percentile.
 
     Args:
-        num_generations: pictures of a group.
+        num_generations: images of a group.
     """
 
     values_XK: Tensor

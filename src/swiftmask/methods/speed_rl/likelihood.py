@@ -1,10 +1,10 @@
-"""Scoring recorded pictures again: what the policy makes of every token at the step that decided it.
+"""Scoring recorded images again: what the policy makes of every token at the step that decided it.
 
     l_j = log p(y_j | canvas of the step that decided j)
 
 The order in which tokens were decided counts as part of the environment. A step's canvas follows from the
 trajectory, so steps are scored one by one, each computed again in the backward pass: what lives through an
-update is the activations of one step of a few pictures. Guided probabilities are those that were sampled
+update is the activations of one step of a few images. Guided probabilities are those that were sampled
 from; gradients flow through the conditional branch alone. The policy's null branch and the reference run
 once per step, without gradients: their features at the tokens of the step are kept for the backward pass.
 """
@@ -48,7 +48,7 @@ ACTIVATIONS: dict[str, Callable[[Callable[[], StepScores]], StepScores]] = {
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What the policy makes of recorded pictures, [B, L] float32.
+    """What the policy makes of recorded images, [B, L] float32.
 
     Attributes:
         log_prob_BL: carries gradients.
@@ -95,7 +95,7 @@ class _WithNull:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer:
-    """How recorded pictures are scored.
+    """How recorded images are scored.
 
     Attributes:
         reference: what the divergence is from.

@@ -1,11 +1,11 @@
-"""GRPO's clipped objective on recorded pictures, and what holds the policy to its reference.
+"""GRPO's clipped objective on recorded images, and what holds the policy to its reference.
 
     J = E[ mean_j min(rho_j A, clip(rho_j, 1 - epsilon, 1 + epsilon_high) A) ] - beta KL,    rho = p / p_old
 
-with one advantage per picture (arXiv 2402.03300; asymmetric clipping arXiv 2503.14476). Every picture of a
+with one advantage per image (arXiv 2402.03300; asymmetric clipping arXiv 2503.14476). Every image of a
 masked generator has the same number of tokens, so the usual ways of averaging over tokens (grpo, bnpo,
 dapo) are one, and only that one is here. Speed-RL (arXiv 2512.01094) reports that a likelihood per token
-does better than one per picture; the published part of the paper leaves its "low-variance cross-entropy KL
+does better than one per image; the published part of the paper leaves its "low-variance cross-entropy KL
 estimator" open. `ce` is our reading: the reference's distribution as soft targets, whose gradient is what
 GRPO's k3 has on average, without the variance of the sampled code.
 """
@@ -29,7 +29,7 @@ def per_token(log_ratio_BL: Tensor) -> Tensor:
 
 
 def per_sequence(log_ratio_BL: Tensor) -> Tensor:
-    """The mean over the picture (GSPO, arXiv 2507.18071): the sum would be noise alone over thousands of
+    """The mean over the image (GSPO, arXiv 2507.18071): the sum would be noise alone over thousands of
     tokens.
     """
     return log_ratio_BL.mean(dim=1, keepdim=True).expand_as(log_ratio_BL)
@@ -60,10 +60,10 @@ KL_ESTIMATORS: dict[str, KLEstimator | None] = {"ce": soft_cross_entropy, "k3": 
 
 @dataclass(frozen=True, slots=True)
 class Surrogate:
-    """The clipped objective of some pictures.
+    """The clipped objective of some images.
 
     Attributes:
-        loss_B: minus the objective, averaged over the tokens of each picture.
+        loss_B: minus the objective, averaged over the tokens of each image.
         ratio_BL: likelihood ratios.
         low_BL, high_BL: bool, where clipping took the gradient away, below and above.
     """

@@ -44,7 +44,7 @@ def speed_reward(steps_PK: Tensor, step_counts: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    """Rewards of the pictures of a round, by prompt and sample.
+    """Rewards of the images of a round, by prompt and sample.
 
     Attributes:
         raw_PK: weighted sum of the scores in their own units: what is filtered by and logged.

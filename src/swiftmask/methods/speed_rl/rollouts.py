@@ -1,6 +1,6 @@
-"""Drawing the pictures of a round, and reading their schedule back from what was kept of them.
+"""Generating the images of a round, and reading their schedule back from what was kept of them.
 
-A picture is kept as its tokens and the step that decided each (2 KB), never as features: both its canvases
+An image is kept as its tokens and the step that decided each (2 KB), never as features: both its canvases
 and its schedule follow from these.
 """
 
@@ -38,7 +38,7 @@ def as_planned(model: MaskedGenerator, what: What, seeds: Sequence[int], plan: S
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """Drawn pictures: int32 tokens and the step that decided each, [B, L]."""
+    """Generated images: int32 tokens and the step that decided each, [B, L]."""
 
     tokens_BL: Tensor
     decided_at_BL: Tensor
@@ -54,7 +54,7 @@ def roll_out(
     plan: Plan,
     images_per_forward: int,
 ) -> Rollouts:
-    """Draw one picture per entry of `what`, those with the same planned number of steps together."""
+    """Generate one image per entry of `what`, those with the same planned number of steps together."""
     shape = (len(what), model.spec.num_tokens)
     tokens_BL, decided_at_BL = torch.zeros(2, *shape, dtype=torch.int32, device=model.device)
     for num_steps, rows in _together(planned, images_per_forward):
@@ -70,7 +70,7 @@ class Replay:
     """Pictures that followed one schedule, to be scored again.
 
     Attributes:
-        rows: which pictures of those asked for they are.
+        rows: which images of those asked for they are.
     """
 
     rows: tuple[int, ...]
@@ -99,7 +99,7 @@ def replays(
 
 
 def _together(planned: Sequence[int], size: int) -> Iterator[tuple[int, list[int]]]:
-    """At most `size` pictures of one number of steps: the number, and which they are."""
+    """At most `size` images of one number of steps: the number, and which they are."""
     for num_steps in sorted(set(planned)):
         rows = [row for row, count in enumerate(planned) if count == num_steps]
         yield from ((num_steps, rows[start : start + size]) for start in range(0, len(rows), size))

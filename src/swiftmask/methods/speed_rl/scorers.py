@@ -1,7 +1,7 @@
 """Scorers of quality: callables `f(images, prompts, **columns) -> scores`.
 
 A reward is trained on, a judge never is: it is only logged. `images` are [B, 3, H, W] in [0, 1], `prompts`
-what was to be drawn (class labels for a class-conditional model), `columns` further lists of the prompt set,
+what was asked for (class labels for a class-conditional model), `columns` further lists of the prompt set,
 one entry an image. A score may be None or NaN: the scorer does not apply to that image. Functions written for
 TRL (`prompts, completions, **columns`) or flow_grpo (`images, prompts, metadata`) are adapted by `as_scorer`.
 """
@@ -30,7 +30,7 @@ Score = Callable[..., Scores]
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What is drawn, and columns that scorers may read.
+    """What is generated, and columns that scorers may read.
 
     Errors: ValueError for an empty set or a column of another length.
     """
@@ -129,7 +129,7 @@ def as_scorer(function: Score) -> Score:
 
 
 def _rows(columns: Columns, count: int) -> list[dict[str, object]]:
-    """Columns as flow_grpo has them: one dictionary a picture."""
+    """Columns as flow_grpo has them: one dictionary an image."""
     return [{name: column[i] for name, column in columns.items()} for i in range(count)]
 
 

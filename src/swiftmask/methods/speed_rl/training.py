@@ -1,4 +1,4 @@
-"""One update of Speed-RL (arXiv 2512.01094): GRPO on the recorded pictures of a round.
+"""One update of Speed-RL (arXiv 2512.01094): GRPO on the recorded images of a round.
 
 What the published part of the paper leaves open and what stands here: section by section in objective.py,
 rewards.py and filtering.py. Not implemented: the likelihood of the order in which tokens are
@@ -30,11 +30,11 @@ from swiftmask.training.setup import Metrics
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """Recorded pictures of one schedule and what to learn from them.
+    """Recorded images of one schedule and what to learn from them.
 
     Attributes:
         old_log_prob_BL: of the policy that drew them; None where the policy still is that one.
-        weights_B: share of each picture in the loss; those of all processes together average to the
+        weights_B: share of each image in the loss; those of all processes together average to the
             share of one.
     """
 
@@ -53,7 +53,7 @@ class SpeedRLBatch:
 
 
 class Round(nn.Module):
-    """The pictures that are being learned from. Part of the checkpoint: their policy is gone by then."""
+    """The images that are being learned from. Part of the checkpoint: their policy is gone by then."""
 
     tokens_BL: Tensor
     decided_at_BL: Tensor
@@ -95,11 +95,11 @@ class SpeedRLTrainer(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode: what is scored is what was drawn."""
+        """Stays in eval mode: what is scored is what was generated."""
         return super().train(False)
 
     def scorer(self, kl: KLEstimator | None) -> Scorer:
-        """Scores recorded pictures under the policy as it is now."""
+        """Scores recorded images under the policy as it is now."""
         config = self.config
         return Scorer(
             policy=self.policy,

@@ -1,13 +1,13 @@
 """Lumina-DiMOO behind the contract of a base model (core/protocol.py).
 
 Prompts of a batch may differ in length and both guidance branches go through in one forward. The head is
-linear, so guidance mixes features first and the logits cover picture codes at masked positions only.
+linear, so guidance mixes features first and the logits cover image codes at masked positions only.
 
 Beside the contract the model answers what two methods ask of it: `fresh_tokens` for the shortcut with rotary
 positions, and `features_and_cache`, `recompute` and `peak_logits` for ML-Cache.
-Left out: understanding pictures; and editing them, which would bend the contract: upstream mixes three
-branches with two scales (text and picture) at every step, where the contract has two branches and one scale
-in schedule, head and shortcut alike, and its prompts hold whole pictures, where a prompt here is a text.
+Left out: understanding images; and editing them, which would bend the contract: upstream mixes three
+branches with two scales (text and image) at every step, where the contract has two branches and one scale
+in schedule, head and shortcut alike, and its prompts hold whole images, where a prompt here is a text.
 In- and outpainting need neither: they are start canvases.
 """
 
@@ -65,7 +65,7 @@ class LuminaDiMOO(nn.Module):
     """A text-to-image masked generator: LLaDA over text and codes, VQ codec.
 
     Args:
-        grid: rows and columns of codes of the pictures drawn; `sized` gives the same model for other sizes.
+        grid: rows and columns of codes of the images generated; `sized` gives the same model for other sizes.
         sampling: defaults of the schedule.
         steps: default number of decode steps.
         sampler: "exact", or "bf16_compat" for upstream's truncated noise (truncation.py says why not).
@@ -138,7 +138,7 @@ class LuminaDiMOO(nn.Module):
         """From the folder of `Alpha-VLLM/Lumina-DiMOO`: each tensor straight to its device and dtype.
 
         Args:
-            size: height and width of the pictures, divisible by 16.
+            size: height and width of the images, divisible by 16.
             dtype: of the backbone; the codec stays in float32, as upstream.
             blocks_on_device: how many of the backbone's blocks the device keeps; the others wait in host
                 memory and visit it at every step. None keeps all there.
@@ -184,7 +184,7 @@ class LuminaDiMOO(nn.Module):
         write_model(folder, settings, parts, provenance=provenance, dtype=dtype)
 
     def sized(self, height: int, width: int) -> Self:
-        """The same model, sharing its weights, for pictures of another size.
+        """The same model, sharing its weights, for images of another size.
 
         Errors: ValueError unless both sides are divisible by the codec's pixels per code (16 as released).
         """
@@ -225,13 +225,13 @@ class LuminaDiMOO(nn.Module):
         return PromptCondition.of([condition.null_ids] * len(condition), condition.null_ids, self.device)
 
     def features(self, canvas: Canvas, condition: PromptCondition) -> Tensor:
-        """Last hidden states [G, B, T, D] of padding, prompt and picture; those of padding mean nothing."""
+        """Last hidden states [G, B, T, D] of padding, prompt and image; those of padding mean nothing."""
         ids_XT = self._sequence(canvas, condition)
         features_XTD = self.backbone(ids_XT, condition.places(ids_XT.shape[1]), condition.padding)
         return features_XTD.unflatten(0, (condition.num_branches, len(condition)))
 
     def tokens(self, features_GBTD: Tensor, positions_BM: Tensor, guidance: float) -> TokenDistribution:
-        """The head at `positions_BM`, over picture codes only."""
+        """The head at `positions_BM`, over image codes only."""
         columns_BM = self.layout.columns(positions_BM, features_GBTD.shape[2])
         if self.sampler == "bf16_compat":
             logits_GBMV = self._code_logits(gather_rows(features_GBTD, columns_BM))
@@ -240,7 +240,7 @@ class LuminaDiMOO(nn.Module):
         return CategoricalTokens(self._code_logits(mixed_BMD), positions_BM)
 
     def embed(self, tokens_BN: Tensor, positions_BN: Tensor) -> Tensor:
-        """Embeddings [B, N, D] of codes, turned by their places in the picture.
+        """Embeddings [B, N, D] of codes, turned by their places in the image.
 
         The backbone adds no positions, it turns queries and keys; so does this, over the whole width, for
         readers without rotary positions of their own.
@@ -258,9 +258,9 @@ class LuminaDiMOO(nn.Module):
         return in_portions(self.codec.decode, codes_BHW, num_pixels=num_pixels)
 
     def to_tokens(self, images_B3HW: Tensor) -> Tensor:
-        """Codes [B, L] of pictures in [0, 1] (start canvases for in- and outpainting).
+        """Codes [B, L] of images in [0, 1] (start canvases for in- and outpainting).
 
-        Errors: ValueError unless they have the size that this model draws.
+        Errors: ValueError unless they have the size that this model generates.
         """
         height, width = (self.codec.config.downscale * side for side in self.layout.grid)
         check_images(images_B3HW, (height, width))
@@ -335,7 +335,7 @@ class LuminaDiMOO(nn.Module):
         return self.backbone.recompute(fresh_XK, columns_XK, places_XT, cache, condition.padding)
 
     def peak_logits(self, features_GBTD: Tensor) -> Tensor:
-        """The largest logit over picture codes at every column: [G, B, T]."""
+        """The largest logit over image codes at every column: [G, B, T]."""
         return self._code_logits(features_GBTD).amax(-1)
 
     def sequence_lengths(self, condition: PromptCondition) -> tuple[int, ...]:

@@ -1,10 +1,10 @@
 """Where things stand in Lumina-DiMOO's sequences (arXiv 2510.06308, section 3.1).
 
-    prompt, <answer>, <IMAGE>, then per row of the picture its codes and a newline, </IMAGE>, </answer>
+    prompt, <answer>, <IMAGE>, then per row of the image its codes and a newline, </IMAGE>, </answer>
 
-A picture's codes follow the text in one vocabulary. There is no size token: newlines alone tell the size, and
+An image's codes follow the text in one vocabulary. There is no size token: newlines alone tell the size, and
 like all special tokens they are seen at every step and never sampled. Rows of a batch are padded on the left,
-so that the picture stands in the same columns of every row; padding is no key of attention, and places count
+so that the image stands in the same columns of every row; padding is no key of attention, and places count
 from the first token that is not padding, so that a row is what it would be alone.
 
 Nothing outside this folder knows of any of this.
@@ -156,7 +156,7 @@ class PromptCondition:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The picture's part of a sequence.
+    """The image's part of a sequence.
 
     Attributes:
         grid: rows and columns of codes.
@@ -167,7 +167,7 @@ class Layout:
 
     @property
     def num_image_rows(self) -> int:
-        """Columns of a batch that the picture takes, with newlines and the four tokens around it."""
+        """Columns of a batch that the image takes, with newlines and the four tokens around it."""
         return self.grid[0] * (self.grid[1] + 1) + 4
 
     def sequence(self, prompts_XP: Tensor, codes_BL: Tensor, masked_BL: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ class Layout:
 
 
 def grid_of(height: int, width: int, patch: int) -> tuple[int, int]:
-    """The grid of a picture whose codes are `patch` pixels wide. Errors: ValueError unless both sides are
+    """The grid of an image whose codes are `patch` pixels wide. Errors: ValueError unless both sides are
     multiples of that.
     """
     check_size((height, width), patch)

@@ -51,7 +51,7 @@ class Draw:
     """What is decoded at once. A shortcut's step takes less than a full one, so it adds nothing.
 
     Attributes:
-        batch: pictures.
+        batch: images.
         branches: 2 under guidance, else 1.
         num_prompt: tokens of the longest prompt.
         cached: whether ML-Cache keeps the keys and values of every block.
@@ -88,7 +88,7 @@ class Plan:
     """What is to be loaded, and how.
 
     Attributes:
-        grid: rows and columns of codes of a picture.
+        grid: rows and columns of codes of an image.
         blocks_on_device: the others wait in host memory (offload.py); None keeps all on the device.
         draw: what is to be decoded.
     """
@@ -171,7 +171,7 @@ def check_room(plan: Plan, device: torch.device) -> None:
 
 
 def _smaller(plan: Plan, free: int) -> str:
-    """The largest decode that fits: fewer pictures, then no cache, then no guidance."""
+    """The largest decode that fits: fewer images, then no cache, then no guidance."""
     one = replace(plan.draw, batch=1)
     ways = {"": one, " without ml-cache": replace(one, cached=False)}
     ways[" without ml-cache and guidance"] = replace(one, cached=False, branches=1)

@@ -2,7 +2,7 @@
 
 Where the weights of a block lie is all there is to say: a block on the device of its input runs as it is, any
 other is copied into one of two places there, the next one while the last one computes. A step so reads the
-waiting blocks over the bus once, for both guidance branches and all pictures of a batch.
+waiting blocks over the bus once, for both guidance branches and all images of a batch.
 Left out: accelerate's hooks, which follow calls of `forward`; these blocks are run in parts.
 """
 

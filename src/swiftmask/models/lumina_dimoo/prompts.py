@@ -155,7 +155,7 @@ class TokenizerPrompts:
         return self._null_ids
 
     def ids(self, text: str) -> list[int]:
-        """Errors: ValueError for a prompt that spells special tokens, such as a picture's."""
+        """Errors: ValueError for a prompt that spells special tokens, such as an image's."""
         found = self._ids(text)
         num_before = len(self._null_ids) - 2
         special = [i for i in found[num_before:-1] if i >= _FIRST_SPECIAL]

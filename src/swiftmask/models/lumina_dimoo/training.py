@@ -1,9 +1,9 @@
 """Training Lumina-DiMOO on any tokenized images with captions: predict the codes that were masked (arXiv
 2510.06308, section 3.3).
 
-As upstream, each picture draws u ~ U(0, 1) and masks the share cos(pi u / 2) of its codes, at least one;
+As upstream, each image draws u ~ U(0, 1) and masks the share cos(pi u / 2) of its codes, at least one;
 text, newlines and brackets are never masked; a tenth of the prompts give way to the null prompt; the loss is
-the mean over all masked codes of the batch. Unlike upstream the logits cover picture codes only, and shorter
+the mean over all masked codes of the batch. Unlike upstream the logits cover image codes only, and shorter
 prompts are padded for real: upstream's padding is attended to.
 
 `initialise` is for small backbones trained for two hours instead of months. Blocks start as upstream's

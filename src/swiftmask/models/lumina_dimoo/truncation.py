@@ -4,7 +4,7 @@ Upstream draws its Gumbel noise -log(-log u) from uniforms in bfloat16. A unifor
 no noise exceeds 5.53, and the largest 0.2 % of the draws round to u = 1, which is taken for 0 and becomes the
 lowest noise instead of the highest. Sampling is a truncated, greedier categorical (over 8192 codes, a few
 hundred instead of thousands ever appear), and guided logits are rounded to steps of 0.25 to 1. So released
-pictures were made, and an exact sampler gives other, noisier ones; but the softmax log-probabilities are not
+images were made, and an exact sampler gives other, noisier ones; but the softmax log-probabilities are not
 those of what it draws, which reinforcement learning needs. Hence exact sampling is the default.
 """
 

@@ -167,7 +167,7 @@ class Settings:
     """Config of a Lumina-DiMOO model folder. None leaves it to the family.
 
     Attributes:
-        grid: rows and columns of codes of the pictures.
+        grid: rows and columns of codes of the images.
         dtype: that the model was written from, which may be finer than that on disk.
     """
 

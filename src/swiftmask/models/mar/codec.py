@@ -1,4 +1,4 @@
-"""MAR's KL-16 autoencoder (Rombach et al., arXiv 2112.10752, in MAR's own training): pictures <-> latents.
+"""MAR's KL-16 autoencoder (Rombach et al., arXiv 2112.10752, in MAR's own training): images <-> latents.
 
 Module names are those of the released `kl16.ckpt`, so its weights load without a key map. Left out: dropout
 (the released model has none) and the perceptual and adversarial losses, which belong to whoever trains it.
@@ -25,7 +25,7 @@ class KLConfig:
         attn_resolutions, decoder_attn_resolutions: nominal resolutions with attention after each residual
             block; the released decoder has none.
         scale: latents are multiplied by it on their way to the network, so that they have unit variance.
-        image_size: side of the pictures shown, resized to and from `resolution`; None resizes nothing.
+        image_size: side of the images shown, resized to and from `resolution`; None resizes nothing.
         num_groups: of every group norm. Upstream always has 32; a codec of few channels wants fewer.
     """
 
@@ -59,7 +59,7 @@ class KLConfig:
 
 @dataclass(frozen=True, slots=True)
 class Posterior:
-    """A Gaussian per latent channel, unscaled: what the encoder says about a picture."""
+    """A Gaussian per latent channel, unscaled: what the encoder says about an image."""
 
     mean_BCHW: Tensor
     log_variance_BCHW: Tensor
@@ -83,7 +83,7 @@ class Posterior:
 class KLCodec(nn.Module):
     """Encoder and decoder of a Gaussian latent.
 
-    `encode` and `decode` speak scaled latents and pictures in [0, 1]; `moments` and `decode_latent` are
+    `encode` and `decode` speak scaled latents and images in [0, 1]; `moments` and `decode_latent` are
     upstream's, with unscaled latents and pixels in [-1, 1].
     """
 

@@ -215,7 +215,7 @@ class MAR(nn.Module):
         return in_portions(self.codec.decode, latent_BCHW, num_pixels=self.codec.config.resolution**2)
 
     def to_tokens(self, images_B3HW: Tensor) -> Tensor:
-        """Tokens [B, L, C] of pictures in [0, 1], without sampling noise (start canvases for inpainting)."""
+        """Tokens [B, L, C] of images in [0, 1], without sampling noise (start canvases for inpainting)."""
         return to_patches(self.codec.encode(images_B3HW), self.network.config.patch_size)
 
     def blank(self, batch: int) -> Canvas:

@@ -30,7 +30,7 @@ class NetworkConfig:
 
     Attributes:
         channels: of a token: those of a latent times `patch_size` squared.
-        grid: tokens along one side of a picture.
+        grid: tokens along one side of an image.
         buffer_size: rows with the class that stand before the tokens, in the encoder and in the decoder.
         head_width, head_depth: of the diffusion MLP.
         patch_size: places of the latent along one side of a token.
@@ -100,7 +100,7 @@ class KnownTokens:
 
     @classmethod
     def at(cls, tokens_BLC: Tensor, positions_BN: Tensor, present_BN: Tensor | None = None) -> Self:
-        """The tokens of a whole picture at some positions."""
+        """The tokens of a whole image at some positions."""
         index_BNC = positions_BN[..., None].expand(-1, -1, tokens_BLC.shape[-1])
         return cls(tokens_BLC.gather(1, index_BNC), positions_BN, present_BN)
 

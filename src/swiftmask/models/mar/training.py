@@ -1,8 +1,8 @@
 """Training MAR on any encoded images with classes: the diffusion loss of masked tokens (Li et al., arXiv
 2406.11838, sections 3.2 and 4).
 
-Upstream masks the same share of every picture of a batch, at least 70 %. A share per picture says more with
-each batch, at a price: the encoder is as long as the least masked picture needs, and the other pictures' rows
+Upstream masks the same share of every image of a batch, at least 70 %. A share per image says more with
+each batch, at a price: the encoder is as long as the least masked image needs, and the other images' rows
 are filled up with rows that attention ignores. Shares of all sizes show a small model what neighbours say of
 each other, which it did not find out from few known tokens (docs/log.md). Unlike upstream, the head sees
 masked tokens alone, and its condition is projected once for all noisy copies of a token.
@@ -57,7 +57,7 @@ def shared_mask_rate(batch: int, generator: torch.Generator) -> Tensor:
 
 
 def all_mask_rates(batch: int, generator: torch.Generator) -> Tensor:
-    """A rate for each picture, of any size: MaskGIT's cosine of a uniform number (arXiv 2202.04200)."""
+    """A rate for each image, of any size: MaskGIT's cosine of a uniform number (arXiv 2202.04200)."""
     return torch.cos(0.5 * math.pi * torch.rand(batch, generator=generator))
 
 
@@ -66,7 +66,7 @@ class MaskedBatch:
     """Everything one update reads; all sizes are known before it starts.
 
     Attributes:
-        tokens_BLC: scaled latents of whole pictures.
+        tokens_BLC: scaled latents of whole images.
         labels_B, dropped_B: classes, and whose class is withheld (for guidance).
         known_BN: positions the encoder sees, and `present_BN` which of them count (None: all).
         masked_X: the masked tokens, as indices into the B * L tokens of the batch.

@@ -1,4 +1,4 @@
-"""The VQGAN of taming-transformers (Esser et al., arXiv 2012.09841): pictures <-> a grid of codes.
+"""The VQGAN of taming-transformers (Esser et al., arXiv 2012.09841): images <-> a grid of codes.
 
 Module names are those of the released `last.ckpt`, so its weights load without a key map. Left out: dropout
 (the released model has none), `double_z`, and the perceptual and adversarial losses, which belong to whoever
@@ -20,9 +20,9 @@ class VQGANConfig:
     """Sizes of the codec, under their upstream names.
 
     Attributes:
-        image_size: side of the pictures shown, resized to and from `resolution`; None resizes nothing.
+        image_size: side of the images shown, resized to and from `resolution`; None resizes nothing.
         num_groups: of every group norm. Upstream always has 32; a codec of few channels wants fewer, since a
-            norm over one channel alone erases flat colours and spreads them over the picture's codes.
+            norm over one channel alone erases flat colours and spreads them over the image's codes.
     """
 
     ch: int

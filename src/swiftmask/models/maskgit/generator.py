@@ -189,7 +189,7 @@ class MaskGIT(nn.Module):
         return in_portions(self.codec.decode, codes_BHW, num_pixels=num_pixels)
 
     def to_tokens(self, images_B3HW: Tensor) -> Tensor:
-        """Codes [B, L] of pictures in [0, 1] (start canvases for inpainting)."""
+        """Codes [B, L] of images in [0, 1] (start canvases for inpainting)."""
         return self.codec.encode(images_B3HW).flatten(1)
 
     def blank(self, batch: int) -> Canvas:

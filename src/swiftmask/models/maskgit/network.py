@@ -1,6 +1,6 @@
 """The MaskGIT transformer (Chang et al., arXiv 2202.04200) in the shape of valeoai's v1.0 release.
 
-A BERT-like encoder over the codes of a picture and one class token, which comes last. Module names are those
+A BERT-like encoder over the codes of an image and one class token, which comes last. Module names are those
 of the released checkpoints, so their weights load without a key map. Two quirks are kept: the layers before
 and after the blocks normalise with eps 1e-12 and the blocks with 1e-5, and the output bias is one value per
 position and entry.

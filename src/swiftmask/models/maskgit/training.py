@@ -1,7 +1,7 @@
 """Training MaskGIT on any tokenized images with classes: predict the codes that were masked (Chang et al.,
 arXiv 2202.04200, section 3.1).
 
-As in valeoai v1.0, each picture draws r ~ U(0, 1) and masks every token with probability arccos(r) /
+As in valeoai v1.0, each image draws r ~ U(0, 1) and masks every token with probability arccos(r) /
 (pi/2), a tenth of the labels are dropped for guidance, and positions that were not masked are predicted too
 (the shortcut reads their features), here with a small weight. Left out: label smoothing, which a small model
 reads as noise in its samples.

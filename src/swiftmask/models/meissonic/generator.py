@@ -80,7 +80,7 @@ class Meissonic(nn.Module):
     """A text-to-image masked generator: transformer over codes, CLIP text encoder, VQGAN codec.
 
     Args:
-        size: height and width of the pictures in pixels. A model draws one size; `sized` gives the same
+        size: height and width of the images in pixels. A model generates one size; `sized` gives the same
             networks at another.
         sampling: defaults of the schedule.
         steps: default number of decode steps. Also how far along a canvas is taken to be where no schedule
@@ -123,7 +123,7 @@ class Meissonic(nn.Module):
         """From a folder in the upstream layout (weights.py): Meissonic, Monetico or a fine-tune of one.
 
         Args:
-            text_encoder: folder of another CLIP text encoder; the published pictures of the 1024-pixel model
+            text_encoder: folder of another CLIP text encoder; the published images of the 1024-pixel model
                 need `laion/CLIP-ViT-H-14-laion2B-s32B-b79K`. None is the folder's own.
         """
         parts = read_released(folder, text_encoder=text_encoder)
@@ -150,7 +150,7 @@ class Meissonic(nn.Module):
         write_model(folder, settings, parts, provenance=provenance, dtype=dtype)
 
     def sized(self, height: int, width: int) -> Self:
-        """The same networks, drawing pictures of another size.
+        """The same networks, generating images of another size.
 
         Errors: ValueError naming the nearest sizes there are.
         """
@@ -182,7 +182,7 @@ class Meissonic(nn.Module):
         return self.transformer.device
 
     def encode(self, what: Sequence[str | Prompt] | Sequence[int]) -> PromptCondition:
-        """Prompts, plain or with a negative prompt and facts about the picture (`Prompt`).
+        """Prompts, plain or with a negative prompt and facts about the image (`Prompt`).
 
         Errors: ValueError naming a prompt that is empty, no text, or longer than the text encoder reads.
         """
@@ -268,9 +268,9 @@ class Meissonic(nn.Module):
         return in_portions(self.codec.decode, codes_BHW, num_pixels=num_pixels)
 
     def to_tokens(self, images_B3HW: Tensor) -> Tensor:
-        """Codes [B, L] of pictures in [0, 1] (start canvases for inpainting).
+        """Codes [B, L] of images in [0, 1] (start canvases for inpainting).
 
-        Errors: ValueError for pictures of another size than the model draws.
+        Errors: ValueError for images of another size than the model generates.
         """
         check_images(images_B3HW, self.size)
         return self.codec.encode(images_B3HW).flatten(1)
@@ -301,7 +301,7 @@ class Meissonic(nn.Module):
 
 
 def _texts(prompts: Sequence[Prompt]) -> list[str]:
-    """Every text of some prompts once, those to draw first."""
+    """Every text of some prompts once, those to generate first."""
     return list(dict.fromkeys([p.text for p in prompts] + [p.negative for p in prompts]))
 
 

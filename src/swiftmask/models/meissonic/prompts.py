@@ -1,4 +1,4 @@
-"""What Meissonic is asked to draw: a text, what it should not show, and facts about the picture.
+"""What Meissonic is asked for: a text, what it should not show, and facts about the image.
 
 A `Prompt` stands wherever a plain string may (`encode`, and so `generate(prompts=[...])`). Its facts are the
 micro-conditions of SDXL (Podell et al., arXiv 2307.01952, section 2.2) with an aesthetic score beside them.
@@ -11,18 +11,18 @@ RELEASED_NEGATIVE = (
     "worst quality, low quality, low res, blurry, distortion, watermark, logo, signature, text, "
     "jpeg artifacts, signature, sketch, duplicate, ugly, identifying mark"
 )
-"""The negative prompt behind the released models' published pictures ("signature" is twice in it)."""
+"""The negative prompt behind the released models' published images ("signature" is twice in it)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One picture to draw. Errors: ValueError for an empty or foreign text.
+    """One image to generate. Errors: ValueError for an empty or foreign text.
 
     Attributes:
-        text: what to draw.
+        text: what to generate.
         negative: what guidance leads away from; empty is "nothing in particular".
-        original_size: height and width in pixels that the picture is to look as if it came from; None is the
-            size drawn.
+        original_size: height and width in pixels that the image is to look as if it came from; None is the
+            size generated.
         crop: top and left of the cut it is to look like.
         aesthetic_score: how well it is to have been rated.
     """
@@ -41,7 +41,7 @@ class Prompt:
             raise ValueError("empty prompt: say what to generate")
 
     def micro(self, size: tuple[int, int]) -> list[float]:
-        """Width, height, top, left and score, for a picture of `size` (height, width)."""
+        """Width, height, top, left and score, for an image of `size` (height, width)."""
         height, width = self.original_size or size
         return [float(width), float(height), *map(float, self.crop), float(self.aesthetic_score)]
 

@@ -1,7 +1,7 @@
 """Training Meissonic on any tokenized images with captions: predict the codes that were masked (Bai et al.,
 arXiv 2410.08261).
 
-Each picture draws u ~ U(0, 1) and masks a share cos(pi u / 2) of its tokens, anywhere, at least one. Two
+Each image draws u ~ U(0, 1) and masks a share cos(pi u / 2) of its tokens, anywhere, at least one. Two
 things differ from the released training script. It feeds 1000 times the masked share as time, while the
 sampler feeds the number of steps left; here training feeds what sampling will, of a decode of 1 to
 `max_steps` steps that stands where u says. And its dropping of captions for guidance has no effect; here a
@@ -49,7 +49,7 @@ CAPTION_DROP = 0.1
 
 @dataclass(frozen=True, slots=True)
 class MaskedBatch:
-    """A batch of masked pictures with their captions.
+    """A batch of masked images with their captions.
 
     Attributes:
         ids_BHW: input ids, the mask id where masked.
@@ -79,7 +79,7 @@ class MaskedBatch:
         null_T: Tensor,
         max_steps: int = 48,
     ) -> Self:
-        """Mask codes, drop captions and place each picture in a decode, with `generator` (on the CPU).
+        """Mask codes, drop captions and place each image in a decode, with `generator` (on the CPU).
 
         Args:
             null_T: ids of the empty prompt.
@@ -139,7 +139,7 @@ class TransformerTrainer(nn.Module):
 
 
 def _masked(moment_B: Tensor, num_tokens: int, generator: torch.Generator) -> Tensor:
-    """Exactly round(L cos(pi u / 2)) places of each picture, at least one: bool [B, L]."""
+    """Exactly round(L cos(pi u / 2)) places of each image, at least one: bool [B, L]."""
     count_B1 = (num_tokens * (moment_B * math.pi / 2).cos()).round().clamp(min=1)[:, None]
     ranks_BL = torch.rand(len(moment_B), num_tokens, generator=generator).argsort(dim=1).argsort(dim=1)
     return ranks_BL < count_B1
@@ -179,7 +179,7 @@ def initialise(transformer: Transformer, codebook_VC: Tensor) -> Transformer:
 
 @torch.no_grad()
 def ignore_micro_conditions(transformer: Transformer) -> Transformer:
-    """Take the micro-conditions out, for pictures that all have the same ones; in place.
+    """Take the micro-conditions out, for images that all have the same ones; in place.
 
     As inputs that never change, their 1,280 sinusoids are one bias that learns hundreds of times as fast as
     any other: it ran away and shut the SiLU in front of every block's shifts, scales and gates for good.

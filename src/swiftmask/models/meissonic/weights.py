@@ -6,8 +6,8 @@ share the layout) hold `transformer/`, `vqvae/`, `text_encoder/`, `tokenizer/` a
 holds. Sizes are read off the tensors, as published configs have disagreed with their weights; what no tensor
 tells comes from the configs.
 
-The pictures published of the 1024-pixel model were not drawn with its own `text_encoder/` but with
-`laion/CLIP-ViT-H-14-laion2B-s32B-b79K`; those of Monetico were drawn with its own.
+The images published of the 1024-pixel model were not generated with its own `text_encoder/` but with
+`laion/CLIP-ViT-H-14-laion2B-s32B-b79K`; those of Monetico were generated with its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -154,7 +154,7 @@ class Settings:
     """Config of a Meissonic model folder. None leaves it to the family.
 
     Attributes:
-        size: height and width of the pictures.
+        size: height and width of the images.
     """
 
     model: Literal["meissonic"]
