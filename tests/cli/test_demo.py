@@ -52,13 +52,19 @@ def test_a_student_beside_its_teacher_and_fewer_denoising_steps(
     assert full["gflop"] > fast["gflop"]
 
 
-def test_one_accelerator_at_a_time_and_at_least_one(tiny_scenes: Path, tmp_path: Path) -> None:
+def test_one_accelerator_at_a_time(tiny_scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--shortcut or --marval, not both"):
         Demo(out=tmp_path, model=str(tiny_scenes), shortcut="auto", marval="auto").run()
+
+
+def test_a_model_without_accelerator_reuses_features(
+    tiny_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     alone = tmp_path / "alone"
     shutil.copytree(tiny_scenes, alone)
-    with pytest.raises(ValueError, match="no accelerator of its own: name one with --shortcut"):
-        Demo(out=tmp_path / "demo", model=str(alone)).run()
+    assert _demo(alone, tmp_path / "demo").run() == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["name"] for row in rows][:2] == ["vanilla-4", "reuse-4:1"]
 
 
 def test_again_is_the_same(tiny_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

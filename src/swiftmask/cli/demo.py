@@ -25,18 +25,19 @@ class Demo:
     """Generate with the full model, the accelerated one, and the full one at equal cost: same seeds.
 
     The accelerator is the model's own (its shortcut, its MARVAL student or its Speed-RL weights) unless one
-    is named. Writes the files of `bench` and OUT/grid.png. Finished parts are used again. `bench` measures
-    more rows and more images.
+    is named; a model without one reuses features. Writes the files of `bench` and OUT/grid.png. Finished
+    parts are used again. `bench` measures more rows and more images.
 
     Attributes:
         out: folder of the report.
         model: bundled name, model folder or Hugging Face repo id.
         shortcut: accelerate with this shortcut.
+        caching: accelerate without training.
         marval: accelerate with this MARVAL student.
         speed_rl: accelerate with these Speed-RL weights.
         steps: decode steps (default: the model's own).
-        full_steps: how many of them still run the backbone with a shortcut; how many there are with Speed-RL
-            (default: three eighths of the steps).
+        full_steps: how many of them still run the backbone with a shortcut or caching; how many there are
+            with Speed-RL (default: three eighths of the steps).
         images: images per row, for scoring. The default takes a minute or two on two cores; it shows large
             differences only.
         shown: images side by side.
@@ -49,6 +50,7 @@ class Demo:
     model: str = "maskgit-scenes"
     asked: Annotated[Asked, tyro.conf.OmitArgPrefixes] = Asked()
     shortcut: str | None = None
+    caching: measure.Caching | None = None
     marval: str | None = None
     speed_rl: str | None = None
     steps: int | None = None
@@ -82,7 +84,7 @@ class Demo:
             measure.refuse_another_report(self.out / "report.json", base.name, command)
         rows_of = Rows(base)
         full, fast = self._compared(base)
-        compared = fast.shortcut is not None
+        compared = fast.marval is None and fast.speed_rl is None
         sample = Sample(num_images=self.images, num_seeds=1, batch_size=min(96, self.images))
         study = study_of(base, self.asked, sample, self.out / "parts", diverse=False, compared=compared)
         rows = [rows_of.row(full)]
@@ -94,36 +96,32 @@ class Demo:
     def _compared(self, base: "Pipeline") -> "tuple[Settings, Settings]":
         """The full model and the accelerated one.
 
-        Errors: ValueError for more full steps than there are steps, if no accelerator is named and the model
-        has none, or if several are named.
+        Errors: ValueError for more full steps than there are steps, or if several accelerators are named.
         """
         from swiftmask.evaluate.presets import Settings
 
         steps = base.steps if self.steps is None else self.steps
         full_steps = max(1, 3 * steps // 8) if self.full_steps is None else self.full_steps
         measure.check_budget(steps, full_steps)
-        method, source = self._accelerator()
-        if method == "speed_rl":
-            return Settings(steps=steps), Settings(speed_rl=source, steps=full_steps)
-        if method == "marval":
-            return Settings(steps=steps), Settings(marval=source, steps=steps)
-        return Settings(steps=steps), Settings(shortcut=source, steps=steps, full_steps=full_steps)
+        full, (method, source) = Settings(steps=steps), self._accelerator()
+        match method:
+            case "speed_rl":
+                return full, replace(full, speed_rl=source, steps=full_steps)
+            case "marval":
+                return full, replace(full, marval=source)
+            case _:
+                return full, replace(full, full_steps=full_steps, **{method: source})
 
     def _accelerator(self) -> tuple[str, str]:
-        """The method, and where its weights are."""
-        sources = {method: getattr(self, method) for method in measure.METHODS}
-        given = [(method, source) for method, source in sources.items() if source is not None]
+        """The method, and where its weights are: what is named, else the model's own, else reuse."""
+        named = {method: getattr(self, method) for method in (*measure.METHODS, "caching")}
+        given = [(method, source) for method, source in named.items() if source is not None]
         if len(given) > 1:
-            named = [option(method) for method, _ in given]
-            raise ValueError(f"the demo shows one accelerator: {' or '.join(named)}, not both")
-        own = [(method, "auto") for method in sources if measure.has_own(self.model, method)]
-        if not given + own:
-            raise ValueError(
-                f"{self.model} has no accelerator of its own: "
-                "name one with --shortcut, --marval or --speed-rl"
-            )
-        method, source = (given + own)[0]
-        return method, measure.own(self.model, source, method)
+            options = " or ".join(option(method) for method, _ in given)
+            raise ValueError(f"the demo shows one accelerator: {options}, not both")
+        own = [(method, "auto") for method in measure.METHODS if measure.has_own(self.model, method)]
+        method, source = (*given, *own, ("caching", "reuse"))[0]
+        return method, source if method == "caching" else measure.own(self.model, source, method)
 
 
 def _beside(full: "Settings", fast: "Settings", rows_of: "Rows") -> "list[Settings]":
