@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,16 +75,20 @@ def test_a_bundled_model_of_emoji_draws_style_and_group(model: str) -> None:
     """48 images of pairs that it was trained on; four styles and ten groups."""
     asked = trained_prompts(read_records(PACK))[:48]
     group_of = {record.concept: record.group for record in read_records(PACK)}
-    prompts = [each.prompt for each in asked]
-    images = loaded(model).generate(prompts=prompts, seeds=range(48), steps=12, output_type="pt").images
+    prompts, classes = zip(*((each.prompt, f"{each.concept}, {each.style}") for each in asked), strict=True)
+    pipeline = loaded(model)
+    wanted: dict[str, Any] = (
+        {"labels": classes} if pipeline.model.spec.draws == "class" else {"prompts": prompts}
+    )
+    images = pipeline.generate(**wanted, seeds=range(48), steps=12, output_type="pt").images
     assert isinstance(images, torch.Tensor)
     reader = load_column_reader("emoji-judge", torch.device("cpu"))
     rows = [{"style": each.style, "group": group_of[each.concept]} for each in asked]
-    wanted = reader.wanted(rows, prompts)
-    logits = [reader(images).logits[column] for column in wanted.columns]
+    values = reader.wanted(rows, prompts)
+    logits = [reader(images).logits[column] for column in values.columns]
     right = {
         reader.column_names[column]: (own.argmax(1) == value_B).float().mean().item()
-        for column, own, value_B in zip(wanted.columns, logits, wanted.values_NA.unbind(1), strict=True)
+        for column, own, value_B in zip(values.columns, logits, values.values_NA.unbind(1), strict=True)
     }
     assert right["style"] > 0.5
     assert right["group"] > 0.3

@@ -1,4 +1,4 @@
-"""Write docs/images/meissonic-emoji.png: generated images above the real ones.
+"""Write docs/images/MODEL.png for the bundled models of Emoji: generated images above the real ones.
 
 swiftmask data emoji --out runs/emoji --source data/emoji
 python tools/emoji_sheet.py runs/emoji
@@ -6,6 +6,7 @@ python tools/emoji_sheet.py runs/emoji
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from swiftmask.data.prompts import read_prompts
 from swiftmask.evaluate.sheets import side_by_side
 
 ROOT = Path(__file__).parents[1]
+_MODELS = ("meissonic-emoji", "mar-emoji")
 _SHOWN = 16
 _EVERY = {"prompts-trained.jsonl": 1, "prompts-held-out.jsonl": 10}
 """Prompts are not chosen: the first ones, or every tenth."""
@@ -29,19 +31,28 @@ def _pixels(file: Path) -> Tensor:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
 
 
-def main(folder: Path) -> None:
+def sheet(name: str, folder: Path) -> bytes:
     """One row of generated images and one of real ones for each file of prompts; seeds count from 0."""
-    model = swiftmask.load("meissonic-emoji")
+    model = swiftmask.load(name)
     files = {(record.concept, record.style): folder / record.file_name for record in read_records(folder)}
     rows: list[Tensor] = []
-    for name, every in _EVERY.items():
-        shown = read_prompts(str(folder / name))[::every][:_SHOWN]
-        texts, seeds = [prompt.text for prompt in shown], list(range(len(shown)))
-        generated = model.generate(prompts=texts, seeds=seeds, output_type="pt").images
+    for prompts, every in _EVERY.items():
+        shown = read_prompts(str(folder / prompts))[::every][:_SHOWN]
+        pairs = [(prompt.columns["concept"], prompt.columns["style"]) for prompt in shown]
+        asked: dict[str, Any] = (
+            {"labels": [", ".join(pair) for pair in pairs]}
+            if model.model.spec.draws == "class"
+            else {"prompts": [prompt.text for prompt in shown]}
+        )
+        generated = model.generate(**asked, seeds=range(len(shown)), output_type="pt").images
         assert isinstance(generated, Tensor)
-        real = [files[prompt.columns["concept"], prompt.columns["style"]] for prompt in shown]
-        rows += [generated.float(), torch.stack([_pixels(file) for file in real])]
-    (ROOT / "docs" / "images" / "meissonic-emoji.png").write_bytes(side_by_side(rows))
+        rows += [generated.float(), torch.stack([_pixels(files[pair]) for pair in pairs])]
+    return side_by_side(rows)
+
+
+def main(folder: Path) -> None:
+    for name in _MODELS:
+        (ROOT / "docs" / "images" / f"{name}.png").write_bytes(sheet(name, folder))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,9 @@ def emoji_tokenizer(name: str, kind: Literal["vq", "kl"]) -> TokenizerRecipe:
 def emoji_model(
     name: str, family: str, *, num_steps: int, batch_size: int, **settings: Any
 ) -> BaseModelRecipe:
-    """A model of at most 8 MB in float16, tokenizer included. Only `meissonic-emoji` was trained so far."""
+    """A model of at most 8 MB in float16, tokenizer included. Trained so far: `meissonic-emoji` and
+    `mar-emoji`.
+    """
     training = TrainingConfig(
         num_steps=num_steps,
         batch_size=batch_size,
