@@ -1,5 +1,6 @@
 """The presets of Emoji: they fit into eight megabytes, and each trains on a folder of pairs."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ ORDER = (
 def test_a_preset_trains_on_what_earlier_ones_made(
     name: str, made: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """One toy update each, on 32 images with the columns of Emoji; the notice goes from the data to each."""
+    """One toy update each, on 32 images with the columns of Emoji; the data's name and notice go to each."""
     recipe: Any = replace(smaller(small(recipe_module(name).recipe())), data=made["data"])
     if name == "maskgit-emoji-shortcut":
         recipe = replace(recipe, data="")  # a model of classes asks for them all
@@ -111,6 +112,8 @@ def test_a_preset_trains_on_what_earlier_ones_made(
     folder = replace(recipe, **changes).run(tmp_path_factory.mktemp(name))
     made[name] = str(folder)
     assert (folder / "NOTICE.md").read_text() == NOTICE
+    said = json.loads((folder / "provenance.json").read_text())["data"]
+    assert Path(made["data"]).name in said or not recipe.data
     if name in MODELS:
         assert load(folder, device="cpu").model.spec.name == recipe.family
 

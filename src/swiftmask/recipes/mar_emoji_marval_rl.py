@@ -9,8 +9,9 @@ from swiftmask.recipes.marval_rl import MarvalRLRecipe
 
 def recipe() -> MarvalRLRecipe:
     """`swiftmask train mar-emoji-marval-rl`, after `mar-emoji-marval`, `emoji-reward` and `emoji-judge`."""
+    base = marval_rl.recipe()
     return replace(
-        marval_rl.recipe(),
+        base,
         name="mar-emoji-marval-rl",
         model=made("mar-emoji"),
         student=made("mar-emoji-marval"),
@@ -18,4 +19,5 @@ def recipe() -> MarvalRLRecipe:
         held_out=(reader_entry(JUDGE),),
         data=DATA,
         source=PAIRS,
+        training=replace(base.training, num_steps=200, warmup_steps=20),
     )

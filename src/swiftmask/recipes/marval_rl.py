@@ -115,12 +115,15 @@ class MarvalRLRecipe:
         mar.to(device)
         torch.manual_seed(self.training.seed)
         facts = {"tuning": asdict(self.tuning), "marval": asdict(self.marval), "student": started_from}
-        facts |= {"reward": self.reward, "held_out": self.held_out}
+        facts |= {"reward": self.reward, "held_out": self.held_out, "data": "none"}
+        if source is not None:
+            facts |= {"data": source.name, "licence": source.licence} | source.facts
+        notices = ("" if source is None else source.notice, notice_of(self.model), notice_of(self.student))
 
         def save(student: Student, path: Path, more: dict[str, object]) -> None:
             made_by = provenance(self.name, self.training, folder, **facts, **more)
             write_student(path, student, base_name=teacher.name, provenance=made_by, dtype=torch.float16)
-            write_notice(path, notice_of(self.model), notice_of(self.student))
+            write_notice(path, *notices)
 
         def look(step: int, average: Any) -> None:
             measured = mean_scores(watched, [self._judged(average.student)])

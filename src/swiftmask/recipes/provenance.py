@@ -16,14 +16,16 @@ from swiftmask.training.metrics import LOG_NAME, hours_of
 from swiftmask.training.setup import TrainingConfig
 
 
-def provenance(name: str, training: TrainingConfig, run: Path, **facts: object) -> dict[str, object]:
-    """Recipe, command, settings, hours, commit, date and machine of a run, by its folder."""
+def provenance(
+    name: str, training: TrainingConfig, run: Path, *, data: object, **facts: object
+) -> dict[str, object]:
+    """Recipe, command, settings, hours, data, commit, date and machine of a run, by its folder."""
     return {
         "recipe": name,
         "command": f"swiftmask train {name}",
         "training": asdict(training),
         "hours": round(hours_of(run / LOG_NAME), 2),
-        "data": "Scenes, drawn from seeds (swiftmask.data.scenes)",
+        "data": data,
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": machine(),

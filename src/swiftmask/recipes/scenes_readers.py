@@ -138,6 +138,7 @@ class ReaderRecipe:
                 self.name,
                 self.training,
                 folder,
+                data="Scenes (swiftmask.data.scenes)",
                 parameters=num_parameters,
                 held_out_seeds=[HELD_OUT_SEED, HELD_OUT_SEED + NUM_HELD_OUT],
                 held_out_accuracy=accuracy,
