@@ -30,6 +30,14 @@ BUDGETS: dict[str, dict[str, int]] = {
         "ml-cache": 248,
         "ml-cache-refreshed": 250,
     },
+    "mar-emoji": {
+        "plain": 172,
+        "mar-emoji-marval": 139,
+        "mar-emoji-marval-rl": 139,
+        "reuse": 84,
+        "extrapolation-1": 86,
+        "extrapolation-2": 87,
+    },
     "mar-scenes": {
         "plain": 181,
         "mar-scenes-marval": 148,
