@@ -6,8 +6,7 @@ BIN := .venv/bin
 .PHONY: demo serve studio test check bench browser fleet docs clean
 
 demo: .venv/installed ## images, tables and reports: full models against accelerated ones
-	$(BIN)/swiftmask data emoji --out demo/images --source data/emoji
-	$(BIN)/swiftmask demo --model meissonic-emoji --prompts demo/images/prompts-trained.jsonl \
+	$(BIN)/swiftmask demo --model meissonic-emoji --prompts data/emoji/prompts-demo.jsonl \
 		--scorer reader=emoji-judge --out demo/meissonic-emoji
 	$(BIN)/swiftmask demo --out demo/maskgit-scenes
 	$(BIN)/swiftmask demo --model mar-scenes --out demo/mar-scenes
