@@ -160,7 +160,7 @@ def test_compiled_blocks_train_as_eager_ones(pipelines) -> None:
         transformer(torch.zeros(2, 17, dtype=torch.int64)).square().sum().backward()
         gradients.append([parameter.grad for parameter in transformer.transformer.parameters()])
     for eager, fast in zip(*gradients, strict=True):
-        torch.testing.assert_close(fast, eager)
+        torch.testing.assert_close(fast, eager, rtol=1e-4, atol=1e-4)  # sums of 34 in another order
 
 
 def test_what_accelerates_a_compiled_pipeline_is_compiled(pipelines) -> None:
