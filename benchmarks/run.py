@@ -67,6 +67,23 @@ COMMANDS = {
         "--marval mar-scenes-marval mar-scenes-marval-rl --marval-steps 4 8 16 32 "
         "--images 672 --seeds 3 --batch-size 96 --dtype bfloat16 --device cpu --out {results}/mar-scenes"
     ),
+    "mar-emoji/report": (
+        "{swiftmask} bench mar-emoji --shortcut none --steps 16 --ddim-steps 10 "
+        "--marval mar-emoji-marval mar-emoji-marval-rl --marval-steps 8 16 --only vanilla-16 ddim-16x10 "
+        "mar-emoji-marval-8 mar-emoji-marval-16 mar-emoji-marval-rl-8 mar-emoji-marval-rl-16 "
+        "--scorer reader=emoji-judge reader=emoji-reward --images 200 --seeds 3 --out {results}/mar-emoji"
+    ),
+    "meissonic-emoji/report": (
+        "{swiftmask} bench meissonic-emoji --prompts runs/emoji/prompts-trained.jsonl --steps 4 16 "
+        "--budgets 16:6 --baselines reuse --only vanilla-4 vanilla-16 reuse-16:6 "
+        "--scorer reader=emoji-judge reader=emoji-reward --images 200 --seeds 3 "
+        "--out {results}/meissonic-emoji"
+    ),
+    "held-out/meissonic-emoji/report": (
+        "{swiftmask} bench meissonic-emoji --prompts runs/emoji/prompts-held-out.jsonl --steps 4 16 "
+        "--baselines --only vanilla-4 vanilla-16 --scorer reader=emoji-judge reader=emoji-reward "
+        "--images 166 --seeds 2 --out {results}/held-out/meissonic-emoji"
+    ),
     "meissonic-scenes/report": (
         "{swiftmask} bench meissonic-scenes --shortcut none --steps 2 3 4 5 6 8 12 16 24 --baselines "
         "--speed-rl meissonic-scenes-speed-rl --images 672 --seeds 3 --batch-size 96 --dtype bfloat16 "
