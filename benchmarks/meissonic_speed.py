@@ -276,15 +276,15 @@ def estimate(
     chosen: argparse.Namespace, forward_ms: float, update_ms: float, optimizer_ms: float
 ) -> Estimate:
     """Hours of `chosen.rounds` rounds."""
-    picture_steps = chosen.rounds * chosen.images * chosen.mean_steps
+    image_steps = chosen.rounds * chosen.images * chosen.mean_steps
     hours = 1 / 3_600_000
     return Estimate(
         rounds=chosen.rounds,
         pictures=chosen.images,
         mean_steps=chosen.mean_steps,
-        rollout_hours=hours * picture_steps * forward_ms / chosen.batch,
+        rollout_hours=hours * image_steps * forward_ms / chosen.batch,
         update_hours=hours
-        * (picture_steps * update_ms / (chosen.batch * chosen.steps) + chosen.rounds * optimizer_ms),
+        * (image_steps * update_ms / (chosen.batch * chosen.steps) + chosen.rounds * optimizer_ms),
     )
 
 

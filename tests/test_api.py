@@ -106,7 +106,7 @@ def test_a_shortcut_saves_backbone_calls(pipeline: swiftmask.Pipeline, tiny_shor
 
 
 @pytest.mark.parametrize("caching", ["reuse", "extrapolation-1", "extrapolation-2"])
-def test_every_step_full_is_the_vanilla_picture(caching: str, pipeline: swiftmask.Pipeline) -> None:
+def test_every_step_full_is_the_vanilla_image(caching: str, pipeline: swiftmask.Pipeline) -> None:
     fast = swiftmask.accelerate(pipeline, caching=caching, full_steps=5)
     ours, theirs = (p.generate(LABELS, seeds=SEEDS, steps=5).trajectory for p in (fast, pipeline))
     assert torch.equal(ours.tokens_BL, theirs.tokens_BL)

@@ -158,7 +158,7 @@ def test_a_negative_prompt_needs_guidance(painter: swiftmask.Pipeline) -> None:
 
 
 def test_sizes_that_no_training_has_shown_are_refused(painter: swiftmask.Pipeline) -> None:
-    height, width = painter.picture_size()
+    height, width = painter.image_size()
     result = painter.generate(prompts=["a red circle"], size=(2 * height, width), output_type="pt")
     assert not isinstance(result.images, list)
     assert result.images.shape[-2:] == (2 * height, width)

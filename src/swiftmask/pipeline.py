@@ -43,7 +43,7 @@ from swiftmask.core.rng import SeededNoise, ShapesOfNoise
 from swiftmask.core.schedule import uniform_full_steps, with_full_steps
 from swiftmask.core.steering import OnStep, Steered
 from swiftmask.core.types import Canvas, Record, Schedule, Step, Trajectory
-from swiftmask.data.images.inpainting import StartPicture, paste_kept, start_picture
+from swiftmask.data.images.inpainting import StartImage, paste_kept, start_image
 from swiftmask.data.images.pixels import grey_where, to_pil
 from swiftmask.data.prompts import require_text
 from swiftmask.models.meissonic import Meissonic, Prompt, with_negative
@@ -84,7 +84,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Pictures, how they came about, and the cost.
+    """Images, how they came about, and the cost.
 
     `images` are PIL images or a tensor [B, 3, H, W] in [0, 1]; of a run that was stopped, grey where no
     token is decided.
@@ -148,7 +148,7 @@ class Pipeline:
         sampling: SamplingOptions | None = None,
         size: int | tuple[int, int] | None = None,
         canvas: Canvas | None = None,
-        start: StartPicture | Sequence[StartPicture] | None = None,
+        start: StartImage | Sequence[StartImage] | None = None,
         output_type: OutputType = "pil",
         on_step: OnStep | None = None,
     ) -> Result:
@@ -210,14 +210,14 @@ class Pipeline:
         images = images_B3HW if output_type == "pt" else to_pil(images_B3HW)
         return Result(images, trajectory, cost, seeds)
 
-    def picture_size(self) -> tuple[int, int]:
+    def image_size(self) -> tuple[int, int]:
         """Height and width of the images in pixels, as the codec gives them."""
         shadow = _on_meta(replace(self, features_fn=None, _flops={})).model
         with torch.no_grad():
             height, width = shadow.to_pixels(shadow.blank(1).tokens_BL).shape[-2:]
         return height, width
 
-    def start(self, image: Image.Image, mask: Image.Image | None = None) -> StartPicture:
+    def start(self, image: Image.Image, mask: Image.Image | None = None) -> StartImage:
         """What `generate(start=...)` starts from: inpainting and outpainting. Computes nothing on the device.
 
         Args:
@@ -229,7 +229,7 @@ class Pipeline:
         """
         require_type("image", image, Image.Image, "a PIL image")
         require_type("mask", mask, Image.Image | None, "a PIL image")
-        return start_picture(image, mask, size=self.picture_size(), grid=self.model.spec.grid)
+        return start_image(image, mask, size=self.image_size(), grid=self.model.spec.grid)
 
     def start_canvas(self, image: Image.Image, mask: Image.Image | None = None, *, count: int = 1) -> Canvas:
         """The tokens that `start` would keep, as a canvas for `generate(canvas=...)`.
@@ -249,7 +249,7 @@ class Pipeline:
         return self._started([self.start(image, mask)] * count)
 
     def pixels_of(self, canvas: Canvas) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1] of a canvas: grey where tokens are masked."""
+        """Images [B, 3, H, W] in [0, 1] of a canvas: grey where tokens are masked."""
         if canvas.num_masked == 0:
             return self._pixels(canvas.tokens_BL)
         blank = canvas.masked_BL if canvas.tokens_BL.ndim == 2 else canvas.masked_BL[..., None]
@@ -264,7 +264,7 @@ class Pipeline:
             return self.model.to_pixels(tokens_BL)
         return torch.cat([self.model.to_pixels(tokens_1L) for tokens_1L in tokens_BL.split(1)])
 
-    def _first_canvas(self, canvas: Canvas | None, starts: Sequence[StartPicture], count: int) -> Canvas:
+    def _first_canvas(self, canvas: Canvas | None, starts: Sequence[StartImage], count: int) -> Canvas:
         """What the decode of so many images begins with. Errors: ValueError."""
         if starts:
             if canvas is not None:
@@ -277,7 +277,7 @@ class Pipeline:
         return canvas
 
     @torch.no_grad()
-    def _started(self, starts: Sequence[StartPicture]) -> Canvas:
+    def _started(self, starts: Sequence[StartImage]) -> Canvas:
         """Each image is encoded by itself, so that its tokens never depend on its batch."""
         device = self.model.device
         encoded = {id(start): start for start in starts}
@@ -381,7 +381,7 @@ class Pipeline:
         Errors: ValueError for a size that it cannot generate, a model of one size, or an accelerator in
         place, which belongs to the size it was made for.
         """
-        own = self.picture_size()
+        own = self.image_size()
         if not hasattr(self.model, "sized"):
             raise ValueError(f"{self.name} generates images of {own[0]}x{own[1]} only: leave out the size")
         for name, side, least, most in zip(
@@ -497,13 +497,13 @@ def _negatives(given: str | Sequence[str]) -> str | list[str]:
     return given if isinstance(given, str) else listed
 
 
-def _starts(start: StartPicture | Sequence[StartPicture], count: int) -> list[StartPicture]:
+def _starts(start: StartImage | Sequence[StartImage], count: int) -> list[StartImage]:
     """One for each image. Errors: ValueError for another number, or unequal numbers of tokens to generate."""
-    starts = [start] * count if isinstance(start, StartPicture) else in_order("start", start, "starts")
+    starts = [start] * count if isinstance(start, StartImage) else in_order("start", start, "starts")
     if len(starts) != count:
         raise ValueError(f"one start for all images, or one each: got {len(starts)} for {count} images")
     for place, one in enumerate(starts):
-        require_type(f"start[{place}]", one, StartPicture, "what Pipeline.start gives")
+        require_type(f"start[{place}]", one, StartImage, "what Pipeline.start gives")
     if len(counts := {one.num_drawn for one in starts}) > 1:
         raise ValueError(
             f"every start of a batch must leave as many tokens to generate, got {sorted(counts)}: generate "

@@ -13,7 +13,7 @@ import torch
 
 from swiftmask.data.scenes import FACT_KINDS
 from swiftmask.evaluate.quantities import Quantity, Spread
-from swiftmask.evaluate.report import Gallery, Timeline, html_report, picture_uri
+from swiftmask.evaluate.report import Gallery, Timeline, html_report, image_uri
 from swiftmask.evaluate.report.timeline import DECIDED, Moment
 from swiftmask.evaluate.summary import Report, RowSummary
 
@@ -51,7 +51,7 @@ def _timeline(row: str, full: tuple[int, ...]) -> Timeline:
             full=step in full,
             num_decided=1,
             num_masked=3 - step,
-            frame=picture_uri(torch.full((3, 8, 8), step / 4)),
+            frame=image_uri(torch.full((3, 8, 8), step / 4)),
             confidence=bytes([DECIDED] * step + [50] * (4 - step)),
         )
         for step in range(4)
@@ -84,7 +84,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     images = {
         row.name: tuple(
-            picture_uri(torch.full((3, 8, 8), row.values["score"].mean * shade)) for shade in (0.4, 1.0)
+            image_uri(torch.full((3, 8, 8), row.values["score"].mean * shade)) for shade in (0.4, 1.0)
         )
         for row in report.rows
     }
@@ -219,7 +219,7 @@ def test_the_front_leaves_out_what_is_beaten(opened: Opened) -> None:
     assert corners == 2  # from vanilla-4 up to the shortcut, and from there to vanilla-16
 
 
-def test_slider_and_choice_of_pictures(opened: Opened) -> None:
+def test_slider_and_choice_of_images(opened: Opened) -> None:
     page = opened.page
     slider = page.locator("#stage-share")
     slider.focus()

@@ -106,7 +106,7 @@ def test_models_fit_a_terminal_of_80_columns(
 @pytest.mark.parametrize("name", bundled_names("model"))
 def test_what_is_listed_of_a_model_is_what_it_is(name: str) -> None:
     listed, pipeline = describe(bundled_folder(name)), load(name)
-    assert listed.size == pipeline.picture_size()
+    assert listed.size == pipeline.image_size()
     assert listed.steps == pipeline.steps
     assert listed.draws == pipeline.model.spec.draws
 

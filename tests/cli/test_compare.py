@@ -23,7 +23,7 @@ from swiftmask.cli.progress import counted
 from swiftmask.evaluate.extractors import files_sha256, load_extractor
 from swiftmask.evaluate.feature_store import describe
 from swiftmask.evaluate.folder_metrics import MetricSettings, compare_sets
-from swiftmask.evaluate.pictures import folder_pictures
+from swiftmask.evaluate.image_sets import folder_images
 from swiftmask.evaluate.processes import Processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -86,14 +86,12 @@ AGAINST_REAL = ("ours", "--reference", "real", "--extractor", "means.pt")
 def test_against_a_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = compared(capsys, *AGAINST_REAL, "--nearest", 2, "--splits", 4)
     extractor = load_extractor("means.pt")
-    ours, real = (
-        describe(folder_pictures(name), extractor, here / f"own-{name}") for name in ("ours", "real")
-    )
+    ours, real = (describe(folder_images(name), extractor, here / f"own-{name}") for name in ("ours", "real"))
     expected = compare_sets(ours, real, MetricSettings(nearest=2, splits=4))
     assert by_name(found) == {metric.name: metric.value for metric in expected.metrics}
     assert [metric["floor"] for metric in found["metrics"]] == [m.floor for m in expected.metrics]
     assert list(by_name(found)) == [f"{kind}_means" for kind in KINDS]
-    assert (found["pictures"], found["reference_pictures"], found["floor_pictures"]) == (12, 26, 12)
+    assert (found["pictures"], found["reference_images"], found["floor_pictures"]) == (12, 26, 12)
     assert found["extractor"] == {"name": "means", "sha256": files_sha256([here / "means.pt"])}
     assert (found["settings"]["nearest"], found["settings"]["splits"]) == (2, 4)
     assert found["versions"]["torch"] in found["machine"]
@@ -134,19 +132,19 @@ def test_saved_statistics_are_a_reference(here: Path, capsys: pytest.CaptureFixt
         name: pytest.approx(by_name(found)[name], rel=1e-6) for name in ("fd_means", "is_means")
     }
     assert again["left_out"] == [f"{kind}_means" for kind in KINDS[2:]]
-    assert again["reference_pictures"] == 26
+    assert again["reference_images"] == 26
     assert "not given by this reference or extractor: kid_means" in succeeded(
         capsys, *arguments, "kept/real.safetensors"
     )
 
 
 def test_statistics_of_others_are_a_reference(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    features_XD = load_extractor("means.pt")(folder_pictures("real").images(range(26)))["features"].numpy()
+    features_XD = load_extractor("means.pt")(folder_images("real").images(range(26)))["features"].numpy()
     np.savez("adm.npz", mu=features_XD.mean(axis=0), sigma=np.cov(features_XD.T))
     found = compared(capsys, "ours", "--reference", "adm.npz", "--extractor", "means.pt")
     whole = compared(capsys, *AGAINST_REAL)
     assert by_name(found)["fd_means"] == pytest.approx(by_name(whole)["fd_means"], rel=1e-4)
-    assert found["reference_pictures"] is None
+    assert found["reference_images"] is None
     assert "N = 12 images against an unknown number; no floor" in succeeded(
         capsys, "ours", "--reference", "adm.npz", "--extractor", "means.pt"
     )
@@ -268,7 +266,7 @@ def test_interrupted(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_the_time_left_is_of_what_is_left() -> None:
-    """Pictures found described are no speed."""
+    """Images found described are no speed."""
     bar = Progress(disable=True)
     on_progress = counted(bar, "pictures")
     on_progress(500, 1000)
@@ -309,7 +307,7 @@ def test_two_processes_find_the_same(here: Path, capsys: pytest.CaptureFixture[s
     assert shared["pictures"] == 300
 
 
-def test_equal_pictures_in_other_formats_are_equal(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_images_in_other_formats_are_equal(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Greys of 8 bits, and the same in 16 bits, transparent, turned by EXIF, and in a palette."""
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -325,7 +325,7 @@ def test_out_is_a_file(tiny_folder: Path, tmp_path: Path, capsys: pytest.Capture
 def test_interruption_leaves_whole_files_only(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from swiftmask.cli.picture_folder import PictureFolder
+    from swiftmask.cli.output_folder import OutputFolder
 
     saved = []
 
@@ -335,8 +335,8 @@ def test_interruption_leaves_whole_files_only(
         saved.append(arguments)
         original(*arguments)  # type: ignore[arg-type]
 
-    original = PictureFolder.save
-    monkeypatch.setattr(PictureFolder, "save", interrupted)
+    original = OutputFolder.save
+    monkeypatch.setattr(OutputFolder, "save", interrupted)
     said = failed_last(capsys, "generate", tiny_folder, "0", "1", "--steps", "2", "--out", tmp_path, code=130)
     assert "interrupted" in said
     assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"0-0.png"}

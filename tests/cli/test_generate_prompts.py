@@ -29,7 +29,7 @@ PROMPT = ("--prompt", "a red circle")
 
 @pytest.fixture(scope="session")
 def tiny_meissonic(tmp_path_factory: pytest.TempPathFactory, golden_meissonic: Meissonic) -> Path:
-    """Pictures of 8x8 pixels, 4x4 tokens, prompts of at most 8."""
+    """Images of 8x8 pixels, 4x4 tokens, prompts of at most 8."""
     folder = tmp_path_factory.mktemp("models") / "tiny-meissonic"
     golden_meissonic.save_pretrained(folder, provenance={})
     return folder
@@ -75,7 +75,7 @@ def generated(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[st
     return json.loads(captured.out)
 
 
-def test_several_pictures_of_each_prompt(tiny_meissonic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_images_of_each_prompt(tiny_meissonic: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = ("--prompt", "a red circle", "a blue square", "--num", 2, "--steps", 2)
     summary = generated(capsys, tiny_meissonic, *prompts, "--out", "o")
     assert [entry["file"] for entry in summary["pictures"]] == [
@@ -230,7 +230,7 @@ def test_inpainting_costs_less_than_drawing_everything(tiny_folder: Path) -> Non
     assert some < every, "the head runs at masked positions alone"
 
 
-def test_a_changed_start_picture_is_another_setting(
+def test_a_changed_start_image_is_another_setting(
     tiny_meissonic: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = (tiny_meissonic, *PROMPT, "--init-image", "image.png", "--mask", "half.png", "--steps", 2)
@@ -344,7 +344,7 @@ def test_long_prompts_are_named_at_once_or_cut(
     ]
 
 
-def test_a_start_picture_may_be_of_any_kind(tiny_meissonic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_start_image_may_be_of_any_kind(tiny_meissonic: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A transparent image on white and its opaque twin give the same pixels; a mask of 0 and 1 is read."""
     clear = np.array(Image.open("image.png").convert("RGBA"))
     clear[:, :2, 3] = 0

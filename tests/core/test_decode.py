@@ -90,7 +90,7 @@ def test_golden_decode(run: str, golden_maskgit: MaskGIT, golden_shortcut: Short
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.8])
-def test_a_picture_depends_on_its_seed_only(guidance: float, golden_maskgit: MaskGIT) -> None:
+def test_a_image_depends_on_its_seed_only(guidance: float, golden_maskgit: MaskGIT) -> None:
     """One batch, any split of it (as over ranks), and each image alone."""
     schedule = _schedule(golden_maskgit, guidance=guidance)
 
@@ -105,7 +105,7 @@ def test_a_picture_depends_on_its_seed_only(guidance: float, golden_maskgit: Mas
         assert torch.equal(torch.cat(parts), whole_BL)
 
 
-def test_equal_seeds_and_labels_draw_the_same_picture(golden_maskgit: MaskGIT) -> None:
+def test_equal_seeds_and_labels_draw_the_same_image(golden_maskgit: MaskGIT) -> None:
     one, other, third = _decode(golden_maskgit, [3, 3, 3], SeededNoise([5, 5, 6], L)).tokens_BL
     assert torch.equal(one, other)
     assert not torch.equal(one, third)

@@ -1,4 +1,4 @@
-"""Pictures decoded a few at a time are those decoded all at once."""
+"""Images decoded a few at a time are those decoded all at once."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from swiftmask.models.meissonic import Meissonic
 @pytest.mark.parametrize(
     ("side", "expected"), [(1024, [3, 2]), (1254, [2, 2, 1]), (512, [5]), (2048, [1] * 5)]
 )
-def test_how_many_pictures_go_together(side: int, expected: list[int]) -> None:
+def test_how_many_images_go_together(side: int, expected: list[int]) -> None:
     sizes: list[int] = []
 
     def decode(tokens_BL: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def state_of(codec: VQCodec) -> dict[str, Tensor]:
     return codec.vq.state_dict()
 
 
-def test_codes_and_pictures_are_those_of_the_library(codec: VQCodec) -> None:
+def test_codes_and_images_are_those_of_the_library(codec: VQCodec) -> None:
     codes_BHW, images_B3HW = torch.randint(32, (2, 4, 6)), torch.rand(2, 3, 8, 12)
     theirs_B3HW = codec.vq.decode(codes_BHW, force_not_quantize=True, shape=(2, 4, 6, 4)).sample
     torch.testing.assert_close(codec.decode(codes_BHW), theirs_B3HW.clamp(0, 1))
@@ -44,14 +44,14 @@ def test_float16_weights_compute_in_float32(codec: VQCodec) -> None:
     assert half.encode(torch.rand(1, 3, 8, 8)).shape == (1, 4, 4)
 
 
-def test_bfloat16_weights_take_and_give_float32_pictures(codec: VQCodec) -> None:
+def test_bfloat16_weights_take_and_give_float32_images(codec: VQCodec) -> None:
     codec.bfloat16()
     images_B3HW = codec.decode(torch.zeros(1, 2, 3, dtype=torch.int64))
     assert (images_B3HW.dtype, images_B3HW.shape) == (torch.float32, (1, 3, 4, 6))
     assert codec.encode(images_B3HW).shape == (1, 2, 3)
 
 
-def test_each_width_but_the_first_halves_the_picture() -> None:
+def test_each_width_but_the_first_halves_the_image() -> None:
     assert CONFIG.downscale == 2
 
 

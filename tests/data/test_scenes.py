@@ -57,7 +57,7 @@ def swapped(scenes: Scenes, order: list[int]) -> Scenes:
     return replace(scenes, **changed)
 
 
-def test_a_seed_gives_the_same_picture_in_any_batch() -> None:
+def test_a_seed_gives_the_same_image_in_any_batch() -> None:
     seeds = [7, 2**40 + 3, 0, 12345678901234]
     together = render(sample_scenes(seeds))
     for place, seed in enumerate(seeds):
@@ -66,7 +66,7 @@ def test_a_seed_gives_the_same_picture_in_any_batch() -> None:
         assert torch.equal(render(alone)[0], together[place])
 
 
-def test_a_class_picture_is_the_same_in_any_batch() -> None:
+def test_a_class_image_is_the_same_in_any_batch() -> None:
     labels_B = torch.arange(NUM_CLASSES)
     together = render(class_scenes(labels_B, range(NUM_CLASSES)))
     assert torch.equal(render(class_scenes(labels_B[5:6], [5]))[0], together[5])
@@ -78,7 +78,7 @@ def test_seeds_are_endless_and_differ() -> None:
     assert not torch.equal(render(sample_scenes([1])), render(sample_scenes([1 + 2**32])))
 
 
-def test_pictures_are_rgb_in_range_at_any_size() -> None:
+def test_images_are_rgb_in_range_at_any_size() -> None:
     scenes = sample_scenes(range(8))
     for size in (16, 48, 100):
         images_B3HW = render(scenes, size)
@@ -157,7 +157,7 @@ def test_classes_show_one_object_of_their_shape_and_colour() -> None:
     assert (check(class_facts(labels_B), scenes)[1] == 3).all()
 
 
-def test_class_pictures_are_simple() -> None:
+def test_class_images_are_simple() -> None:
     scenes = class_scenes(torch.arange(NUM_CLASSES).repeat(20), range(20 * NUM_CLASSES))
     assert (scenes.tilt_BO == 0).all()
     assert len(scenes.radius_BO[:, 0].unique()) == 2

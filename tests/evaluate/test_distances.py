@@ -53,7 +53,7 @@ def test_frechet_is_scipys(width: int) -> None:
     assert got == pytest.approx(frechet_by_scipy(first, second), rel=1e-9)
 
 
-def test_frechet_of_fewer_pictures_than_features() -> None:
+def test_frechet_of_fewer_images_than_features() -> None:
     """Features in a subspace have the distance of their coordinates there; both covariances are singular."""
     first, second = features(6, 4, seed=5).double(), features(7, 4, seed=6).double()
     basis_DR = torch.linalg.qr(features(50, 4, seed=7).double()).Q
@@ -61,7 +61,7 @@ def test_frechet_of_fewer_pictures_than_features() -> None:
     assert got == pytest.approx(frechet_by_scipy(first, second), rel=1e-6)
 
 
-def test_frechet_of_one_picture_set_in_orthogonal_subspaces() -> None:
+def test_frechet_of_one_image_set_in_orthogonal_subspaces() -> None:
     """N < D with a product of exactly zero: nothing to subtract."""
     first, second = torch.zeros(5, 8), torch.zeros(5, 8)
     first[:, :3], second[:, 4:7] = features(5, 3, seed=1), features(5, 3, seed=2)
@@ -189,7 +189,7 @@ def test_neighbourhoods_never_hold_all_distances(monkeypatch: pytest.MonkeyPatch
     assert sum(sizes) == 60 * 60 + 50 * 50 + 60 * 50
 
 
-def test_neighbourhoods_tell_lost_modes_from_bad_pictures() -> None:
+def test_neighbourhoods_tell_lost_modes_from_bad_images() -> None:
     real = torch.cat([features(40, 3, seed=1), features(40, 3, seed=2, shift=50)])
     one_mode = neighbourhoods(features(40, 3, seed=1) + 0.01, real, nearest=3)
     assert one_mode.precision > 0.9 and one_mode.recall < 0.6 and one_mode.coverage <= 0.5

@@ -20,7 +20,7 @@ from swiftmask.evaluate.folder_metrics import (
     MetricSettings,
     compare_sets,
 )
-from swiftmask.evaluate.pictures import Pictures, folder_pictures
+from swiftmask.evaluate.image_sets import ImageSet, folder_images
 from swiftmask.evaluate.statistics import FeatureStatistics, Moments
 
 SETTINGS = MetricSettings(nearest=2, kid_subsets=5, splits=2)
@@ -52,8 +52,8 @@ def drawn(indices: Sequence[int], *, shift: float = 0.0) -> Tensor:
     )
 
 
-def pictures(count: int = 23, *, shift: float = 0.0) -> Pictures:
-    return Pictures(count, f"generated {shift}", lambda indices: drawn(indices, shift=shift))
+def pictures(count: int = 23, *, shift: float = 0.0) -> ImageSet:
+    return ImageSet(count, f"generated {shift}", lambda indices: drawn(indices, shift=shift))
 
 
 def save(folder: Path, count: int, *, size: tuple[int, int] = (6, 6)) -> Path:
@@ -64,10 +64,10 @@ def save(folder: Path, count: int, *, size: tuple[int, int] = (6, 6)) -> Path:
     return folder
 
 
-def test_the_overview_of_generate_is_no_picture(tmp_path: Path) -> None:
+def test_the_overview_of_generate_is_no_image(tmp_path: Path) -> None:
     folder = save(tmp_path, 3)
     Image.new("RGB", (18, 6)).save(folder / "grid.png")
-    assert folder_pictures(folder).count == 3
+    assert folder_images(folder).count == 3
 
 
 def test_a_killed_run_continues(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_every_metric_stands_beside_its_floor(tmp_path: Path) -> None:
         assert floor is not None and value > 3 * floor
     value, floor = found["precision_means"]
     assert floor is not None and value < floor
-    assert (result.pictures, result.reference_pictures, result.floor_pictures) == (20, 60, 20)
+    assert (result.pictures, result.reference_images, result.floor_pictures) == (20, 60, 20)
     assert result.left_out == ()
     assert result.extractor == Identity("means", "abc")
     assert [metric.name for metric in result.metrics if metric.spread is not None] == [
@@ -189,42 +189,42 @@ def test_generated_folders_are_read_as_they_are(tmp_path: Path) -> None:
     folder = save(save(tmp_path / "out", 2, size=(6, 9)) / "b", 3, size=(6, 9)).parent
     (folder / "notes.txt").write_text("no image")
     (folder / ".hidden.png").write_text("no image")
-    found = folder_pictures(folder)
+    found = folder_images(folder)
     images_B3HW = found.images([0, 4])
     assert found.count == 5
     assert images_B3HW.shape == (2, 3, 6, 9)
     expected = np.asarray(Image.open(folder / "b/002.png")) / 255
     np.testing.assert_allclose(images_B3HW[1].permute(1, 2, 0).numpy(), expected, atol=1e-7)
     save(folder, 1, size=(6, 9))
-    assert folder_pictures(folder).fingerprint != found.fingerprint, "an image was written anew"
+    assert folder_images(folder).fingerprint != found.fingerprint, "an image was written anew"
 
 
 def test_real_folders_are_cropped(tmp_path: Path) -> None:
     save(tmp_path / "a", 2, size=(9, 14))
     save(tmp_path / "b", 2, size=(20, 16))
-    found = folder_pictures(tmp_path, crop=8)
+    found = folder_images(tmp_path, crop=8)
     assert found.images(range(4)).shape == (4, 3, 8, 8)
-    assert found.fingerprint != folder_pictures(tmp_path, crop=6).fingerprint
+    assert found.fingerprint != folder_images(tmp_path, crop=6).fingerprint
 
 
-def test_bad_pictures_are_named_and_what_is_done_stays(tmp_path: Path) -> None:
+def test_bad_images_are_named_and_what_is_done_stays(tmp_path: Path) -> None:
     folder = save(tmp_path / "out", 12)
     Image.new("RGB", (8, 6)).save(folder / "007.png")
     with pytest.raises(ValueError, match="007.png is 8x6, the first image 6x6: .*one size") as error:
-        describe(folder_pictures(folder), Means(), tmp_path / "x")
+        describe(folder_images(folder), Means(), tmp_path / "x")
     assert "\n" not in str(error.value)
     assert [path.name for path in (tmp_path / "x").glob("*.safetensors")] == ["features-00000000.safetensors"]
     (folder / "007.png").write_bytes((folder / "006.png").read_bytes()[:40])
     with pytest.raises(ValueError, match=r"cannot read image .*007\.png \(.+\)") as error:
-        describe(folder_pictures(folder), Means(), tmp_path / "y")
+        describe(folder_images(folder), Means(), tmp_path / "y")
     assert "\n" not in str(error.value)
 
 
-def test_too_few_pictures(tmp_path: Path) -> None:
+def test_too_few_images(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such image folder"):
-        folder_pictures(tmp_path / "absent")
+        folder_images(tmp_path / "absent")
     with pytest.raises(ValueError, match="has 1 images .*at least 2"):
-        folder_pictures(save(tmp_path / "one", 1))
+        folder_images(save(tmp_path / "one", 1))
     with pytest.raises(ValueError, match="at least 2 images, got 1"):
         pictures(1)
     few, many = (describe(pictures(n), Means(), tmp_path / str(n)) for n in (2, 20))
@@ -238,7 +238,7 @@ def test_too_few_pictures(tmp_path: Path) -> None:
     assert all(metric.floor is None for metric in result.metrics)
 
 
-def test_a_folder_of_features_belongs_to_its_pictures_and_extractor(tmp_path: Path) -> None:
+def test_a_folder_of_features_belongs_to_its_images_and_extractor(tmp_path: Path) -> None:
     store = describe(pictures(), Means(), tmp_path)
     for other, extractor in (
         (pictures(shift=0.1), Means()),
@@ -263,8 +263,8 @@ def test_damaged_features_are_named(tmp_path: Path, damage: bytes) -> None:
         store.readings()["features"]
 
 
-def test_strange_pictures_and_features_are_refused(tmp_path: Path) -> None:
-    grey = Pictures(5, "grey", lambda indices: torch.rand(len(indices), 1, 6, 6))
+def test_strange_images_and_features_are_refused(tmp_path: Path) -> None:
+    grey = ImageSet(5, "grey", lambda indices: torch.rand(len(indices), 1, 6, 6))
     with pytest.raises(ValueError, match=r"\[B, 3, H, W\] .*got \(5, 1, 6, 6\)"):
         describe(grey, Means(), tmp_path / "deep" / "grey")
     assert not (tmp_path / "deep").exists(), "a refused run leaves no folder"

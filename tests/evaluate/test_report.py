@@ -21,8 +21,8 @@ from swiftmask.evaluate.report import (
     TimelineRecorder,
     findings,
     html_report,
+    image_uri,
     model_card,
-    picture_uri,
 )
 from swiftmask.evaluate.report.timeline import DECIDED
 from swiftmask.evaluate.summary import Report, RowSummary
@@ -208,19 +208,19 @@ def test_far_from_real_images_no_row_is_called_better() -> None:
     )
 
 
-def test_a_gallery_has_every_picture_of_every_row() -> None:
+def test_a_gallery_has_every_image_of_every_row() -> None:
     with pytest.raises(ValueError, match=r"one image per caption \(2\): fast has 1"):
         Gallery(captions=("a", "b"), images={"full": ("x", "y"), "fast": ("x",)})
 
 
-def test_small_pictures_are_kept_exactly_and_large_ones_small() -> None:
+def test_small_images_are_kept_exactly_and_large_ones_small() -> None:
     image_3HW = torch.rand(3, 12, 20)
-    kind, kept = _decoded(picture_uri(image_3HW))
+    kind, kept = _decoded(image_uri(image_3HW))
     assert kind == "png"
     assert torch.equal(kept, (image_3HW * 255).round().byte())
-    kind, large = _decoded(picture_uri(torch.rand(3, 256, 256)))
+    kind, large = _decoded(image_uri(torch.rand(3, 256, 256)))
     assert (kind, large.shape) == ("jpeg", (3, 256, 256))
-    assert _decoded(picture_uri(image_3HW, at_most=10))[1].shape == (3, 6, 10)
+    assert _decoded(image_uri(image_3HW, at_most=10))[1].shape == (3, 6, 10)
 
 
 def _decoded(uri: str) -> tuple[str, Tensor]:

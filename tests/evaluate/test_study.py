@@ -16,7 +16,7 @@ from swiftmask.evaluate.extractors import Identity, Readings
 from swiftmask.evaluate.feature_store import FeatureStore, describe
 from swiftmask.evaluate.folder_metrics import MetricSettings
 from swiftmask.evaluate.frontier import frontier_png, legend_columns, style_of
-from swiftmask.evaluate.pictures import Pictures
+from swiftmask.evaluate.image_sets import ImageSet
 from swiftmask.evaluate.processes import Processes
 from swiftmask.evaluate.requests import SCENES, Requests, image_seeds
 from swiftmask.evaluate.scenes_scorer import SceneScorer
@@ -87,7 +87,7 @@ class _MeanColour:
 
 def _real(folder: Path) -> FeatureStore:
     images = render(class_scenes(torch.arange(40), 100 + torch.arange(40)))
-    return describe(Pictures(40, "real", lambda indices: images[list(indices)]), _MeanColour(), folder)
+    return describe(ImageSet(40, "real", lambda indices: images[list(indices)]), _MeanColour(), folder)
 
 
 def _study(folder: Path, *scorers: Scorer, requests: Requests = SCENES) -> Study:

@@ -21,7 +21,7 @@ from swiftmask.core.files import write_folder
 from swiftmask.core.settings import read_json
 from swiftmask.data.emoji.build import read_records
 from swiftmask.data.encoded import encoded_images
-from swiftmask.data.images.decode import read_picture
+from swiftmask.data.images.decode import read_image
 from swiftmask.data.prompts import read_prompts
 from swiftmask.data.sources.folder import FolderSource
 from swiftmask.evaluate.extractors import Identity, load_extractor
@@ -271,7 +271,7 @@ def write_metadata(folder: Path, _: Models) -> None:
     (folder / "metadata.jsonl").write_text("".join(lines))
 
 
-def write_picture(folder: Path, _: Models) -> None:
+def write_image(folder: Path, _: Models) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     for suffix in ("png", "tiff", "webp", "bmp", "gif"):
         Image.fromarray(pixels).save(folder / f"picture.{suffix}")
@@ -467,9 +467,9 @@ LOADERS = {
         {"a.json: an empty object": "a case may need no config"},
     ),
     "pictures": Loader(
-        write_picture,
+        write_image,
         of_suffix(
-            lambda path: np.asarray(read_picture(path).image), *(f"picture.{s}" for s in ("png", "tiff"))
+            lambda path: np.asarray(read_image(path).image), *(f"picture.{s}" for s in ("png", "tiff"))
         ),
         {"picture.png": "picture", "picture.tiff": "picture"},
     ),

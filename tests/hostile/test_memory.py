@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from swiftmask.cli import main
-from swiftmask.cli.picture_folder import PictureFolder
+from swiftmask.cli.output_folder import OutputFolder
 from swiftmask.evaluate.extractors import Identity, Readings
 from swiftmask.evaluate.feature_store import CHUNK, describe
 from swiftmask.evaluate.folder_metrics import MetricSettings, compare_sets
-from swiftmask.evaluate.pictures import Pictures
+from swiftmask.evaluate.image_sets import ImageSet
 
 STATUS = Path("/proc/self/status")
 MB = 1 << 20
@@ -35,12 +35,12 @@ def forget_peak() -> None:
 
 def test_generate(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the last of 320 images the process is as large as at the 80th."""
-    save = PictureFolder.save
+    save = OutputFolder.save
     objects: list[int] = []
     kept: list[int] = []
     sizes: list[int] = []
 
-    def saved(folder: PictureFolder, *what: Any) -> None:
+    def saved(folder: OutputFolder, *what: Any) -> None:
         save(folder, *what)
         sizes.append(memory())
         if len(sizes) in (80, 320):
@@ -48,7 +48,7 @@ def test_generate(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
             objects.append(len(gc.get_objects()))
             kept.append(sum(each.nbytes for each in gc.get_objects() if type(each) is Tensor))
 
-    monkeypatch.setattr(PictureFolder, "save", saved)
+    monkeypatch.setattr(OutputFolder, "save", saved)
     with pytest.raises(SystemExit, match="0"):
         main(["generate", str(tiny_folder), "0", "--num", "320", "--steps", "1", "--out", str(tmp_path)])
     assert len(sizes) == 320
@@ -69,11 +69,11 @@ class _Wide:
         return {"features": torch.randn(len(images_B3HW), self._width)}
 
 
-def _pictures(count: int) -> Pictures:
+def _pictures(count: int) -> ImageSet:
     def images(indices: Sequence[int]) -> Tensor:
         return torch.rand(len(indices), 3, 2, 2)
 
-    return Pictures(count, f"{count} random ones", images)
+    return ImageSet(count, f"{count} random ones", images)
 
 
 def test_describing(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_describing(tmp_path: Path) -> None:
     assert sizes[-1] - sizes[3] < 30 * MB, "9 chunks are 72 MB"
 
 
-def test_metrics_of_pictures(tmp_path: Path) -> None:
+def test_metrics_of_images(tmp_path: Path) -> None:
     """Distances of pairs of images are held in blocks: all of them would be 122 MB, and those of three
     comparisons are needed.
     """

@@ -152,7 +152,7 @@ def test_weights_that_are_not_finite_give_no_images(value, model):
             Pipeline(spoilt, sampling=GUIDED).generate(**asked, steps=3)
 
 
-def test_pictures_are_in_range_and_a_function_of_the_seed(model):
+def test_images_are_in_range_and_a_function_of_the_seed(model):
     pipeline = Pipeline(model, sampling=GUIDED)
     what = {"labels" if model.spec.draws == "class" else "prompts": conditions(model, 3)}
     whole = pipeline.generate(**what, seeds=[5, 6, 7], steps=4, output_type="pt")

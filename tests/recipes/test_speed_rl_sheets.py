@@ -39,7 +39,7 @@ def sheets(folder: Path, recorder: Recorder, config: SheetConfig) -> Sheets:
     return Sheets(config, Prompts(range(7)), SamplingOptions(), folder, Trackers(accelerator))
 
 
-def test_a_line_of_the_same_pictures_for_every_step_count(golden_maskgit: MaskGIT, tmp_path: Path) -> None:
+def test_a_line_of_the_same_images_for_every_step_count(golden_maskgit: MaskGIT, tmp_path: Path) -> None:
     recorder = Recorder("wandb")
     samples = sheets(tmp_path, recorder, SheetConfig(every=4, steps=(1, 3, 16), num_prompts=3))
     samples.first(golden_maskgit)

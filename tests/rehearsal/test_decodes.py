@@ -128,11 +128,11 @@ def test_steps_wait_for_nothing_and_stay_within_their_budget(
     assert not over, f"budget {budget}"
 
 
-def test_filling_in_a_picture_waits_for_nothing(
+def test_filling_in_a_image_waits_for_nothing(
     base: Pipeline, gpu: Rehearsal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base.to(DEVICE)
-    height, width = base.picture_size()
+    height, width = base.image_size()
     mask = Image.new("L", (width, height))
     mask.paste(255, (0, 0, width // 2, height))
     canvas = base.start_canvas(Image.new("RGB", (width, height), "red"), mask, count=2)

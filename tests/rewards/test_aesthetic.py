@@ -89,7 +89,7 @@ def test_gradients_raise_the_score(reward: AestheticScore) -> None:
     assert (reward(better_B3HW, ["a", "a"]) > before_B).all()
 
 
-def test_it_follows_the_pictures(folder: Path) -> None:
+def test_it_follows_the_images(folder: Path) -> None:
     assert load_aesthetic(folder, clip=folder)(pictures(2).to("meta"), ["a", "a"]).is_meta
 
 

@@ -171,7 +171,7 @@ def test_negative_cosines_score_zero(folder: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_score_depends_on_its_own_picture_and_prompt(folder: Path) -> None:
+def test_a_score_depends_on_its_own_image_and_prompt(folder: Path) -> None:
     images_B3HW, prompts = pictures(3), ["a frog", "a", "a very long text that is cut off"]
     together_B = load_pick_score(folder)(images_B3HW, prompts)
     alone_B = torch.cat([load_pick_score(folder)(images_B3HW[i, None], [prompts[i]]) for i in range(3)])
@@ -206,7 +206,7 @@ def test_kept_texts_do_not_depend_on_who_asked_first(folder: Path) -> None:
     assert images_B3HW.grad is not None
 
 
-def test_dtype_of_weights_and_pictures(folder: Path) -> None:
+def test_dtype_of_weights_and_images(folder: Path) -> None:
     exact_B = load_pick_score(folder)(pictures(3), PROMPTS)
     half = load_pick_score(folder, dtype=torch.bfloat16)
     assert half.similarity.model.dtype == torch.bfloat16
@@ -215,7 +215,7 @@ def test_dtype_of_weights_and_pictures(folder: Path) -> None:
     torch.testing.assert_close(scores_B, exact_B, rtol=0, atol=0.05 * float(exact_B.abs().max()))
 
 
-def test_the_reward_follows_the_pictures(folder: Path) -> None:
+def test_the_reward_follows_the_images(folder: Path) -> None:
     reward = load_pick_score(folder)
     reward(pictures(1), PROMPTS[:1])
     with torch.inference_mode():

@@ -17,7 +17,7 @@ from swiftmask.rewards.hps import (
     clip_of_open_clip,
     load_hps,
     to_transformers,
-    whole_picture,
+    whole_image,
 )
 
 SIZE, PATCH, CONTEXT, NUM_HEADS, WIDTH = 16, 4, 12, 16, 24
@@ -165,7 +165,7 @@ def test_every_tensor_of_the_file_matters(reference: OpenClip) -> None:
     assert [name for name, gradient in zip(weights, gradients, strict=True) if not gradient.any()] == []
 
 
-def test_a_wide_picture_is_seen_whole_between_black_bars(
+def test_a_wide_image_is_seen_whole_between_black_bars(
     reference: OpenClip, reward: HumanPreferenceScore
 ) -> None:
     images_B3HW = pictures(1, 8, SIZE)  # needs no resizing
@@ -184,7 +184,7 @@ def test_a_wide_picture_is_seen_whole_between_black_bars(
     ],
 )
 def test_bars(shape: tuple[int, int], rows: slice, columns: slice) -> None:
-    found_B3HW = whole_picture(torch.ones(1, 3, *shape), SIZE)
+    found_B3HW = whole_image(torch.ones(1, 3, *shape), SIZE)
     expected_B3HW = torch.zeros(1, 3, SIZE, SIZE)
     expected_B3HW[..., rows, columns] = 1
     torch.testing.assert_close(found_B3HW, expected_B3HW)

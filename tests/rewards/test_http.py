@@ -66,12 +66,12 @@ def pictures(batch: int, height: int = 6, width: int = 4) -> Tensor:
     return levels / 255
 
 
-def picture_text() -> str:
+def image_text() -> str:
     return base64.b64encode(to_pngs(pictures(1))[0]).decode()
 
 
 def request_text(**changed: object) -> bytes:
-    return json.dumps({"images": [picture_text()], "prompts": ["a"], **changed}).encode()
+    return json.dumps({"images": [image_text()], "prompts": ["a"], **changed}).encode()
 
 
 def post(url: str, body: bytes, path: str = "/score") -> tuple[int, str]:
@@ -100,7 +100,7 @@ def test_scores_come_in_order_and_in_batches() -> None:
     assert torch.equal(torch.cat(seen), images_B3HW), "8-bit images travel without loss"
 
 
-def test_pictures_are_rounded_and_cut_and_carry_no_gradient() -> None:
+def test_images_are_rounded_and_cut_and_carry_no_gradient() -> None:
     images_B3HW = torch.tensor([-0.5, 0.301, 2.0]).view(3, 1, 1, 1).expand(3, 3, 2, 2).bfloat16()
     with serving(lambda images_B3HW, prompts: images_B3HW[:, 0, 0, 0]) as url:
         scores_B = HttpReward(url=url)(images_B3HW.clone().requires_grad_(), ["a"] * 3)
@@ -108,7 +108,7 @@ def test_pictures_are_rounded_and_cut_and_carry_no_gradient() -> None:
     assert scores_B.dtype == torch.float32 and not scores_B.requires_grad
 
 
-def test_rewards_may_answer_lists_and_leave_pictures_out() -> None:
+def test_rewards_may_answer_lists_and_leave_images_out() -> None:
     with serving(lambda images, prompts: [None, float("nan"), 2]) as url:
         scores_B = HttpReward(url=url)(pictures(3), ["a"] * 3)
     assert scores_B.isnan().tolist() == [True, True, False]
@@ -217,8 +217,8 @@ def test_wrong_scores_are_the_rewards_failure(
         (request_text(images=[], prompts=[]), "at least one, got 0 images and 0 prompts"),
         (request_text(images=["%"]), "image 0 is no PNG in base64"),
         (request_text(images=["aGVsbG8="]), "image 0 is no PNG in base64"),
-        (request_text(images=[picture_text()[:80]]), "image 0 is no PNG in base64"),
-        (request_text(images=[picture_text()] * 4, prompts=["a"] * 4), "at most 3 images a request, got 4"),
+        (request_text(images=[image_text()[:80]]), "image 0 is no PNG in base64"),
+        (request_text(images=[image_text()] * 4, prompts=["a"] * 4), "at most 3 images a request, got 4"),
     ],
 )
 def test_bad_requests_get_400_and_one_line(
@@ -231,7 +231,7 @@ def test_bad_requests_get_400_and_one_line(
     assert status == 400 and message in said and "\n" not in said
 
 
-def test_pictures_of_one_request_need_one_size() -> None:
+def test_images_of_one_request_need_one_size() -> None:
     images = [base64.b64encode(to_pngs(pictures(1, size, size))[0]).decode() for size in (2, 3)]
     with serving(brightness) as url:
         assert post(url, request_text(images=images, prompts=["a", "b"])) == (

@@ -41,7 +41,7 @@ def test_clean_scenes_are_read(reader: NetworkReader, size: int) -> None:
     assert score(reader, render(scenes, size), caption_facts(scenes)).mean() >= 0.97
 
 
-def test_class_pictures_are_read(reader: NetworkReader) -> None:
+def test_class_images_are_read(reader: NetworkReader) -> None:
     labels_B = torch.arange(NUM_CLASSES).repeat(6)
     scenes = class_scenes(labels_B, range(FIRST_SEED, FIRST_SEED + len(labels_B)))
     images_B3HW = render(scenes)
@@ -63,7 +63,7 @@ def test_places_are_read(reader: NetworkReader) -> None:
         assert (true_BO[:, 0] - read_BO[:, 0]).abs().median() < 1 / 64
 
 
-def test_broken_pictures_show_no_objects(reader: NetworkReader) -> None:
+def test_broken_images_show_no_objects(reader: NetworkReader) -> None:
     images_B3HW = render(sample_scenes(range(FIRST_SEED, FIRST_SEED + 100)))
     blended_B3HW = (images_B3HW + images_B3HW.roll(1, dims=0)) / 2
     noise_B3HW = torch.rand(images_B3HW.shape, generator=torch.Generator().manual_seed(0))
@@ -71,7 +71,7 @@ def test_broken_pictures_show_no_objects(reader: NetworkReader) -> None:
     assert reader.read(noise_B3HW).count_B.float().mean() < 0.3
 
 
-def test_features_describe_each_picture_alone(reader: NetworkReader) -> None:
+def test_features_describe_each_image_alone(reader: NetworkReader) -> None:
     images_B3HW = render(sample_scenes(range(6)))
     features_BD = reader.features(images_B3HW)
     assert features_BD.shape == (6, 128)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from swiftmask.evaluate.extractors import Extractor, Identity
     from swiftmask.evaluate.feature_store import FeatureStore
     from swiftmask.evaluate.folder_metrics import FolderMetrics
-    from swiftmask.evaluate.pictures import Pictures
+    from swiftmask.evaluate.image_sets import ImageSet
     from swiftmask.evaluate.processes import Processes
     from swiftmask.evaluate.statistics import Moments
 
@@ -72,11 +72,11 @@ class Compare:
         """Describe what is not described yet, compare, print."""
         self._check_options()
         from swiftmask.evaluate.extractors import load_extractor
-        from swiftmask.evaluate.pictures import folder_pictures
+        from swiftmask.evaluate.image_sets import folder_images
         from swiftmask.evaluate.processes import Processes
 
         processes = Processes.here()
-        generated = folder_pictures(self.images, self._decoding())
+        generated = folder_images(self.images, self._decoding())
         reference = self._reference(generated)
         if processes.rank == 0:
             for line in (*generated.said, *_said_of(reference)):
@@ -118,23 +118,23 @@ class Compare:
         if self.save_statistics is not None and self.save_statistics.suffix != ".safetensors":
             raise ValueError(f"--save-statistics {self.save_statistics}: name a .safetensors file")
 
-    def _reference(self, generated: "Pictures") -> "Pictures | Moments":
-        from swiftmask.evaluate.pictures import folder_pictures
+    def _reference(self, generated: "ImageSet") -> "ImageSet | Moments":
+        from swiftmask.evaluate.image_sets import folder_images
         from swiftmask.evaluate.statistics import read_moments
 
         path = self.reference.expanduser()
         if not path.is_dir():
             return read_moments(path)
-        real = folder_pictures(path, self._decoding(), crop=self.crop)
+        real = folder_images(path, self._decoding(), crop=self.crop)
         self._check_numbers(generated, real)
         _check_sizes(generated, real)
         return real
 
-    def _check_numbers(self, generated: "Pictures", real: "Pictures") -> None:
+    def _check_numbers(self, generated: "ImageSet", real: "ImageSet") -> None:
         """Said before hours of work rather than after them."""
-        from swiftmask.evaluate.folder_metrics import MetricSettings, fewest_pictures
+        from swiftmask.evaluate.folder_metrics import MetricSettings, fewest_images
 
-        fewest = fewest_pictures(MetricSettings(nearest=self.nearest, splits=self.splits))
+        fewest = fewest_images(MetricSettings(nearest=self.nearest, splits=self.splits))
         for folder, found in ((self.images, generated.count), (self.reference, real.count)):
             if found < fewest:
                 raise ValueError(
@@ -144,8 +144,8 @@ class Compare:
 
     def _described(
         self,
-        generated: "Pictures",
-        reference: "Pictures | Moments",
+        generated: "ImageSet",
+        reference: "ImageSet | Moments",
         extractor: "Extractor",
         processes: "Processes",
     ) -> "tuple[FeatureStore, FeatureStore | Moments]":
@@ -154,7 +154,7 @@ class Compare:
         from swiftmask.evaluate.feature_store import describe
         from swiftmask.evaluate.statistics import Moments
 
-        def store(pictures: "Pictures", folder: Path, what: str, bar: Progress) -> "FeatureStore":
+        def store(pictures: "ImageSet", folder: Path, what: str, bar: Progress) -> "FeatureStore":
             return describe(
                 pictures,
                 extractor,
@@ -173,7 +173,7 @@ class Compare:
                 return ours, reference
             return ours, store(reference, self.reference, "reference", bar)
 
-    def _features_folder(self, pictures: "Pictures", source: Path, identity: "Identity") -> Path:
+    def _features_folder(self, pictures: "ImageSet", source: Path, identity: "Identity") -> Path:
         """Named by what it holds: changed images never meet old features, and every comparison with a
         reference uses the same ones.
         """
@@ -216,7 +216,7 @@ class Compare:
             _print_table(result, origin)
 
 
-def _said_of(reference: "Pictures | Moments") -> tuple[str, ...]:
+def _said_of(reference: "ImageSet | Moments") -> tuple[str, ...]:
     """What is to be said of a folder of real images; of statistics, nothing."""
     return getattr(reference, "said", ())
 
@@ -227,7 +227,7 @@ def _changes_of(described: "FeatureStore | Moments") -> dict[str, int]:
     return {} if isinstance(described, Moments) else described.changes()
 
 
-def _check_sizes(generated: "Pictures", real: "Pictures") -> None:
+def _check_sizes(generated: "ImageSet", real: "ImageSet") -> None:
     """Extractors take any size, so nothing else would notice."""
     ours, theirs = (pictures.images([0]).shape[-2:] for pictures in (generated, real))
     if ours != theirs:
@@ -265,7 +265,7 @@ def _print_table(result: "FolderMetrics", origin: dict[str, str]) -> None:
 
 def _caption(result: "FolderMetrics") -> list[str]:
     """What a reader must know beside the table."""
-    known = result.reference_pictures
+    known = result.reference_images
     floor = "no floor, which needs enough images of the reference"
     if result.floor_pictures and known is not None:
         floor = f"floor: {result.floor_pictures} real ones against the other {known - result.floor_pictures}"

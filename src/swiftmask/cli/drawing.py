@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from swiftmask.core.types import Record
-    from swiftmask.data.images.inpainting import StartPicture
+    from swiftmask.data.images.inpainting import StartImage
     from swiftmask.pipeline import Pipeline
 
 
@@ -28,7 +28,7 @@ class Prepared:
     pipeline: "Pipeline"
     wanted: Sequence[Job]
     settings: dict[str, Any]
-    start: "StartPicture | None" = None
+    start: "StartImage | None" = None
     flops: bool = False
 
     @property

@@ -12,7 +12,7 @@ from swiftmask.cli import jobs, measure
 from swiftmask.cli.drawing import Prepared, Spent, cost_of, sentence
 from swiftmask.cli.jobs import Job
 from swiftmask.cli.loading import own_device, say_where
-from swiftmask.cli.picture_folder import PictureFolder
+from swiftmask.cli.output_folder import OutputFolder
 from swiftmask.cli.progress import progress_bar
 from swiftmask.core.writing import write_text
 from swiftmask.training.lock import sole_writer
@@ -20,7 +20,7 @@ from swiftmask.training.lock import sole_writer
 if TYPE_CHECKING:
     from swiftmask.core.types import Record
     from swiftmask.data.images import Decoding
-    from swiftmask.data.images.inpainting import StartPicture
+    from swiftmask.data.images.inpainting import StartImage
     from swiftmask.evaluate.presets import Settings
     from swiftmask.pipeline import Pipeline
 
@@ -144,7 +144,7 @@ class Generate:
 
         prepared = self.prepared()
         wanted = prepared.wanted
-        folder = PictureFolder(self.out, prepared.settings)
+        folder = OutputFolder(self.out, prepared.settings)
         processes = Processes.here()
         if not self.overwrite:
             folder.refuse_others(wanted)
@@ -171,7 +171,7 @@ class Generate:
         start = self._start(pipeline)
         return Prepared(pipeline, (), self._settings(pipeline, start), start, self.flops)
 
-    def _draw(self, prepared: Prepared, folder: PictureFolder, jobs_here: Sequence[Job]) -> list[Spent]:
+    def _draw(self, prepared: Prepared, folder: OutputFolder, jobs_here: Sequence[Job]) -> list[Spent]:
         """Generate what is missing, and keep of it nothing but what it cost."""
         spent: list[Spent] = []
         missing = folder.missing(jobs_here)
@@ -191,9 +191,9 @@ class Generate:
                 spent.append(took)
         return spent
 
-    def _summarise(self, folder: PictureFolder, wanted: Sequence[Job], spent: list[Spent]) -> None:
+    def _summarise(self, folder: OutputFolder, wanted: Sequence[Job], spent: list[Spent]) -> None:
         """The overview, generate.json, and what is said on stdout, once all images are there."""
-        from swiftmask.evaluate.pictures import OVERVIEW
+        from swiftmask.evaluate.image_sets import OVERVIEW
 
         folder.save_overview(OVERVIEW, wanted)
         drawn = sum(batch.num_images for batch in spent)
@@ -312,7 +312,7 @@ class Generate:
         if draws == "prompt" and self.classes:
             raise ValueError(f"{pipeline.name} takes prompts, not classes: leave out --classes")
 
-    def _start(self, pipeline: "Pipeline") -> "StartPicture | None":
+    def _start(self, pipeline: "Pipeline") -> "StartImage | None":
         """What every image starts from."""
         if self.init_image is None:
             return None
@@ -323,7 +323,7 @@ class Generate:
 
         return Decoding(background=self.background)
 
-    def _settings(self, pipeline: "Pipeline", start: "StartPicture | None") -> dict[str, Any]:
+    def _settings(self, pipeline: "Pipeline", start: "StartImage | None") -> dict[str, Any]:
         """All that decides an image besides its class or prompt and its seed."""
         from swiftmask.stamps import stamped_settings
 

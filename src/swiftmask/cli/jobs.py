@@ -12,7 +12,7 @@ from swiftmask.cli.progress import note
 
 if TYPE_CHECKING:
     from swiftmask.data.images import Decoding
-    from swiftmask.data.images.inpainting import StartPicture
+    from swiftmask.data.images.inpainting import StartImage
     from swiftmask.models.meissonic import Prompt
     from swiftmask.pipeline import Pipeline
 
@@ -173,15 +173,15 @@ def truncated(pipeline: "Pipeline", jobs: Sequence[Job]) -> list[Job]:
     return shorter
 
 
-def start_of(pipeline: "Pipeline", image: Path, mask: Path | None, decoding: "Decoding") -> "StartPicture":
+def start_of(pipeline: "Pipeline", image: Path, mask: Path | None, decoding: "Decoding") -> "StartImage":
     """What every image starts from; says what had to be converted.
 
-    Errors: those of `open_picture` and `Pipeline.start`.
+    Errors: those of `open_image` and `Pipeline.start`.
     """
-    from swiftmask.data.images.decode import counted, open_picture, said, to_rgb
+    from swiftmask.data.images.decode import counted, open_image, said, to_rgb
 
-    opened = to_rgb(open_picture(image), decoding)
-    start = pipeline.start(opened.image, None if mask is None else open_picture(mask))
+    opened = to_rgb(open_image(image), decoding)
+    start = pipeline.start(opened.image, None if mask is None else open_image(mask))
     for line in said(counted([opened.changes]), 1, decoding):
         note(f"{image}: {line}")
     return start

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from swiftmask.data.sources import Source
     from swiftmask.evaluate.extractors import Extractor
     from swiftmask.evaluate.feature_store import FeatureStore
+    from swiftmask.evaluate.image_sets import ImageSet
     from swiftmask.evaluate.nearest import Nearest
-    from swiftmask.evaluate.pictures import Pictures
 
 _DIGITS = 12
 
@@ -65,14 +65,14 @@ class NearestImages:
         from swiftmask.api import device_named
         from swiftmask.data.sources import DataConfig, held_out, open_source
         from swiftmask.evaluate.extractors import load_extractor
-        from swiftmask.evaluate.pictures import folder_pictures, source_pictures
+        from swiftmask.evaluate.image_sets import folder_images, source_images
 
         source = open_source(self.reference, DataConfig(classes=self.classes))
         columns = self._columns(source)
         device = device_named(self.device)
         extractors = [load_extractor(name, device) for name in self.extractor]
-        generated = folder_pictures(self.images)
-        real = source_pictures(source, generated.images([0]).shape[-1])
+        generated = folder_images(self.images)
+        real = source_images(source, generated.images([0]).shape[-1])
         out_X = held_out(source, self.held_out)
         if out_X.all():
             raise ValueError(f"all images of {source.name} are held out: lower --held-out")
@@ -99,11 +99,11 @@ class NearestImages:
         self, source: "Source", columns: Mapping[str, tuple[str, ...]]
     ) -> list[Mapping[str, str] | None]:
         """What each generated image was to show, by the note in it; None where nothing says it."""
-        from swiftmask.cli.picture_folder import stamp_of
+        from swiftmask.cli.output_folder import stamp_of
         from swiftmask.data.images.listing import Listing
         from swiftmask.data.prompts import read_prompts
         from swiftmask.data.sources import asked_of_captions
-        from swiftmask.evaluate.pictures import OVERVIEW
+        from swiftmask.evaluate.image_sets import OVERVIEW
 
         known: dict[str, Mapping[str, str]] = dict(asked_of_captions(source))
         if source.classes is not None and self.classes:
@@ -121,7 +121,7 @@ class NearestImages:
             note(f"nothing says what the images in {self.images} were to show: copies alone are counted")
         return asked
 
-    def _described(self, pictures: "Pictures", extractor: "Extractor", what: str) -> "FeatureStore":
+    def _described(self, pictures: "ImageSet", extractor: "Extractor", what: str) -> "FeatureStore":
         from swiftmask.evaluate.feature_store import describe
 
         own = f"{what}-{pictures.fingerprint[:_DIGITS]}-{extractor.identity.sha256[:_DIGITS]}"
@@ -141,8 +141,8 @@ class NearestImages:
         out_X: "Tensor",
         asked: list[Mapping[str, str] | None],
         columns: Mapping[str, tuple[str, ...]],
-        generated: "Pictures",
-        real: "Pictures",
+        generated: "ImageSet",
+        real: "ImageSet",
         name: str,
     ) -> dict[str, Any]:
         """Rows of a table: generated images, and held-out ones as their like. Draws the sheet."""
@@ -164,7 +164,7 @@ class NearestImages:
         write_bytes(sheet, self._sheet(found, trained_N, generated, real))
         return {"copies_from": bound, "sheet": str(sheet), "rows": rows}
 
-    def _sheet(self, found: "Nearest", trained_N: "Tensor", generated: "Pictures", real: "Pictures") -> bytes:
+    def _sheet(self, found: "Nearest", trained_N: "Tensor", generated: "ImageSet", real: "ImageSet") -> bytes:
         """Generated images, spread over all, above the training images that are nearest to them."""
         import torch
 

@@ -31,8 +31,8 @@ from swiftmask.evaluate.extractors import (
     require_same_features,
 )
 from swiftmask.evaluate.feature_store import FeatureStore, describe
-from swiftmask.evaluate.folder_metrics import MetricSettings, fewest_pictures
-from swiftmask.evaluate.pictures import Pictures, source_pictures
+from swiftmask.evaluate.folder_metrics import MetricSettings, fewest_images
+from swiftmask.evaluate.image_sets import ImageSet, source_images
 from swiftmask.evaluate.processes import ALONE, Processes
 from swiftmask.evaluate.reader_scorer import ReaderScorer
 from swiftmask.evaluate.requests import SCENES, Requests
@@ -214,7 +214,7 @@ def _judge(base: "Pipeline", requests: Requests) -> SceneScorer:
         )
     size, device = 64, base.model.device
     if requests.world is not None:
-        size, width = base.picture_size()
+        size, width = base.image_size()
         if size != width:
             raise ValueError(f"Scenes are square, and {base.name} generates {size}x{width}")
     reward = None if requests.world is None else load_reward(device)
@@ -291,14 +291,14 @@ def _real(
         require_same_features(moments, extractor, _one_image(base, asked), source=path)
         _warn(sample, moments.mean_D.shape[0], processes)
         return moments
-    height, width = base.picture_size()
+    height, width = base.image_size()
     if height != width:
         raise ValueError(
             f"a reference of images is cropped to squares, and {base.name} generates {height}x{width}"
         )
     if processes.rank == 0:
         _say_size(source, height)
-    real = source_pictures(source, height)
+    real = source_images(source, height)
     _check_numbers(real, sample)
     own = folder / f"real-{real.fingerprint[:12]}-{identity.name}-{identity.sha256[:12]}"
     shown = processes.rank == 0
@@ -341,8 +341,8 @@ def _say_size(source: "Source", side: int) -> None:
         note(f"real images ({width}x{height}) are cropped and resized to {side}x{side}, as in training")
 
 
-def _check_numbers(real: Pictures, sample: Sample) -> None:
-    fewest = fewest_pictures(MetricSettings())
+def _check_numbers(real: ImageSet, sample: Sample) -> None:
+    fewest = fewest_images(MetricSettings())
     if min(real.count, sample.num_images) < fewest:
         raise ValueError(
             f"these metrics need at least {fewest} images on either side, got --images {sample.num_images} "

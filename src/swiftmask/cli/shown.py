@@ -17,8 +17,8 @@ from swiftmask.evaluate.report import (
     TimelineRecorder,
     findings,
     html_report,
+    image_uri,
     model_card,
-    picture_uri,
 )
 from swiftmask.evaluate.sheets import side_by_side
 from swiftmask.evaluate.study import Row, Sample, Study
@@ -57,7 +57,7 @@ def measure_and_publish(
         timelines = [_timeline(rows_of, row, *first) for row in _telling(report, rows)]
     gallery = Gallery(
         captions=tuple(f"{study.requests.text(one)}, seed {seed}" for one, seed in zip(*shown, strict=True)),
-        images={name: tuple(map(picture_uri, images_B3HW)) for name, images_B3HW in images.items()},
+        images={name: tuple(map(image_uri, images_B3HW)) for name, images_B3HW in images.items()},
     )
     told, title = findings(report), f"{report.model}: what acceleration costs"
     write_report(report, out / "report.json")

@@ -241,7 +241,7 @@ class Decoder(nn.Module):
 
 
 def resize(images_B3HW: Tensor, size: int) -> Tensor:
-    """Pictures [B, 3, size, size], antialiased bicubic; those of that size as they are."""
+    """Images [B, 3, size, size], antialiased bicubic; those of that size as they are."""
     if images_B3HW.shape[-2:] == (size, size):
         return images_B3HW
     return F.interpolate(images_B3HW.float(), size=(size, size), mode="bicubic", antialias=True)

@@ -22,12 +22,12 @@ def in_portions(decode: Callable[[Tensor], Tensor], tokens_BL: Tensor, *, num_pi
     Args:
         num_pixels: of one image at the resolution of the codec.
     """
-    num_portions = -(-len(tokens_BL) // pictures_together(num_pixels))
+    num_portions = -(-len(tokens_BL) // images_together(num_pixels))
     if num_portions <= 1:
         return decode(tokens_BL)
     return torch.cat([decode(portion) for portion in tokens_BL.tensor_split(num_portions)])
 
 
-def pictures_together(num_pixels: int) -> int:
+def images_together(num_pixels: int) -> int:
     """How many images of so many pixels are decoded in one call."""
     return max(1, PIXELS_TOGETHER // num_pixels)

@@ -171,7 +171,7 @@ class MaskedGenerator(Protocol):
         ...
 
     def to_tokens(self, images_B3HW: Tensor) -> Tensor:
-        """Pictures in [0, 1] to tokens, for start canvases (inpainting)."""
+        """Images in [0, 1] to tokens, for start canvases (inpainting)."""
         ...
 
     def blank(self, batch: int) -> Canvas:

@@ -84,7 +84,7 @@ class VQCodec(nn.Module):
         return self.vq.quantize.embedding.weight
 
     def decode(self, codes_BHW: Tensor) -> Tensor:
-        """Pictures [B, 3, H * downscale, W * downscale] in [0, 1], float32, of a grid of codes."""
+        """Images [B, 3, H * downscale, W * downscale] in [0, 1], float32, of a grid of codes."""
         latent_BCHW = self.vq.quantize.embedding(codes_BHW).permute(0, 3, 1, 2)
         pixels_B3HW = _run(self.vq.decoder, _run(self.vq.post_quant_conv, latent_BCHW))
         return pixels_B3HW.float().clamp(0.0, 1.0)

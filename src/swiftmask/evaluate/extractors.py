@@ -158,7 +158,7 @@ def _load_packaged(device: torch.device | str) -> Extractor:
 
 
 def require_same_features(
-    reference: Moments, extractor: Extractor, picture_13HW: Tensor, *, source: str | Path
+    reference: Moments, extractor: Extractor, image_13HW: Tensor, *, source: str | Path
 ) -> None:
     """Before any work: whether statistics can be of what an extractor says about images.
 
@@ -170,7 +170,7 @@ def require_same_features(
             f"{source} was made with other weights (sha256 {sha256[:_DIGITS]}) than those of the extractor "
             f"{own.name} ({own.sha256[:_DIGITS]}): name its extractor, or give the folder of real images"
         )
-    width, expected = extractor(picture_13HW)["features"].shape[1], len(reference.mean_D)
+    width, expected = extractor(image_13HW)["features"].shape[1], len(reference.mean_D)
     if width != expected:
         raise ValueError(
             f"{source} is of features of width {expected}, and extractor {own.name} gives width {width}: "

@@ -27,7 +27,7 @@ from swiftmask.core.writing import (
     written_whole,
 )
 from swiftmask.evaluate.extractors import Extractor, Identity, Readings
-from swiftmask.evaluate.pictures import Pictures
+from swiftmask.evaluate.image_sets import ImageSet
 from swiftmask.evaluate.statistics import FeatureStatistics, Moments
 
 CHUNK = 256
@@ -163,7 +163,7 @@ class FeatureStore:
 
 
 def describe(
-    pictures: Pictures,
+    pictures: ImageSet,
     extractor: Extractor,
     folder: str | Path,
     *,
@@ -199,7 +199,7 @@ def describe(
 
 def _describe_share(
     store: FeatureStore,
-    pictures: Pictures,
+    pictures: ImageSet,
     extractor: Extractor,
     batch_size: int,
     share: range,

@@ -65,14 +65,14 @@ class FolderMetrics:
 
     Attributes:
         extractor: its name and the SHA-256 of its weights.
-        reference_pictures: None where a file of statistics does not say.
+        reference_images: None where a file of statistics does not say.
         floor_pictures: real images in the place of the generated ones; 0 if there is no floor.
         left_out: metrics that this reference or extractor cannot give.
     """
 
     extractor: Identity
     pictures: int
-    reference_pictures: int | None
+    reference_images: int | None
     floor_pictures: int
     settings: MetricSettings
     metrics: tuple[Metric, ...]
@@ -118,7 +118,7 @@ def compare_sets(
     return FolderMetrics(
         extractor=identity,
         pictures=generated.count,
-        reference_pictures=reference.count,
+        reference_images=reference.count,
         floor_pictures=half,
         settings=settings,
         metrics=metrics,
@@ -133,7 +133,7 @@ def floor_of(
     and 0 where there are too few.
     """
     half = min(num_generated, len(real.features_XD) // 2)
-    if half < fewest_pictures(settings):
+    if half < fewest_images(settings):
         return {}, 0
     order_X = torch.randperm(len(real.features_XD), generator=_generator(settings))
     first, second = real.at(order_X[:half]), real.at(order_X[half:])
@@ -172,7 +172,7 @@ def compared(
         distance = frechet_distance(replace(ours.moments, extractor=identity.sha256), real)
         return {"fd": (distance, None), **_scored(ours.log_probabilities_XV, settings)}
     fewest = min(len(ours.features_XD), len(real.features_XD))
-    if fewest < (needed := fewest_pictures(settings)):
+    if fewest < (needed := fewest_images(settings)):
         raise ValueError(
             f"these metrics need at least {needed} images on either side, got {fewest}: give more, or "
             "choose nearer neighbours and fewer splits"
@@ -205,7 +205,7 @@ def _root_mean_square(features_XD: Tensor) -> float:
     return norm / features_XD.numel() ** 0.5 or 1.0
 
 
-def fewest_pictures(settings: MetricSettings) -> int:
+def fewest_images(settings: MetricSettings) -> int:
     """What either side needs for neighbours and splits."""
     return max(settings.nearest + 1, settings.splits)
 

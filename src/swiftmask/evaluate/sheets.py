@@ -1,4 +1,4 @@
-"""Pictures side by side as one PNG, and what a canvas looks like before it is finished."""
+"""Images side by side as one PNG, and what a canvas looks like before it is finished."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -33,7 +33,7 @@ def side_by_side(rows_B3HW: Sequence[Tensor], *, scale: int = 2) -> bytes:
     return buffer.getvalue()
 
 
-def canvas_picture(model: MaskedGenerator, canvas: Canvas) -> Tensor:
+def canvas_image(model: MaskedGenerator, canvas: Canvas) -> Tensor:
     """The first image of a canvas, undecided positions grey: [3, H, W]."""
     tokens_1L, masked_1L = canvas.tokens_BL[:1], canvas.masked_BL[:1]
     where = masked_1L if tokens_1L.ndim == 2 else masked_1L[..., None]

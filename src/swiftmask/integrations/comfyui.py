@@ -20,7 +20,7 @@ from torch import Tensor
 from swiftmask.api import CACHINGS, accelerate, load
 from swiftmask.core.ranges import GUIDANCE, RANGES, SEED
 from swiftmask.core.types import Record
-from swiftmask.data.images.inpainting import StartPicture
+from swiftmask.data.images.inpainting import StartImage
 from swiftmask.data.images.pixels import to_pil
 from swiftmask.pipeline import Cost, Pipeline
 
@@ -222,7 +222,7 @@ def _seeds(seed: int, count: int) -> list[int]:
     return [(seed + place) % (int(SEED.high) + 1) for place in range(count)]
 
 
-def _start(pipeline: Pipeline, image_BHW3: Tensor, mask_BHW: Tensor) -> StartPicture:
+def _start(pipeline: Pipeline, image_BHW3: Tensor, mask_BHW: Tensor) -> StartImage:
     """Errors: ValueError for several images, or sizes that do not fit (`Pipeline.start`)."""
     mask_BHW = mask_BHW[None] if mask_BHW.ndim == 2 else mask_BHW
     if len(image_BHW3) != 1 or len(mask_BHW) != 1:

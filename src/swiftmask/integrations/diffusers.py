@@ -347,7 +347,7 @@ class MaskedImagePipeline(DiffusionPipeline):
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int] | None:
         """None is the model's own, and so is a size that equals it."""
-        own = self.pipeline.picture_size()
+        own = self.pipeline.image_size()
         asked = (own[0] if height is None else height, own[1] if width is None else width)
         return None if asked == own else asked
 

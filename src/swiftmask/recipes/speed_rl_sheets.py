@@ -94,14 +94,14 @@ def tracked(training: TrainingConfig, folder: Path, name: str) -> Iterator[Track
 
 def show(tracker: Any, pixels_HW3: np.ndarray, step: int) -> None:
     """Trackers of accelerate agree on little but the method's name, and trackio's does not have it."""
-    pictures_1HW3 = pixels_HW3[None]
+    images_1HW3 = pixels_HW3[None]
     if tracker.name == "tensorboard":
-        tracker.log_images({_NAME: pictures_1HW3}, step=step, dataformats="NHWC")
+        tracker.log_images({_NAME: images_1HW3}, step=step, dataformats="NHWC")
     elif tracker.name == "trackio":
         trackio = library("trackio", "sample sheets in trackio")
         tracker.log({_NAME: trackio.Image(pixels_HW3)}, step=step)
     elif hasattr(tracker, "log_images"):
-        tracker.log_images({_NAME: pictures_1HW3}, step=step)
+        tracker.log_images({_NAME: images_1HW3}, step=step)
 
 
 class Sheets:

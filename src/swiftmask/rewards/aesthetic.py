@@ -14,7 +14,7 @@ from torch import Tensor
 
 from swiftmask.core.files import require_keys, weights_like
 from swiftmask.core.reading import State, read_tensors, some
-from swiftmask.rewards.clip import CLIP_LARGE, ClipSimilarity, check_pictures, load_clip_score
+from swiftmask.rewards.clip import CLIP_LARGE, ClipSimilarity, check_images, load_clip_score
 
 WEIGHTS_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 
@@ -45,7 +45,7 @@ class AestheticScore:
 
     def __call__(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
         """`scores_B`, float32. Gradients flow into the images; the prompts do not matter."""
-        check_pictures(images_B3HW, prompts)
+        check_images(images_B3HW, prompts)
         return self.head(self.similarity.embed_images(images_B3HW))
 
 

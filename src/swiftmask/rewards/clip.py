@@ -59,7 +59,7 @@ class ClipSimilarity:
 
         Errors: ValueError for images of another form, or not as many prompts as images.
         """
-        check_pictures(images_B3HW, prompts)
+        check_images(images_B3HW, prompts)
         image_BD = self.embed_images(images_B3HW)  # first: texts are embedded where the images are
         return (image_BD * self._embed_prompts(prompts)).sum(dim=-1)
 
@@ -171,7 +171,7 @@ def check_fit(model: CLIPModel, tokenizer: CLIPTokenizer, preprocessing: Preproc
         )
 
 
-def check_pictures(images_B3HW: Tensor, prompts: Sequence[str]) -> None:
+def check_images(images_B3HW: Tensor, prompts: Sequence[str]) -> None:
     if images_B3HW.ndim != 4 or images_B3HW.shape[1] != 3 or not images_B3HW.is_floating_point():
         raise ValueError(
             "expected images [B, 3, H, W] with real values in [0, 1], got "

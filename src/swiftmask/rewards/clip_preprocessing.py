@@ -23,7 +23,7 @@ _BICUBIC = 3
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """Pictures in [0, 1] to the input of a CLIP image encoder.
+    """Images in [0, 1] to the input of a CLIP image encoder.
 
     Attributes:
         short_side: pixels of the shorter side after resizing.

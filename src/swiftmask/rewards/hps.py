@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from swiftmask.core.files import count_modules, load_strict, require_keys
 from swiftmask.core.reading import State, read_tensors
-from swiftmask.rewards.clip import ClipSimilarity, check_fit, check_pictures
+from swiftmask.rewards.clip import ClipSimilarity, check_fit, check_images
 from swiftmask.rewards.clip_files import PROCESSOR_FILES, clip_classes, find_folder, read_tokenizer
 from swiftmask.rewards.clip_preprocessing import Preprocessing
 
@@ -82,10 +82,10 @@ class HumanPreferenceScore:
 
     def __call__(self, images_B3HW: Tensor, prompts: Sequence[str]) -> Tensor:
         """`scores_B`, float32. Gradients flow into the images; errors as `ClipSimilarity`."""
-        check_pictures(images_B3HW, prompts)
+        check_images(images_B3HW, prompts)
         side = self.similarity.model.vision_model.config.image_size
         assert isinstance(side, int)
-        return self.similarity(whole_picture(images_B3HW, side), prompts)
+        return self.similarity(whole_image(images_B3HW, side), prompts)
 
 
 def load_hps(
@@ -147,7 +147,7 @@ def to_transformers(state: State) -> dict[str, Tensor]:
     return renamed
 
 
-def whole_picture(images_B3HW: Tensor, side: int) -> Tensor:
+def whole_image(images_B3HW: Tensor, side: int) -> Tensor:
     """The whole image inside `side` x `side` pixels with black bars, [B, 3, side, side].
 
     HPSv2 cuts nothing off, where CLIP crops. A square image has no bars and is returned as it is.

@@ -28,7 +28,7 @@ from swiftmask.core.optional import library
 from swiftmask.core.ranges import check_fields
 from swiftmask.core.settings import first_line
 from swiftmask.data.images.pixels import to_pil
-from swiftmask.rewards.clip import check_pictures
+from swiftmask.rewards.clip import check_images
 
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 """What a busy or restarting server answers; every other refusal would only be repeated."""
@@ -67,7 +67,7 @@ class HttpReward:
         Errors: ValueError if the server refuses or answers nonsense; ConnectionError if no attempt got an
         answer.
         """
-        check_pictures(images_B3HW, prompts)
+        check_images(images_B3HW, prompts)
         scores: list[float] = []
         for start in range(0, len(prompts), self.batch_size):
             batch = slice(start, start + self.batch_size)
@@ -112,7 +112,7 @@ class _PassingError(Exception):
 
 
 def to_pngs(images_B3HW: Tensor) -> list[bytes]:
-    """Pictures in [0, 1] as 8-bit PNG files, lightly compressed."""
+    """Images in [0, 1] as 8-bit PNG files, lightly compressed."""
     return [_to_png(image) for image in to_pil(images_B3HW)]
 
 

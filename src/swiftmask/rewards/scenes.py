@@ -120,7 +120,7 @@ def class_reward(reader: SceneReader) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def to_input(images_B3HW: Tensor) -> Tensor:
-    """Pictures at the size the networks read."""
+    """Images at the size the networks read."""
     if images_B3HW.shape[-2:] == (INPUT_SIZE, INPUT_SIZE):
         return images_B3HW
     return F.interpolate(images_B3HW, (INPUT_SIZE, INPUT_SIZE), mode="bilinear", antialias=True)

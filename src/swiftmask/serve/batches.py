@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from swiftmask.core.types import Canvas, Record
-from swiftmask.data.images.inpainting import StartPicture
+from swiftmask.data.images.inpainting import StartImage
 from swiftmask.data.images.pixels import to_pil
 from swiftmask.models.meissonic import Prompt
 from swiftmask.pipeline import Pipeline, synchronise
@@ -40,7 +40,7 @@ class Row:
 
     what: "str | Prompt"
     seed: int
-    start: StartPicture | None = None
+    start: StartImage | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,7 +160,7 @@ def _named(method: str, sources: Sequence[str]) -> list[tuple[tuple[str, ...], s
 def _variant(name: str, base: Pipeline, pipeline: Pipeline, settings: Settings) -> Variant:
     fingerprint = weights_fingerprint(pipeline.model, pipeline.features_fn)
     full = base if settings.size is None else base.sized(*settings.size)
-    return Variant(name, pipeline, full, pipeline.picture_size(), settings, fingerprint)
+    return Variant(name, pipeline, full, pipeline.image_size(), settings, fingerprint)
 
 
 def _sized(base: Pipeline, variant: Variant, size: tuple[int, int]) -> Variant:

@@ -7,7 +7,7 @@ from typing import Any
 
 from swiftmask.core.settings import first_line
 from swiftmask.core.types import Step
-from swiftmask.data.images.inpainting import StartPicture, start_picture
+from swiftmask.data.images.inpainting import StartImage, start_image
 from swiftmask.models.meissonic import Meissonic, with_negative
 from swiftmask.pipeline import Pipeline
 from swiftmask.serve.batches import Batches, Job, Row, Share
@@ -98,13 +98,11 @@ def _configured(pipeline: Pipeline, asked: Asked) -> Pipeline:
     )
 
 
-def _start(variant: Variant, asked: Asked) -> StartPicture | None:
+def _start(variant: Variant, asked: Asked) -> StartImage | None:
     if asked.image is None:
         return None
     try:
-        return start_picture(
-            asked.image, asked.mask, size=variant.size, grid=variant.pipeline.model.spec.grid
-        )
+        return start_image(asked.image, asked.mask, size=variant.size, grid=variant.pipeline.model.spec.grid)
     except ValueError as error:
         param = "mask" if asked.mask is not None and "mask" in str(error) else "image"
         raise RequestError(first_line(error), param=param, code="invalid_image") from error

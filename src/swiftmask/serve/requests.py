@@ -17,7 +17,7 @@ from PIL import Image
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import RANGES, SEED, Range, check
 from swiftmask.core.settings import first_line, parse_json
-from swiftmask.data.images.decode import decode_picture, numbers_of
+from swiftmask.data.images.decode import decode_image, numbers_of
 from swiftmask.data.prompts import require_text
 from swiftmask.registry import suggestion
 from swiftmask.serve.errors import RequestError
@@ -315,7 +315,7 @@ def _read_image(content: bytes, name: str, limits: RequestLimits) -> Image.Image
         with Image.open(io.BytesIO(content), formats=_IMAGE_FORMATS) as image:
             num_pixels = image.width * image.height
             if num_pixels <= limits.max_pixels:
-                decode_picture(content, repr(name))  # complains in our words
+                decode_image(content, repr(name))  # complains in our words
                 numbers_of(image)
                 image.load()
                 return image.copy()

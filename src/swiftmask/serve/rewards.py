@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse, Response
 from torch import Tensor
 
 from swiftmask.core.settings import first_line
-from swiftmask.data.images.decode import decode_picture
+from swiftmask.data.images.decode import decode_image
 from swiftmask.serve.errors import RequestError
 from swiftmask.serve.frame import Frame
 from swiftmask.serve.limits import BodyReader, Limits
@@ -113,7 +113,7 @@ def _scored(service: RewardService, body: bytes) -> list[float | None]:
 
 
 def read_request(body: bytes, *, max_images: int, max_pixels: int) -> tuple[Tensor, list[str]]:
-    """Pictures `images_B3HW` in [0, 1] and prompts. Errors: ValueError saying what is wrong."""
+    """Images `images_B3HW` in [0, 1] and prompts. Errors: ValueError saying what is wrong."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -126,7 +126,7 @@ def read_request(body: bytes, *, max_images: int, max_pixels: int) -> tuple[Tens
         )
     if len(prompts) > max_images:
         raise ValueError(f"expected at most {max_images} images a request, got {len(prompts)}")
-    return _read_pictures(pictures, max_pixels), prompts
+    return _read_images(pictures, max_pixels), prompts
 
 
 def _texts(content: object, name: str) -> list[str]:
@@ -138,7 +138,7 @@ def _texts(content: object, name: str) -> list[str]:
     return texts
 
 
-def _read_pictures(pictures: list[str], num_pixels: int) -> Tensor:
+def _read_images(pictures: list[str], num_pixels: int) -> Tensor:
     budget = num_pixels // len(pictures)
     images_3HW = [_read_png(text, index, budget) for index, text in enumerate(pictures)]
     sizes = {tuple(image_3HW.shape[1:]) for image_3HW in images_3HW}
@@ -153,7 +153,7 @@ def _read_png(text: str, index: int, num_pixels: int) -> Tensor:
         content = base64.b64decode(text, validate=True)
         with Image.open(BytesIO(content), formats=["PNG"]) as image:
             fits = image.width * image.height <= num_pixels
-        pixels_HW3 = np.array(decode_picture(content, f"{index}").image) if fits else None
+        pixels_HW3 = np.array(decode_image(content, f"{index}").image) if fits else None
     except _NOT_A_PNG as error:
         raise ValueError(f"image {index} is no PNG in base64 ({first_line(error)})") from error
     if pixels_HW3 is None:

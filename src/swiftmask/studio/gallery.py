@@ -49,7 +49,7 @@ class Files:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
+class GalleryImage:
     """One finished image.
 
     Attributes:
@@ -77,8 +77,8 @@ class Entry:
     title: str
     name: str
     settings: str
-    full: tuple[Picture, ...]
-    fast: tuple[Picture, ...]
+    full: tuple[GalleryImage, ...]
+    fast: tuple[GalleryImage, ...]
     steps: tuple[str, str]
     gflop: tuple[float, float]
     seconds: tuple[float, float]
@@ -95,8 +95,8 @@ def entry_of(sides: Sequence[Side], knobs: Knobs, catalogue: Catalogue, files: F
         title=", ".join(knobs.what),
         name=name,
         settings=_settings_text(knobs),
-        full=pictures_of(full, knobs, files),
-        fast=pictures_of(fast, knobs, files),
+        full=images_of(full, knobs, files),
+        fast=images_of(fast, knobs, files),
         steps=(steps_text(full.full), steps_text(fast.full)),
         gflop=(sum(full.flops) / 1e9, sum(fast.flops) / 1e9),
         seconds=(full.seconds, fast.seconds),
@@ -115,7 +115,7 @@ def _settings_text(knobs: Knobs) -> str:
     return ", ".join(parts)
 
 
-def pictures_of(side: Side, knobs: Knobs, files: Files) -> tuple[Picture, ...]:
+def images_of(side: Side, knobs: Knobs, files: Files) -> tuple[GalleryImage, ...]:
     """The finished images of a side as PNG files, with the settings that `swiftmask generate` writes."""
     pipeline = side.prepared.job.pipeline
     settings = stamped_settings(pipeline, side.prepared.schedule, _given(side, knobs))
@@ -125,7 +125,9 @@ def pictures_of(side: Side, knobs: Knobs, files: Files) -> tuple[Picture, ...]:
         job = Job(getattr(row.what, "text", str(row.what)), seed, knobs.negative_prompt)
         content = png_bytes(image, stamp_text(settings, job.facts()))
         caption = f"{job.what}, seed {seed}"
-        pictures.append(Picture(file=files.add(content, "png"), file_name=job.file_name, caption=caption))
+        pictures.append(
+            GalleryImage(file=files.add(content, "png"), file_name=job.file_name, caption=caption)
+        )
     return tuple(pictures)
 
 
@@ -163,7 +165,7 @@ def preset_of(side: Side, catalogue: Catalogue) -> str:
         variant.settings,
         steps=pipeline.steps,
         full_steps=full_steps,
-        size=variant.settings.size if variant.size == catalogue.base.picture_size() else variant.size,
+        size=variant.settings.size if variant.size == catalogue.base.image_size() else variant.size,
         sampling=pipeline.sampling,
     )
     preset = Preset(

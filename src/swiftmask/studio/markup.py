@@ -9,7 +9,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from swiftmask.studio.gallery import Entry, Picture
+from swiftmask.studio.gallery import Entry, GalleryImage
 from swiftmask.studio.live import Side
 from swiftmask.studio.session import Line, times_fewer
 
@@ -49,7 +49,7 @@ def _canvas(image: Image.Image | None, side: Side, row: int) -> str:
     what = side.prepared.job.rows[row].what
     caption = f"{getattr(what, 'text', what)}, seed {side.seeds[row]}"
     state = "" if side.cost else f", after step {side.num_done}"
-    return f'<img class="sm-canvas" src="{picture_uri(image)}" alt="{escape(caption + state)}">'
+    return f'<img class="sm-canvas" src="{image_uri(image)}" alt="{escape(caption + state)}">'
 
 
 def _steps(side: Side) -> str:
@@ -176,14 +176,14 @@ def _entry(entry: Entry) -> str:
     )
 
 
-def _download(picture: Picture) -> str:
+def _download(picture: GalleryImage) -> str:
     return (
         f'<a class="sm-picture" download="{escape(picture.file_name)}" href={_url(picture)}>'
         f'<img src={_url(picture)} alt="{escape(picture.caption)}"><span>PNG</span></a>'
     )
 
 
-def _url(picture: Picture) -> str:
+def _url(picture: GalleryImage) -> str:
     return f'"files/{picture.file}"'
 
 
@@ -203,7 +203,7 @@ def brush(file: str, size: tuple[int, int]) -> str:
     )
 
 
-def picture_uri(image: Image.Image) -> str:
+def image_uri(image: Image.Image) -> str:
     """An image as a data URI, small enough to send many times a second."""
     shown = image.copy()
     shown.thumbnail((_SHOWN, _SHOWN), Image.Resampling.BOX)

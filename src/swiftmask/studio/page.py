@@ -139,7 +139,7 @@ class Studio:
         return blocks
 
     def _head(self) -> str:
-        height, width = self.base.picture_size()
+        height, width = self.base.image_size()
         draws = "classes" if self.of_class else "prompts"
         return (
             f"<h1>{escape(self.base.name)}</h1><p>Generates {width}x{height} images from {draws}, with "
@@ -303,7 +303,7 @@ class Studio:
         """An image to start from, no larger than the model's, and the brush over it."""
         if image is None:
             return None, "", "", ""
-        height, width = self.base.picture_size()
+        height, width = self.base.image_size()
         image, said = to_rgb(image).image, ""
         if image.width > width or image.height > height:
             if height != width:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from swiftmask.data.images.decode import Decoding, counted, decode_picture, open_picture, said, to_rgb
+from swiftmask.data.images.decode import Decoding, counted, decode_image, open_image, said, to_rgb
 
 RAMP_HW = np.arange(256, dtype=np.uint8).reshape(16, 16)
 COLOURS_HW3 = np.stack([RAMP_HW, RAMP_HW[::-1], RAMP_HW.T], axis=-1)
@@ -113,7 +113,7 @@ def test_every_mode_in_a_file_without_loss(name: str, kind: str) -> None:
         content = encoded(make(), kind)
     except OSError:
         pytest.skip(f"{kind} cannot hold {name}")
-    found = decode_picture(content, "x")
+    found = decode_image(content, "x")
     assert np.abs(pixels(found.image) - expected_HW3).max() <= off
     assert found.changes == changes
 
@@ -122,7 +122,7 @@ def test_every_mode_in_a_file_without_loss(name: str, kind: str) -> None:
 def test_formats(kind: str) -> None:
     lossless = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100, "subsampling": "4:4:4"}}
     content = encoded(Image.fromarray(GREY_HW3), kind, **lossless.get(kind, {}))
-    found = decode_picture(content, "x")
+    found = decode_image(content, "x")
     assert np.abs(pixels(found.image) - GREY_HW3).max() <= (2 if kind == "AVIF" else 0)
 
 
@@ -139,10 +139,10 @@ def test_colours_of_16_bits_and_their_transparent_colour() -> None:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0))
     clear = chunk(b"tRNS", wide[3, 5].tobytes())
     body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    plain = decode_picture(b"\x89PNG\r\n\x1a\n" + header + body, "x")
+    plain = decode_image(b"\x89PNG\r\n\x1a\n" + header + body, "x")
     assert np.array_equal(pixels(plain.image), COLOURS_HW3)
     assert plain.changes == ("depth",)
-    found = decode_picture(b"\x89PNG\r\n\x1a\n" + header + clear + body, "x")
+    found = decode_image(b"\x89PNG\r\n\x1a\n" + header + clear + body, "x")
     expected_HW3 = COLOURS_HW3.copy()
     expected_HW3[3, 5] = 255
     assert np.array_equal(pixels(found.image), expected_HW3)
@@ -155,7 +155,7 @@ def test_a_tiff_of_12_bits() -> None:
     fields = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
     content = b"II*\0" + struct.pack("<I", 12) + b"\xff\xf8\x00\0"
     content += struct.pack("<H", len(entries)) + fields + struct.pack("<I", 0)
-    found = decode_picture(content, "x")
+    found = decode_image(content, "x")
     assert pixels(found.image)[0, :, 0].tolist() == [255, 128]
 
 
@@ -169,7 +169,7 @@ def test_numbers_of_unknown_scale_are_refused(mode: str, values: tuple[float, fl
     with pytest.raises(
         ValueError, match=r"cannot read image deep\.tiff \(.* values from .* to .*expected 0 to"
     ):
-        decode_picture(content, "deep.tiff")
+        decode_image(content, "deep.tiff")
 
 
 def test_transparency_shows_the_background_not_the_colour_under_it() -> None:
@@ -186,12 +186,12 @@ def test_a_transparent_palette_colour_or_grey(kind: str) -> None:
     picture = Image.fromarray(HALF_HW).convert("P")
     picture.putpalette([255, 0, 0, 0, 128, 0])
     if kind != "TIFF":
-        found = decode_picture(encoded(picture, kind, transparency=0), "x")
+        found = decode_image(encoded(picture, kind, transparency=0), "x")
         assert pixels(found.image)[0, 0].tolist() == [255, 255, 255]
         assert pixels(found.image)[15, 15].tolist() == [0, 128, 0]
     if kind == "PNG":
         for grey, clear in ((Image.fromarray(RAMP_HW), 3), (raw(WIDE_HW, "I;16", "<u2"), 3 * 257)):
-            found = decode_picture(encoded(grey, kind, transparency=clear), "x")
+            found = decode_image(encoded(grey, kind, transparency=clear), "x")
             expected_HW3 = GREY_HW3.copy()
             expected_HW3[RAMP_HW == 3] = 255
             assert np.array_equal(pixels(found.image), expected_HW3)
@@ -216,12 +216,12 @@ def test_exif_turns(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = encoded(Image.fromarray(np.ascontiguousarray(stored_HW3)), kind, exif=exif)
-    found = decode_picture(content, "x")
+    found = decode_image(content, "x")
     assert found.image.size == (24, 8)
     assert np.abs(pixels(found.image) - upright_HW3).max() < 25
     if kind != "TIFF":  # Pillow turns it while loading
         assert found.changes == (("orientation",) if orientation > 1 else ())
-        as_stored = decode_picture(content, "x", Decoding(orientation=False))
+        as_stored = decode_image(content, "x", Decoding(orientation=False))
         assert np.abs(pixels(as_stored.image) - stored_HW3).max() < 25
         assert as_stored.changes == (("unturned",) if orientation > 1 else ())
 
@@ -258,7 +258,7 @@ def test_profiles_are_converted_to_srgb(mode: str) -> None:
     elif mode[0] in "LP":
         own = Image.fromarray(RAMP_HW).convert(mode[0])
     content = encoded(own, icc_profile=profile(1.0, grey=grey))
-    found = decode_picture(content, "x")
+    found = decode_image(content, "x")
     expected_HW = 255 * linear_to_srgb(RAMP_HW / 255)
     assert np.abs(pixels(found.image)[..., 0] - expected_HW).max() <= 1.5
     assert "profile" in found.changes
@@ -269,7 +269,7 @@ def test_profiles_are_converted_to_srgb(mode: str) -> None:
 def test_a_profile_that_is_srgb_changes_nothing(mode: str) -> None:
     same = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     content = encoded(Image.fromarray(COLOURS_HW3).convert(mode), icc_profile=same)
-    found = decode_picture(content, "x")
+    found = decode_image(content, "x")
     assert found.changes == ()
     assert np.array_equal(
         pixels(found.image), pixels(Image.fromarray(COLOURS_HW3).convert(mode).convert("RGB"))
@@ -278,7 +278,7 @@ def test_a_profile_that_is_srgb_changes_nothing(mode: str) -> None:
 
 @pytest.mark.parametrize("content", [b"no profile", profile(1.0, grey=True), profile(1.0)[:200]])
 def test_a_profile_that_does_not_fit_is_said(content: bytes) -> None:
-    found = decode_picture(encoded(Image.fromarray(COLOURS_HW3), icc_profile=content), "x")
+    found = decode_image(encoded(Image.fromarray(COLOURS_HW3), icc_profile=content), "x")
     assert found.changes == ("no profile",)
     assert np.array_equal(pixels(found.image), COLOURS_HW3)
 
@@ -287,7 +287,7 @@ def test_a_profile_that_does_not_fit_is_said(content: bytes) -> None:
 def test_of_several_frames_the_first_is_read(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("black", "white", "white")]
     content = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-    found = decode_picture(content, "x")
+    found = decode_image(content, "x")
     assert found.changes == ("frames",)
     assert pixels(found.image).max() == 0
 
@@ -298,7 +298,7 @@ def test_damaged_files_are_named_on_one_line(kind: str, share: float) -> None:
     noise_HW3 = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     content = encoded(Image.fromarray(noise_HW3), kind)
     with pytest.raises(ValueError, match=r"^cannot read image a/b\.x \(.+\)$") as error:
-        decode_picture(content[: int(share * len(content))], "a/b.x")
+        decode_image(content[: int(share * len(content))], "a/b.x")
     assert "\n" not in str(error.value)
 
 
@@ -308,7 +308,7 @@ def test_bombs_are_refused_before_they_are_unpacked(monkeypatch: pytest.MonkeyPa
     with pytest.raises(
         ValueError, match=r"cannot read image b\.png \(more than 8 million pixels\): scale it"
     ):
-        decode_picture(content, "b.png")
+        decode_image(content, "b.png")
 
 
 def test_what_was_done_is_counted_and_said() -> None:
@@ -325,12 +325,12 @@ def test_what_was_done_is_counted_and_said() -> None:
     assert Decoding(background="#ffffff").identity == Decoding().identity
 
 
-def test_files_that_are_no_pictures(tmp_path: Path) -> None:
+def test_files_that_are_no_images(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such image file"):
-        open_picture(tmp_path)
+        open_image(tmp_path)
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"cannot read image .*x\.png"):
-        open_picture(tmp_path / "x.png")
+        open_image(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize(("bits", "scale"), [(2, 85), (4, 17)])
@@ -344,7 +344,7 @@ def test_the_transparent_grey_of_few_bits(bits: int, scale: int) -> None:
     clear = png_chunk(b"tRNS", struct.pack(">H", 2))
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, bits, 0, 0, 0, 0))
     body = png_chunk(b"IDAT", zlib.compress(b"".join(rows))) + png_chunk(b"IEND", b"")
-    found = decode_picture(b"\x89PNG\r\n\x1a\n" + header + clear + body, "x")
+    found = decode_image(b"\x89PNG\r\n\x1a\n" + header + clear + body, "x")
     expected_HW = np.where(levels_HW == 2, 255, levels_HW * scale)
     assert np.array_equal(pixels(found.image)[..., 0], expected_HW)
     assert found.changes == ("transparency",)
@@ -356,7 +356,7 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 def test_a_ppm_of_16_bits_is_counted() -> None:
     wide_HW3 = (np.arange(48).reshape(4, 4, 3) * 1285).astype(">u2")
-    found = decode_picture(b"P6 4 4 65535\n" + wide_HW3.tobytes(), "x.ppm")
+    found = decode_image(b"P6 4 4 65535\n" + wide_HW3.tobytes(), "x.ppm")
     assert np.array_equal(pixels(found.image), wide_HW3 >> 8)
     assert found.changes == ("depth",)
 
@@ -374,4 +374,4 @@ def test_a_ppm_of_16_bits_is_counted() -> None:
 )
 def test_what_is_no_image_is_called_what_it_is(content: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=rf"^cannot read image x\.png \(.*{why}"):
-        decode_picture(content, "x.png")
+        decode_image(content, "x.png")

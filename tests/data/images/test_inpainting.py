@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from swiftmask.data.images import open_picture
-from swiftmask.data.images.inpainting import start_picture
+from swiftmask.data.images import open_image
+from swiftmask.data.images.inpainting import start_image
 
 SIZE, GRID = (8, 12), (4, 6)
 
@@ -26,7 +26,7 @@ def mask_of(drawn_HW: Tensor) -> Image.Image:
 def test_a_token_is_drawn_anew_if_any_of_its_pixels_is() -> None:
     image, drawn_HW = picture(*SIZE), torch.zeros(SIZE)
     drawn_HW[3, 5] = drawn_HW[7, 11] = 1
-    start = start_picture(image, mask_of(drawn_HW), size=SIZE, grid=GRID)
+    start = start_image(image, mask_of(drawn_HW), size=SIZE, grid=GRID)
     assert start.drawn_L.nonzero().flatten().tolist() == [1 * 6 + 2, 3 * 6 + 5]
     torch.testing.assert_close(
         start.image_3HW * 255, torch.from_numpy(np.array(image)).permute(2, 0, 1) * 1.0
@@ -37,7 +37,7 @@ def test_tokens_of_broken_pixels() -> None:
     """12 tokens in 64 pixels: 5.33 each, and a pixel may belong to two of them."""
     drawn_HW = torch.zeros(64, 64)
     drawn_HW[5, 0] = 1
-    start = start_picture(picture(64, 64), mask_of(drawn_HW), size=(64, 64), grid=(12, 12))
+    start = start_image(picture(64, 64), mask_of(drawn_HW), size=(64, 64), grid=(12, 12))
     assert start.drawn_L.nonzero().flatten().tolist() == [0, 12]
 
 
@@ -46,7 +46,7 @@ def test_tokens_of_broken_pixels() -> None:
 )
 def test_around_a_smaller_image_everything_is_drawn(size: tuple[int, int], kept: tuple[slice, slice]) -> None:
     image = picture(*size)
-    start = start_picture(image, None, size=SIZE, grid=GRID)
+    start = start_image(image, None, size=SIZE, grid=GRID)
     drawn_44 = torch.ones(GRID, dtype=torch.bool)
     drawn_44[kept] = False
     assert torch.equal(start.drawn_L.unflatten(0, GRID), drawn_44)
@@ -66,7 +66,7 @@ def test_around_a_smaller_image_everything_is_drawn(size: tuple[int, int], kept:
 def test_sizes_that_do_not_fit(image: tuple[int, int], mask: tuple[int, int] | None, complaint: str) -> None:
     drawn = None if mask is None else mask_of(torch.ones(mask))
     with pytest.raises(ValueError, match=complaint):
-        start_picture(picture(*image), drawn, size=SIZE, grid=GRID)
+        start_image(picture(*image), drawn, size=SIZE, grid=GRID)
 
 
 @pytest.mark.parametrize(
@@ -74,15 +74,15 @@ def test_sizes_that_do_not_fit(image: tuple[int, int], mask: tuple[int, int] | N
 )
 def test_a_mask_of_one_colour(colour: int, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        start_picture(picture(*SIZE), mask_of(torch.full(SIZE, colour)), size=SIZE, grid=GRID)
+        start_image(picture(*SIZE), mask_of(torch.full(SIZE, colour)), size=SIZE, grid=GRID)
 
 
-def test_files_that_are_no_pictures(tmp_path: Path) -> None:
+def test_files_that_are_no_images(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such image file"):
-        open_picture(tmp_path / "nowhere.png")
+        open_image(tmp_path / "nowhere.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="cannot read image .*broken.png"):
-        open_picture(tmp_path / "broken.png")
+        open_image(tmp_path / "broken.png")
 
 
 HALF_HW = np.zeros(SIZE)
@@ -122,7 +122,7 @@ MASKS = {
 
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_are_read_as_meant(name: str) -> None:
-    start = start_picture(picture(*SIZE), MASKS[name], size=SIZE, grid=GRID)
+    start = start_image(picture(*SIZE), MASKS[name], size=SIZE, grid=GRID)
     assert start.drawn_L.unflatten(0, GRID).float().mean(dim=0).tolist() == [0, 0, 0, 0, 1, 1]
 
 
@@ -139,14 +139,14 @@ def test_masks_are_read_as_meant(name: str) -> None:
 def test_masks_that_say_nothing_are_refused_with_their_range(values: tuple[int, int], complaint: str) -> None:
     mask_HW = np.linspace(*values, SIZE[0] * SIZE[1]).astype(np.uint8).reshape(SIZE)
     with pytest.raises(ValueError, match=complaint):
-        start_picture(picture(*SIZE), Image.fromarray(mask_HW), size=SIZE, grid=GRID)
+        start_image(picture(*SIZE), Image.fromarray(mask_HW), size=SIZE, grid=GRID)
     with pytest.raises(ValueError, match="from 0 to 0, transparent counting as 0"):
         clear = _merged("LA", HALF_HW * 0, HALF_HW * 255)
-        start_picture(picture(*SIZE), clear, size=SIZE, grid=GRID)
+        start_image(picture(*SIZE), clear, size=SIZE, grid=GRID)
 
 
 def test_the_image_may_be_of_any_mode() -> None:
     image = Image.fromarray(np.arange(96, dtype=np.uint16).reshape(SIZE) * 257)
-    start = start_picture(image, MASKS["bool"], size=SIZE, grid=GRID)
+    start = start_image(image, MASKS["bool"], size=SIZE, grid=GRID)
     expected_HW = torch.arange(96).reshape(SIZE) / 255
     torch.testing.assert_close(start.image_3HW, expected_HW.expand(3, *SIZE))

@@ -7,7 +7,7 @@ from PIL import Image
 
 from swiftmask.data.images.listing import Listing
 from swiftmask.data.sources.folder import FolderSource
-from swiftmask.evaluate.pictures import folder_pictures
+from swiftmask.evaluate.image_sets import folder_images
 
 READ = ["a.GIF", "b.avif", "c.webp", "d.tiff", "e.BMP", "f.jp2", "g.jfif", "h.tga", "i.png", "j.pbm"]
 
@@ -38,16 +38,16 @@ def test_training_and_metrics_read_the_same_files(folder: Path) -> None:
     source = FolderSource(folder)
     assert source.keys == tuple(sorted(f"x/{name}" for name in READ))
     assert {tuple(source.read(i, 8).shape) for i in range(len(READ))} == {(3, 8, 8)}
-    pictures = folder_pictures(folder)
+    pictures = folder_images(folder)
     assert pictures.count == len(READ)
     assert pictures.said == (SAID.format(folder) + "x/k.heic, x/l.HEIC, x/m.raw, ...",)
     assert source.notices() == list(pictures.said)
 
 
-def test_nothing_is_said_of_a_folder_of_pictures(folder: Path) -> None:
+def test_nothing_is_said_of_a_folder_of_images(folder: Path) -> None:
     for name in ("k.heic", "l.HEIC", "m.raw", "n"):
         (folder / "x" / name).unlink()
-    assert folder_pictures(folder).said == ()
+    assert folder_images(folder).said == ()
 
 
 def test_a_folder_of_other_files_is_refused_with_their_names(folder: Path) -> None:
@@ -56,4 +56,4 @@ def test_a_folder_of_other_files_is_refused_with_their_names(folder: Path) -> No
     with pytest.raises(ValueError, match=r"no images found in .*; 4 files .*k\.heic"):
         FolderSource(folder)
     with pytest.raises(ValueError, match=r"has 0 images of a format that Pillow reads.*; 4 files .*k\.heic"):
-        folder_pictures(folder)
+        folder_images(folder)

@@ -69,7 +69,7 @@ def _names(found: Round) -> list[str]:
     return [tried.name for tried in found.tried]
 
 
-def test_half_go_and_pictures_double() -> None:
+def test_half_go_and_images_double() -> None:
     scores = {f"c{i}": [i / 10] for i in range(8)} | {"full": [1.0], "less": [0.5]}
     log: list[tuple[list[str], int]] = []
     found = halve(
@@ -86,7 +86,7 @@ def test_half_go_and_pictures_double() -> None:
     assert found.tried[0].loss.mean == pytest.approx(0.3)
 
 
-def test_luck_with_few_pictures_is_found_out() -> None:
+def test_luck_with_few_images_is_found_out() -> None:
     scores = {"lucky": [0.9, 0.1], "good": [0.8], "bad": [0.2], "worse": [0.1], "full": [1.0]}
     pool = [_candidate(name) for name in ("worse", "lucky", "bad", "good")]
     found = halve(pool, [_candidate("full")], ANY_COST, _measuring(scores, []), keep=1)

@@ -152,7 +152,7 @@ def test_rules_rank_columns() -> None:
 
 
 @pytest.mark.parametrize("rule", [lowest_peaks, refreshed_first])
-def test_a_picture_does_not_depend_on_its_batch(rule, golden_dimoo: LuminaDiMOO) -> None:
+def test_a_image_does_not_depend_on_its_batch(rule, golden_dimoo: LuminaDiMOO) -> None:
     features_fn = MLCacheFeatures(golden_dimoo, cache_ratio=0.7, rule=rule)
     together = run(golden_dimoo, features_fn, [0, 3]).tokens_BL
     for i, prompt in enumerate(PROMPTS):

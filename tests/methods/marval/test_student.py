@@ -78,7 +78,7 @@ def test_decodes_every_token_in_one_head_call_a_step(teacher, own, monkeypatch):
     assert rows == [2 * n for n in trajectory.decided_at_BL[0].bincount().tolist()]
 
 
-def test_a_picture_depends_on_its_seed_and_not_on_its_batch(teacher, own):
+def test_a_image_depends_on_its_seed_and_not_on_its_batch(teacher, own):
     student = make_student(teacher, own)
     with torch.no_grad():
         together = generate(student, [0, 1, 2], [5, 6, 7]).tokens_BL

@@ -172,7 +172,7 @@ def test_all_steps_full_is_vanilla(golden_dimoo: LuminaDiMOO, shortcut: RotarySh
     assert torch.equal(ours.decided_at_BL, vanilla.decided_at_BL)
 
 
-def test_branches_and_pictures_by_hand(golden_dimoo: LuminaDiMOO, shortcut: RotaryShortcut) -> None:
+def test_branches_and_images_by_hand(golden_dimoo: LuminaDiMOO, shortcut: RotaryShortcut) -> None:
     """One call per image and branch equals the batched one: the conditional branch reads its prompt and the
     fresh codes, the null branch the codes alone, each at their places in their own sequence.
     """
@@ -205,7 +205,7 @@ def test_branches_and_pictures_by_hand(golden_dimoo: LuminaDiMOO, shortcut: Rota
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_a_picture_does_not_depend_on_its_batch(
+def test_a_image_does_not_depend_on_its_batch(
     guidance: float, golden_dimoo: LuminaDiMOO, shortcut: RotaryShortcut
 ) -> None:
     features_fn = ShortcutFeatures(golden_dimoo, shortcut)

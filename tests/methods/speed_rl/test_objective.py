@@ -76,10 +76,10 @@ def test_every_divergence_is_zero_from_itself(name):
 LOG_RATIO_BL = torch.tensor([[0.1, 0.3, -0.2, 0.6], [0.0, 0.4, 0.2, -0.2]])
 
 
-def test_levels_average_over_token_and_picture():
+def test_levels_average_over_token_and_image():
     assert torch.equal(per_token(LOG_RATIO_BL), LOG_RATIO_BL)
-    by_picture_BL = torch.tensor([[0.2] * 4, [0.1] * 4])
-    torch.testing.assert_close(per_sequence(LOG_RATIO_BL), by_picture_BL)
+    by_image_BL = torch.tensor([[0.2] * 4, [0.1] * 4])
+    torch.testing.assert_close(per_sequence(LOG_RATIO_BL), by_image_BL)
 
 
 @pytest.mark.parametrize("level", [per_token, per_sequence])

@@ -15,7 +15,7 @@ def plan(base):
     return lambda num_steps: base.schedule(num_steps, num_masked=16, options=SCALED)
 
 
-def test_a_picture_depends_on_its_seed_and_not_on_its_company(base, plan):
+def test_a_image_depends_on_its_seed_and_not_on_its_company(base, plan):
     together, alone = (
         roll_out(base, WHAT, SEEDS, PLANNED, plan=plan, images_per_forward=size) for size in (8, 1)
     )

@@ -119,7 +119,7 @@ def test_diversity_is_the_share_of_differing_codes():
     assert diversity(tokens_PKL[:, :1].expand(2, 4, -1)) == 0
 
 
-def test_dropped_pictures_are_not_replayed_and_the_rest_share_their_weight(start, make_config, make_training):
+def test_dropped_images_are_not_replayed_and_the_rest_share_their_weight(start, make_config, make_training):
     trainer, rounds = start(make_config(filter=NO_FILTER), make_training(1))
     rounds.batch(0, 0, 1)
     trainer.round.kept_B[:4] = 0
@@ -146,7 +146,7 @@ def test_processes_share_what_is_kept(start, make_config, make_training):
 
 
 @pytest.mark.parametrize("kept", [[0, 3], [7], [0, 1, 2, 5, 6]])
-def test_every_kept_picture_weighs_the_same_whoever_has_it(start, make_config, make_training, kept):
+def test_every_kept_image_weighs_the_same_whoever_has_it(start, make_config, make_training, kept):
     """Of four processes some have none: what they run instead must not count, above all not the first
     image, if that one is kept.
     """
@@ -305,7 +305,7 @@ def test_prompts_come_all_in_turn_in_new_orders():
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
-def test_pictures_are_shared_evenly():
+def test_images_are_shared_evenly():
     assert [list(share(range(4, 10), rank, 3)) for rank in range(3)] == [[4, 5], [6, 7], [8, 9]]
     with pytest.raises(ValueError, match="7 images cannot be shared evenly by 2 processes"):
         share(range(7), 0, 2)

@@ -60,7 +60,7 @@ def _alone(model: LuminaDiMOO, prompt: str) -> list:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_a_picture_does_not_depend_on_its_batch(guidance: float, golden_dimoo: LuminaDiMOO) -> None:
+def test_a_image_does_not_depend_on_its_batch(guidance: float, golden_dimoo: LuminaDiMOO) -> None:
     whole = decode(golden_dimoo, PROMPTS, [5, 6, 7], guidance)
     for i, prompt in enumerate(PROMPTS):
         assert torch.equal(decode(golden_dimoo, [prompt], [5 + i], guidance)[0], whole[i])
@@ -103,7 +103,7 @@ def test_other_sizes_share_the_weights(golden_dimoo: LuminaDiMOO) -> None:
         golden_dimoo.sized(5, 8)
 
 
-def test_pictures_to_codes_and_their_size(golden_dimoo: LuminaDiMOO) -> None:
+def test_images_to_codes_and_their_size(golden_dimoo: LuminaDiMOO) -> None:
     codes_BL = golden_dimoo.to_tokens(torch.rand(2, 3, 8, 8))
     assert codes_BL.shape == (2, 16)
     assert codes_BL.max() < 24

@@ -39,7 +39,7 @@ def test_columns_find_the_codes_again(grid: tuple[int, int]) -> None:
     assert torch.equal(ids_1T.gather(1, columns_1L), codes_1L + 64)
 
 
-def test_the_released_picture_has_4164_columns() -> None:
+def test_the_released_image_has_4164_columns() -> None:
     assert Layout(Vocabulary(), grid_of(1024, 1024, 16)).num_image_rows == 4164
     assert Vocabulary().size == 134548
 

@@ -75,7 +75,7 @@ def test_the_null_branch_is_the_negative_prompt(model: Meissonic) -> None:
     torch.testing.assert_close(named[1, 0], same[0, 1], rtol=1e-4, atol=1e-5)
 
 
-def test_facts_about_the_picture_are_heard(model: Meissonic) -> None:
+def test_facts_about_the_image_are_heard(model: Meissonic) -> None:
     plain, rated, cut, wide = features(
         model,
         "a circle",
@@ -101,7 +101,7 @@ def test_sizes_that_do_not_fit(model: Meissonic, size: tuple[int, int], mend: st
         model.sized(*size)
 
 
-def test_pictures_of_another_size_are_no_start(model: Meissonic) -> None:
+def test_images_of_another_size_are_no_start(model: Meissonic) -> None:
     with pytest.raises(ValueError, match="expected images of 8x8 .* got 8x10: resize them, or take sized"):
         model.to_tokens(torch.rand(1, 3, 8, 10))
 

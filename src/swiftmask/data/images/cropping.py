@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from swiftmask.data.images.decode import Decoding, decode_picture
+from swiftmask.data.images.decode import Decoding, decode_image
 
 
 class Cropped(NamedTuple):
@@ -23,7 +23,7 @@ class Cropped(NamedTuple):
 
 def read_cropped(content: bytes, name: str, size: int, decoding: Decoding) -> Cropped:
     """An image file's bytes. Errors: ValueError with `name`, and what is wrong with the file."""
-    picture = decode_picture(content, name, decoding)
+    picture = decode_image(content, name, decoding)
     pixels_HW3 = np.array(centre_crop(picture.image, size))
     return Cropped(torch.from_numpy(pixels_HW3).permute(2, 0, 1), picture.changes)
 

@@ -79,7 +79,7 @@ _CHANGES = {
 """What may have to be done to an image, and how it is said."""
 
 
-class Picture(NamedTuple):
+class DecodedImage(NamedTuple):
     """An image of mode RGB, and the names of what was done to it."""
 
     image: Image.Image
@@ -95,7 +95,7 @@ def said(counts: Mapping[str, int], total: int, decoding: Decoding) -> list[str]
     ]
 
 
-def open_picture(path: str | Path) -> Image.Image:
+def open_image(path: str | Path) -> Image.Image:
     """An image file as it is, in its own mode. Errors: FileNotFoundError; ValueError if it cannot be read."""
     path = Path(path).expanduser()
     if not path.is_file():
@@ -104,18 +104,18 @@ def open_picture(path: str | Path) -> Image.Image:
         return image
 
 
-def read_picture(path: Path, decoding: Decoding = DEFAULT) -> Picture:
+def read_image(path: Path, decoding: Decoding = DEFAULT) -> DecodedImage:
     """An image file in RGB. Errors: OSError; ValueError naming a file that cannot be read."""
-    return decode_picture(path.read_bytes(), str(path), decoding)
+    return decode_image(path.read_bytes(), str(path), decoding)
 
 
-def decode_picture(content: bytes, name: str, decoding: Decoding = DEFAULT) -> Picture:
+def decode_image(content: bytes, name: str, decoding: Decoding = DEFAULT) -> DecodedImage:
     """An image file's bytes in RGB. Errors: ValueError with `name` and what is wrong with the file."""
     with _opened(content, name) as image:
         return to_rgb(image, decoding)
 
 
-def to_rgb(image: Image.Image, decoding: Decoding = DEFAULT) -> Picture:
+def to_rgb(image: Image.Image, decoding: Decoding = DEFAULT) -> DecodedImage:
     """An image of any mode in RGB. Errors: ValueError for numbers whose scale is not known."""
     changes = ["frames"] if getattr(image, "n_frames", 1) > 1 else []
     if _is_deep(image) or image.info.get(_DEEP):
@@ -130,7 +130,7 @@ def to_rgb(image: Image.Image, decoding: Decoding = DEFAULT) -> Picture:
         background.paste(rgb, mask=alpha)
         rgb = background
     rgb.info = {}  # nothing is left to be applied a second time
-    return Picture(rgb, tuple(changes))
+    return DecodedImage(rgb, tuple(changes))
 
 
 def numbers_of(image: Image.Image) -> tuple[np.ndarray, int]:

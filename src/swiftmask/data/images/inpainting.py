@@ -15,7 +15,7 @@ _FAINT = 1 / 8
 """Of all that a mask could hold: a range below this is noise, unless it begins at 0 and has two values."""
 
 
-class StartPicture(NamedTuple):
+class StartImage(NamedTuple):
     """What an image starts from.
 
     Attributes:
@@ -35,7 +35,7 @@ class StartPicture(NamedTuple):
         return int(self.drawn_L.sum())
 
 
-def paste_kept(images_B3HW: Tensor, starts: Sequence[StartPicture]) -> Tensor:
+def paste_kept(images_B3HW: Tensor, starts: Sequence[StartImage]) -> Tensor:
     """Finished images with the kept pixels of their start images, one each or none at all, unchanged."""
     if not starts:
         return images_B3HW
@@ -45,9 +45,9 @@ def paste_kept(images_B3HW: Tensor, starts: Sequence[StartPicture]) -> Tensor:
     return torch.where(kept_BHW[:, None], originals_B3HW, images_B3HW)
 
 
-def start_picture(
+def start_image(
     image: Image.Image, mask: Image.Image | None, *, size: tuple[int, int], grid: tuple[int, int]
-) -> StartPicture:
+) -> StartImage:
     """An image, and around it what is missing to `size`.
 
     A smaller image lies in the middle, on the grid of tokens; the pixels around it repeat its edge, so that
@@ -85,7 +85,7 @@ def start_picture(
         raise ValueError(
             f"the mask leaves no token of the image as it is{_range_of(mask)}: make part of it black (kept)"
         )
-    return StartPicture(image_3HW, drawn_L, drawn_HW == 0)
+    return StartImage(image_3HW, drawn_L, drawn_HW == 0)
 
 
 def white_of(mask: Image.Image) -> np.ndarray:

@@ -52,13 +52,13 @@ class Listing:
         """List a folder and its subfolders, without names that start with a dot and those in `but`."""
         names = [name for name in _shown_below(root) if PurePosixPath(name).name not in but]
         suffixes = {name: PurePosixPath(name).suffix.lower() for name in names}
-        files = sorted(name for name in names if suffixes[name] in picture_suffixes())
+        files = sorted(name for name in names if suffixes[name] in image_suffixes())
         others = sorted(set(names) - set(files))
         return cls(tuple(files), PassedOver(tuple(n for n in others if suffixes[n] not in _BESIDE)))
 
 
 @cache
-def picture_suffixes() -> frozenset[str]:
+def image_suffixes() -> frozenset[str]:
     """Suffixes in lower case of the formats that Pillow reads, with what was registered with it."""
     kinds = Image.registered_extensions()
     readable = ({*Image.OPEN} | {"MPO"}) - _UNREAD

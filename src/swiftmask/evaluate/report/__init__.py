@@ -8,7 +8,7 @@ A package of its own because it carries those files; everything is plain data in
 """
 
 from swiftmask.evaluate.report.findings import findings, model_card
-from swiftmask.evaluate.report.gallery import Gallery, picture_uri
+from swiftmask.evaluate.report.gallery import Gallery, image_uri
 from swiftmask.evaluate.report.page import html_report
 from swiftmask.evaluate.report.timeline import Timeline, TimelineRecorder
 
@@ -19,5 +19,5 @@ __all__ = [
     "findings",
     "html_report",
     "model_card",
-    "picture_uri",
+    "image_uri",
 ]

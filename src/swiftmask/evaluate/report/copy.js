@@ -28,6 +28,6 @@ function startCopying() {
 }
 
 startPlot();
-startPictures();
+startImages();
 startTimeline();
 startCopying();

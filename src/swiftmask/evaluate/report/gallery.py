@@ -1,4 +1,4 @@
-"""Pictures of several rows at equal seeds, as a page that opens offline carries them."""
+"""Images of several rows at equal seeds, as a page that opens offline carries them."""
 
 import base64
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Gallery:
             )
 
 
-def picture_uri(image_3HW: Tensor, *, at_most: int | None = None) -> str:
+def image_uri(image_3HW: Tensor, *, at_most: int | None = None) -> str:
     """An image in [0, 1] as a data URI: PNG where it is small, else JPEG without colour subsampling.
 
     Args:

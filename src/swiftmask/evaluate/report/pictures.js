@@ -12,7 +12,7 @@ function timesFewer(ratio) {
   return ratio >= 1 ? `${ratio.toFixed(1)} times fewer` : `${(1 / ratio).toFixed(1)} times more`;
 }
 
-function showPictures() {
+function showImages() {
   const caption = report.gallery.captions[pictures.index];
   for (const side of ["left", "right"]) {
     const row = rowsByName.get(pictures[side]);
@@ -52,16 +52,16 @@ function dragShare(event) {
 function chooseRow(name) {
   if (report.gallery === null || !(name in report.gallery.images)) return;
   pictures.right = name;
-  showPictures();
+  showImages();
   say(`${name} is shown beside ${pictures.left} under "The same seeds, side by side".`);
 }
 
-function pictureChoice(uri, index) {
+function imageChoice(uri, index) {
   const radio = make("input", { type: "radio", name: "picture", value: index });
   radio.checked = index === pictures.index;
   radio.addEventListener("change", () => {
     pictures.index = index;
-    showPictures();
+    showImages();
   });
   return make("label", { class: "thumb" }, radio, make("img", { src: uri, alt: "" }), make("span", {}, report.gallery.captions[index]));
 }
@@ -73,7 +73,7 @@ function rowChoice(name) {
   return button;
 }
 
-function startPictures() {
+function startImages() {
   if (report.gallery === null) return;
   const names = report.rows.map((row) => row.name).filter((name) => name in report.gallery.images);
   pictures.left = names.includes(pictures.left) ? pictures.left : names[0];
@@ -83,12 +83,12 @@ function startPictures() {
     fillSelect(byId(`${side}-row`), names.map((name) => [name, `${name}: ${rowTitle(rowsByName.get(name))}`]), null);
     byId(`${side}-row`).addEventListener("change", (event) => {
       pictures[side] = event.target.value;
-      showPictures();
+      showImages();
     });
   }
-  byId("picture-choices").replaceChildren(...report.gallery.images[pictures.left].map(pictureChoice));
+  byId("picture-choices").replaceChildren(...report.gallery.images[pictures.left].map(imageChoice));
   byId("row-choices").replaceChildren(...names.map(rowChoice));
   byId("stage-share").addEventListener("input", showShare);
   for (const kind of ["pointerdown", "pointermove"]) byId("stage").addEventListener(kind, dragShare);
-  showPictures();
+  showImages();
 }

@@ -8,8 +8,8 @@ from torch import Tensor
 from swiftmask.core.protocol import MaskedGenerator
 from swiftmask.core.tokens import CategoricalTokens
 from swiftmask.core.types import Record
-from swiftmask.evaluate.report.gallery import picture_uri
-from swiftmask.evaluate.sheets import canvas_picture
+from swiftmask.evaluate.report.gallery import image_uri
+from swiftmask.evaluate.sheets import canvas_image
 
 DECIDED = 255
 """In a confidence map: this position was decided before the step."""
@@ -64,7 +64,7 @@ class TimelineRecorder:
                 full=record.step.full,
                 num_decided=record.step.num_decided,
                 num_masked=record.step.num_masked_after,
-                frame=picture_uri(canvas_picture(self.model, record.after), at_most=_FRAME),
+                frame=image_uri(canvas_image(self.model, record.after), at_most=_FRAME),
                 confidence=None if confidence_L is None else bytes(confidence_L.tolist()),
             )
         )

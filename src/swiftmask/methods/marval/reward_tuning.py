@@ -34,7 +34,7 @@ Reward = Callable[[Tensor, Sequence[int] | Sequence[str]], Tensor]
 Pixels = Callable[[Tensor], Tensor]
 """`to_pixels(tokens_BLC) -> images_B3HW`, nominally in [0, 1]."""
 
-_PICTURE_STREAM = 0x70696374
+_IMAGE_STREAM = 0x70696374
 """Keeps the seeds of images apart from those of updates."""
 
 
@@ -94,7 +94,7 @@ class RewardBatches:
         generator = torch.Generator().manual_seed(step_seed(seed, step, rank))
         chosen = torch.randint(len(self._what), (count,), generator=generator).tolist()
         first = (step * num_ranks + rank) * count
-        seeds = [step_seed(seed, first + i, _PICTURE_STREAM) for i in range(count)]
+        seeds = [step_seed(seed, first + i, _IMAGE_STREAM) for i in range(count)]
         return RewardBatch([self._what[i] for i in chosen], seeds)  # type: ignore[arg-type]
 
 
@@ -213,5 +213,5 @@ def roll_out(student: Student, batch: RewardBatch, config: RewardConfig) -> Tens
 
 
 def clamp_straight_through(images_B3HW: Tensor) -> Tensor:
-    """Pictures clamped to [0, 1], with gradients as if they were not, so that saturated pixels can return."""
+    """Images clamped to [0, 1], with gradients as if they were not, so that saturated pixels can return."""
     return images_B3HW + (images_B3HW.clamp(0, 1) - images_B3HW).detach()

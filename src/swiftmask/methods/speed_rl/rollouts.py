@@ -67,7 +67,7 @@ def roll_out(
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Pictures that followed one schedule, to be scored again.
+    """Images that followed one schedule, to be scored again.
 
     Attributes:
         rows: which images of those asked for they are.
@@ -88,7 +88,7 @@ def replays(
     plan: Plan,
     images_per_forward: int,
 ) -> list[Replay]:
-    """Pictures grouped by the schedule they followed, at most `images_per_forward` together."""
+    """Images grouped by the schedule they followed, at most `images_per_forward` together."""
     grouped = []
     for num_steps, rows in _together(planned, images_per_forward):
         some_what: Any = [what[i] for i in rows]

@@ -22,7 +22,7 @@ from swiftmask.methods.speed_rl.scorers import Prompts, Scorers
 from swiftmask.methods.speed_rl.training import Lesson, SpeedRLBatch, SpeedRLTrainer
 from swiftmask.training.setup import Metrics, TrainingConfig, learning_rate_factor, step_seed
 
-_PICTURE_STREAM = 0x70696374
+_IMAGE_STREAM = 0x70696374
 _COUNT_STREAM = 0x73746570
 _PROMPT_STREAM = 0x70726F6D
 """Keep the draws of images, step counts and prompt orders apart."""
@@ -93,7 +93,7 @@ class Rounds:
             rollouts = roll_out(
                 self._model,
                 prompts.what,
-                [step_seed(self._config.seed, self._first(number) + i, _PICTURE_STREAM) for i in mine],
+                [step_seed(self._config.seed, self._first(number) + i, _IMAGE_STREAM) for i in mine],
                 planned,
                 plan=self._plan,
                 images_per_forward=self._config.images_per_forward,

@@ -252,7 +252,7 @@ class LuminaDiMOO(nn.Module):
         return rotary.turn(heads_BNHd.transpose(1, 2)).transpose(1, 2).flatten(2)
 
     def to_pixels(self, tokens_BL: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1]."""
+        """Images [B, 3, H, W] in [0, 1]."""
         codes_BHW = tokens_BL.unflatten(1, self.layout.grid)
         num_pixels = self.spec.num_tokens * self.codec.config.downscale**2
         return in_portions(self.codec.decode, codes_BHW, num_pixels=num_pixels)

@@ -176,11 +176,11 @@ class Layout:
         ids_BL = (codes_BL + words.first_code).masked_fill_(masked_BL, words.mask)
         rows_BHW = ids_BL.unflatten(1, self.grid)
         newlines_BH1 = torch.full_like(rows_BHW[..., :1], words.newline)
-        picture_BR = torch.cat([rows_BHW, newlines_BH1], dim=-1).flatten(1)
-        column_B1 = picture_BR[:, :1]
+        image_BR = torch.cat([rows_BHW, newlines_BH1], dim=-1).flatten(1)
+        column_B1 = image_BR[:, :1]
         before, after = (words.answer_start, words.image_start), (words.image_end, words.answer_end)
         parts = [torch.full_like(column_B1, word) for word in before]
-        parts += [picture_BR, *(torch.full_like(column_B1, word) for word in after)]
+        parts += [image_BR, *(torch.full_like(column_B1, word) for word in after)]
         repeats = len(prompts_XP) // batch
         return torch.cat([prompts_XP, torch.cat(parts, dim=1).repeat(repeats, 1)], dim=1)
 

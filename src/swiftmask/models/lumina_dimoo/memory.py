@@ -8,7 +8,7 @@ from typing import Self
 
 import torch
 
-from swiftmask.core.portions import pictures_together
+from swiftmask.core.portions import images_together
 from swiftmask.core.vq_codec import VQCodec
 from swiftmask.models.lumina_dimoo.network import BackboneConfig
 from swiftmask.models.lumina_dimoo.offload import NUM_PLACES
@@ -137,7 +137,7 @@ def working_bytes(plan: Plan) -> int:
     # Features and cache of the step before live until those of this step are complete.
     backbone = 2 * (features + cache) + max(mlp, attention, head)
     num_pixels = num_tokens * plan.codec.downscale**2
-    together = min(draw.batch, pictures_together(num_pixels))
+    together = min(draw.batch, images_together(num_pixels))
     maps = together * plan.codec.per_pixel * 21 // 20  # a twentieth for maps of earlier levels
     decoder = num_pixels * (maps + draw.batch * 2 * 3 * 4)
     return max(backbone, decoder)

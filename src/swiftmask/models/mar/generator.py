@@ -210,7 +210,7 @@ class MAR(nn.Module):
         return self.network.embed(tokens_BN, positions_BN)
 
     def to_pixels(self, tokens_BL: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1] of tokens [B, L, C]."""
+        """Images [B, 3, H, W] in [0, 1] of tokens [B, L, C]."""
         latent_BCHW = to_latents(tokens_BL, self.network.config.patch_size)
         return in_portions(self.codec.decode, latent_BCHW, num_pixels=self.codec.config.resolution**2)
 

@@ -183,7 +183,7 @@ class MaskGIT(nn.Module):
         return self.transformer.embed(tokens_BN, positions_BN)
 
     def to_pixels(self, tokens_BL: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1]."""
+        """Images [B, 3, H, W] in [0, 1]."""
         codes_BHW = tokens_BL.unflatten(1, self.spec.grid)
         num_pixels = (self.transformer.config.grid * self.codec.config.downscale) ** 2
         return in_portions(self.codec.decode, codes_BHW, num_pixels=num_pixels)

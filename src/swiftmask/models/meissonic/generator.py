@@ -262,7 +262,7 @@ class Meissonic(nn.Module):
         return Rotary(angles_B1NP.cos(), angles_B1NP.sin()).turn(heads_BNTH).transpose(1, 2).flatten(2)
 
     def to_pixels(self, tokens_BL: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1]."""
+        """Images [B, 3, H, W] in [0, 1]."""
         codes_BHW = tokens_BL.unflatten(1, self.spec.grid)
         num_pixels = self.spec.num_tokens * self.codec.config.downscale**2
         return in_portions(self.codec.decode, codes_BHW, num_pixels=num_pixels)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from swiftmask.__main__ import main
-from swiftmask.cli.picture_folder import PictureFolder
+from swiftmask.cli.output_folder import OutputFolder
 from swiftmask.core.types import Trajectory
 from swiftmask.training.lock import sole_writer
 
@@ -36,7 +36,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-def test_pictures_of_other_settings_are_kept(tiny_folder: Path, tmp_path: Path, run: Run) -> None:
+def test_images_of_other_settings_are_kept(tiny_folder: Path, tmp_path: Path, run: Run) -> None:
     assert run(tiny_folder, "3", "--steps", 4, "--out", tmp_path)[0] == 0
     first = (tmp_path / "3-0.png").read_bytes()
     for changed in (("3", "--steps", 4, "--guidance", 1.5), ("0", "--steps", 2)):  # another class, too
@@ -50,7 +50,7 @@ def test_pictures_of_other_settings_are_kept(tiny_folder: Path, tmp_path: Path, 
     assert (tmp_path / "3-0.png").read_bytes() != first
 
 
-def test_somebody_elses_picture_is_kept(tiny_folder: Path, tmp_path: Path, run: Run) -> None:
+def test_somebody_elses_image_is_kept(tiny_folder: Path, tmp_path: Path, run: Run) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "3-0.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "holiday.png")
     code, said = run(tiny_folder, "3", "--steps", 2, "--out", tmp_path)
@@ -69,24 +69,24 @@ def test_one_run_in_a_folder_at_a_time(tiny_folder: Path, tmp_path: Path, run: R
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_nothing_is_kept_of_a_picture_that_is_written(
+def test_nothing_is_kept_of_a_image_that_is_written(
     tiny_folder: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive = []
-    save = PictureFolder.save
+    save = OutputFolder.save
 
-    def count(self: PictureFolder, *arguments: Any) -> None:
+    def count(self: OutputFolder, *arguments: Any) -> None:
         gc.collect()
         alive.append(sum(type(each) is Trajectory for each in gc.get_objects()))
         save(self, *arguments)
 
-    monkeypatch.setattr(PictureFolder, "save", count)
+    monkeypatch.setattr(OutputFolder, "save", count)
     assert run(tiny_folder, "3", "--num", 8, "--batch-size", 1, "--steps", 2, "--out", tmp_path)[0] == 0
     assert alive == [alive[0]] * 8
 
 
 @pytest.mark.slow
-def test_processes_share_the_pictures(tiny_folder: Path, tmp_path: Path, run: Run) -> None:
+def test_processes_share_the_images(tiny_folder: Path, tmp_path: Path, run: Run) -> None:
     arguments = [str(tiny_folder), "3", "0", "--num-images", "3", "--steps", "2"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = ["-m", "swiftmask", "generate", *arguments, "--out", str(tmp_path / "both"), "--json"]

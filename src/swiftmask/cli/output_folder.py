@@ -18,7 +18,7 @@ _SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
-class PictureFolder:
+class OutputFolder:
     """Images of one set of settings.
 
     Attributes:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from swiftmask.data.images.cropping import centre_crop
-from swiftmask.data.images.decode import DEFAULT, Decoding, read_picture
+from swiftmask.data.images.decode import DEFAULT, Decoding, read_image
 from swiftmask.data.images.listing import Listing
 from swiftmask.data.sources import Source
 
@@ -20,8 +20,8 @@ OVERVIEW = "grid.png"
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """Pictures by index, none in memory.
+class ImageSet:
+    """Images by index, none in memory.
 
     Attributes:
         fingerprint: changes when an image changes; features found under another one are not used.
@@ -45,7 +45,7 @@ class Pictures:
             raise ValueError(f"a distribution needs at least 2 images, got {self.count}")
 
 
-def folder_pictures(root: str | Path, decoding: Decoding = DEFAULT, *, crop: int | None = None) -> Pictures:
+def folder_images(root: str | Path, decoding: Decoding = DEFAULT, *, crop: int | None = None) -> ImageSet:
     """Every image file below `root` in the order of their names.
 
     Names that start with a dot, and the overview that `swiftmask generate` writes, are passed over.
@@ -63,7 +63,7 @@ def folder_pictures(root: str | Path, decoding: Decoding = DEFAULT, *, crop: int
 
     def read(file: str) -> Tensor:
         path = root / file
-        picture = read_picture(path, decoding)
+        picture = read_image(path, decoding)
         changes.update(picture.changes)
         image = picture.image if crop is None else centre_crop(picture.image, crop)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
@@ -75,10 +75,10 @@ def folder_pictures(root: str | Path, decoding: Decoding = DEFAULT, *, crop: int
 
     prepared = () if crop is None else (f"crop {crop}",)
     fingerprint = _fingerprint(root, files, decoding, *prepared)
-    return Pictures(len(files), fingerprint, images, changes, decoding, said)
+    return ImageSet(len(files), fingerprint, images, changes, decoding, said)
 
 
-def source_pictures(source: Source, size: int) -> Pictures:
+def source_images(source: Source, size: int) -> ImageSet:
     """Real images of a data source, cropped to squares and resized as in training."""
 
     def images(indices: Sequence[int]) -> Tensor:
@@ -86,11 +86,11 @@ def source_pictures(source: Source, size: int) -> Pictures:
 
     stamps = [(key, source.stamp(index)) for index, key in enumerate(source.keys)]
     digest = hashlib.sha256(repr((source.identity, size, stamps)).encode()).hexdigest()
-    return Pictures(len(stamps), digest, images, notices=source.notices)
+    return ImageSet(len(stamps), digest, images, notices=source.notices)
 
 
 def _listed(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Pictures, and what is to be said of the files that are none."""
+    """Images, and what is to be said of the files that are none."""
     if not root.is_dir():
         raise FileNotFoundError(f"no such image folder: {root}")
     found = Listing.below(root, but=(OVERVIEW,))
