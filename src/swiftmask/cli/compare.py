@@ -45,7 +45,8 @@ class Compare:
     """Folder of real images, or a file of their statistics: .safetensors (--save-statistics), or .npz with
     mu and sigma."""
     extractor: str
-    """Whose features: "scenes" (the bundled judge), a TorchScript file, or a Hugging Face folder."""
+    """Whose features: efficientnet-lite0 (a Python package), a reader (its folder, or emoji-judge), scenes
+    (the bundled judge of Scenes), a TorchScript file, or a Hugging Face folder."""
     crop: int | None = None
     """Crop real images to squares of this side, as ADM does (default: take them as they are)."""
     background: str = "white"

@@ -139,7 +139,7 @@ def load_extractor(source: str | Path, device: torch.device | str = "cpu") -> Ex
             return Extractor(identity, lambda images_B3HW: (reader(images_B3HW).features_BD, None))
         return _load_vision(path, device)
     raise FileNotFoundError(
-        f"no such extractor: {source} (expected '{JUDGE}', '{PACKAGED}', a TorchScript file, or a "
+        f"no such extractor: {source} (expected '{JUDGE}', '{PACKAGED}', a reader, a TorchScript file, or a "
         "Hugging Face folder: `hf download ORG/NAME --local-dir FOLDER` gets one)"
     )
 
