@@ -74,8 +74,9 @@ COMMANDS = {
         "--scorer reader=emoji-judge reader=emoji-reward --images 200 --seeds 3 --out {results}/mar-emoji"
     ),
     "meissonic-emoji/report": (
-        "{swiftmask} bench meissonic-emoji --prompts runs/emoji/prompts-trained.jsonl --steps 4 16 "
-        "--budgets 16:6 --baselines reuse --only vanilla-4 vanilla-16 reuse-16:6 "
+        "{swiftmask} bench meissonic-emoji --prompts runs/emoji/prompts-trained.jsonl --steps 1 2 4 8 16 "
+        "--budgets 16:6 --baselines reuse --unguided 4 "
+        "--only vanilla-1 vanilla-2 vanilla-4 vanilla-8 vanilla-16 unguided-4 reuse-16:6 "
         "--scorer reader=emoji-judge reader=emoji-reward --images 200 --seeds 3 "
         "--out {results}/meissonic-emoji"
     ),
@@ -83,6 +84,17 @@ COMMANDS = {
         "{swiftmask} bench meissonic-emoji --prompts runs/emoji/prompts-held-out.jsonl --steps 4 16 "
         "--baselines --only vanilla-4 vanilla-16 --scorer reader=emoji-judge reader=emoji-reward "
         "--images 166 --seeds 2 --out {results}/held-out/meissonic-emoji"
+    ),
+    "features/meissonic-emoji/report": (
+        "{swiftmask} bench meissonic-emoji --reference runs/emoji --steps 1 4 16 --baselines "
+        "--only vanilla-1 vanilla-4 vanilla-16 --scorer efficientnet-lite0 --images 1000 "
+        "--out {results}/features/meissonic-emoji"
+    ),
+    "features/mar-emoji/report": (
+        "{swiftmask} bench mar-emoji --reference runs/emoji --shortcut none --steps 16 --ddim-steps 10 "
+        "--marval mar-emoji-marval mar-emoji-marval-rl --marval-steps 8 --only ddim-16x10 "
+        "mar-emoji-marval-8 mar-emoji-marval-rl-8 --scorer efficientnet-lite0 --images 1000 "
+        "--out {results}/features/mar-emoji"
     ),
     "meissonic-scenes/report": (
         "{swiftmask} bench meissonic-scenes --shortcut none --steps 2 3 4 5 6 8 12 16 24 --baselines "

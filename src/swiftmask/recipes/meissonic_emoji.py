@@ -17,6 +17,6 @@ def recipe() -> BaseModelRecipe:
         num_steps=26_000,
         batch_size=32,
         network=Sizes(num_double_blocks=1, num_single_blocks=5, text_width=112, text_depth=1, text_heads=4),
-        sampling=SamplingOptions(guidance=3.0, temperature=0.9, choice_temperature=4.0),
+        sampling=SamplingOptions(guidance=2.0, temperature=0.9, choice_temperature=4.0),
         samples=SampleConfig(number=16),
     )
