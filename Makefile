@@ -15,7 +15,7 @@ serve: .venv/installed ## images over HTTP on port 8000 (docs/serving.md)
 	$(BIN)/swiftmask serve maskgit-scenes --shortcut auto
 
 studio: .venv/studio ## a page that compares the full and the accelerated model, on http://127.0.0.1:8000/studio
-	$(BIN)/swiftmask studio maskgit-scenes --report docs/reports/maskgit-scenes/report.html
+	$(BIN)/swiftmask studio meissonic-emoji --report docs/reports/meissonic-emoji/report.html
 
 test: .venv/installed ## the test-suite, CPU only, and the rehearsal of a GPU in a process of its own
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder

@@ -87,14 +87,8 @@ COMMANDS = {
     ),
     "features/meissonic-emoji/report": (
         "{swiftmask} bench meissonic-emoji --reference runs/emoji --steps 1 4 16 --baselines "
-        "--only vanilla-1 vanilla-4 vanilla-16 --scorer efficientnet-lite0 --images 1000 "
+        "--only vanilla-1 vanilla-4 vanilla-16 --scorer efficientnet-lite0 --images 1000 --seeds 1 "
         "--out {results}/features/meissonic-emoji"
-    ),
-    "features/mar-emoji/report": (
-        "{swiftmask} bench mar-emoji --reference runs/emoji --shortcut none --steps 16 --ddim-steps 10 "
-        "--marval mar-emoji-marval mar-emoji-marval-rl --marval-steps 8 --only ddim-16x10 "
-        "mar-emoji-marval-8 mar-emoji-marval-rl-8 --scorer efficientnet-lite0 --images 1000 "
-        "--out {results}/features/mar-emoji"
     ),
     "meissonic-scenes/report": (
         "{swiftmask} bench meissonic-scenes --shortcut none --steps 2 3 4 5 6 8 12 16 24 --baselines "
@@ -142,6 +136,11 @@ COMMANDS = {
     "reports/maskgit-scenes": (
         "{swiftmask} bench maskgit-scenes --steps 4 8 16 --budgets 16:6 --unguided 4 6 8 12 16 24 "
         "16:4 16:6 --images 672 --seeds 3 --batch-size 48 --dtype float32 --device cpu --out {report}"
+    ),
+    "reports/meissonic-emoji": (
+        "{swiftmask} bench meissonic-emoji --prompts runs/emoji/prompts-trained.jsonl --steps 1 4 16 "
+        "--budgets 16:6 --baselines reuse --unguided 4 --scorer reader=emoji-judge reader=emoji-reward "
+        "--images 200 --seeds 1 --dtype float32 --device cpu --out {report}"
     ),
     "reports/mar-scenes": (
         "{swiftmask} bench mar-scenes --steps 4 8 16 --budgets 16:4 16:6 --denoising-steps 25 "
