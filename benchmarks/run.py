@@ -17,8 +17,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-REPORTS = ROOT / "docs" / "reports"
+RESULTS = Path("benchmarks/results")
+REPORTS = Path("docs/reports")
+"""From ROOT, where the commands run: files name the command that made them."""
 
 _SPEED = (
     "{swiftmask} bench speed maskgit-512 --random-weights --device cpu --batch-size 1 --steps 32 "
@@ -86,9 +87,9 @@ COMMANDS = {
         "--images 166 --seeds 2 --out {results}/held-out/meissonic-emoji"
     ),
     "features/meissonic-emoji/report": (
-        "{swiftmask} bench meissonic-emoji --reference runs/emoji --steps 1 4 16 --baselines "
-        "--only vanilla-1 vanilla-4 vanilla-16 --scorer efficientnet-lite0 --images 1000 --seeds 1 "
-        "--out {results}/features/meissonic-emoji"
+        "{swiftmask} bench meissonic-emoji --reference runs/emoji --steps 1 4 6 16 "
+        "--budgets 16:6 --baselines reuse --only vanilla-1 vanilla-4 vanilla-6 vanilla-16 reuse-16:6 "
+        "--scorer efficientnet-lite0 --images 1000 --seeds 1 --out {results}/features/meissonic-emoji"
     ),
     "meissonic-scenes/report": (
         "{swiftmask} bench meissonic-scenes --shortcut none --steps 2 3 4 5 6 8 12 16 24 --baselines "
@@ -164,7 +165,7 @@ def command(name: str) -> list[str]:
     words = {
         "swiftmask": f"{shlex.quote(sys.executable)} -m swiftmask",
         "python": shlex.quote(sys.executable),
-        "results": shlex.quote(str(RESULTS)),
+        "results": str(RESULTS),
         "file": shlex.quote(str(RESULTS / f"{name}.json")),
         "report": shlex.quote(str(REPORTS / name.removeprefix("reports/"))),
     }
