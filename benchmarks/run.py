@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("benchmarks/results")
 REPORTS = Path("docs/reports")
-"""From ROOT, where the commands run: files name the command that made them."""
+"""Below ROOT, where the commands run: a record that names its command names no folder of one machine."""
 
 _SPEED = (
     "{swiftmask} bench speed maskgit-512 --random-weights --device cpu --batch-size 1 --steps 32 "
@@ -166,8 +166,8 @@ def command(name: str) -> list[str]:
         "swiftmask": f"{shlex.quote(sys.executable)} -m swiftmask",
         "python": shlex.quote(sys.executable),
         "results": str(RESULTS),
-        "file": shlex.quote(str(RESULTS / f"{name}.json")),
-        "report": shlex.quote(str(REPORTS / name.removeprefix("reports/"))),
+        "file": str(RESULTS / f"{name}.json"),
+        "report": str(REPORTS / name.removeprefix("reports/")),
     }
     return shlex.split(COMMANDS[name].format(**words))
 

@@ -91,7 +91,7 @@ def test_against_a_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert by_name(found) == {metric.name: metric.value for metric in expected.metrics}
     assert [metric["floor"] for metric in found["metrics"]] == [m.floor for m in expected.metrics]
     assert list(by_name(found)) == [f"{kind}_means" for kind in KINDS]
-    assert (found["pictures"], found["reference_images"], found["floor_pictures"]) == (12, 26, 12)
+    assert (found["pictures"], found["reference_pictures"], found["floor_pictures"]) == (12, 26, 12)
     assert found["extractor"] == {"name": "means", "sha256": files_sha256([here / "means.pt"])}
     assert (found["settings"]["nearest"], found["settings"]["splits"]) == (2, 4)
     assert found["versions"]["torch"] in found["machine"]
@@ -132,7 +132,7 @@ def test_saved_statistics_are_a_reference(here: Path, capsys: pytest.CaptureFixt
         name: pytest.approx(by_name(found)[name], rel=1e-6) for name in ("fd_means", "is_means")
     }
     assert again["left_out"] == [f"{kind}_means" for kind in KINDS[2:]]
-    assert again["reference_images"] == 26
+    assert again["reference_pictures"] == 26
     assert "not given by this reference or extractor: kid_means" in succeeded(
         capsys, *arguments, "kept/real.safetensors"
     )
@@ -144,7 +144,7 @@ def test_statistics_of_others_are_a_reference(here: Path, capsys: pytest.Capture
     found = compared(capsys, "ours", "--reference", "adm.npz", "--extractor", "means.pt")
     whole = compared(capsys, *AGAINST_REAL)
     assert by_name(found)["fd_means"] == pytest.approx(by_name(whole)["fd_means"], rel=1e-4)
-    assert found["reference_images"] is None
+    assert found["reference_pictures"] is None
     assert "N = 12 images against an unknown number; no floor" in succeeded(
         capsys, "ours", "--reference", "adm.npz", "--extractor", "means.pt"
     )

@@ -140,7 +140,7 @@ def test_every_metric_stands_beside_its_floor(tmp_path: Path) -> None:
         assert floor is not None and value > 3 * floor
     value, floor = found["precision_means"]
     assert floor is not None and value < floor
-    assert (result.pictures, result.reference_images, result.floor_pictures) == (20, 60, 20)
+    assert (result.pictures, result.reference_pictures, result.floor_pictures) == (20, 60, 20)
     assert result.left_out == ()
     assert result.extractor == Identity("means", "abc")
     assert [metric.name for metric in result.metrics if metric.spread is not None] == [

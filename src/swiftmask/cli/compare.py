@@ -266,7 +266,7 @@ def _print_table(result: "FolderMetrics", origin: dict[str, str]) -> None:
 
 def _caption(result: "FolderMetrics") -> list[str]:
     """What a reader must know beside the table."""
-    known = result.reference_images
+    known = result.reference_pictures
     floor = "no floor, which needs enough images of the reference"
     if result.floor_pictures and known is not None:
         floor = f"floor: {result.floor_pictures} real ones against the other {known - result.floor_pictures}"

@@ -65,14 +65,14 @@ class FolderMetrics:
 
     Attributes:
         extractor: its name and the SHA-256 of its weights.
-        reference_images: None where a file of statistics does not say.
+        reference_pictures: None where a file of statistics does not say.
         floor_pictures: real images in the place of the generated ones; 0 if there is no floor.
         left_out: metrics that this reference or extractor cannot give.
     """
 
     extractor: Identity
     pictures: int
-    reference_images: int | None
+    reference_pictures: int | None
     floor_pictures: int
     settings: MetricSettings
     metrics: tuple[Metric, ...]
@@ -118,7 +118,7 @@ def compare_sets(
     return FolderMetrics(
         extractor=identity,
         pictures=generated.count,
-        reference_images=reference.count,
+        reference_pictures=reference.count,
         floor_pictures=half,
         settings=settings,
         metrics=metrics,
