@@ -64,6 +64,21 @@ def codes_like_latents(codebook_VC: Tensor, width: int) -> Tensor:
     return rows_VD / rows_VD.std()
 
 
+def rows_like(looks_VF: Tensor, width: int) -> Tensor:
+    """For each of V things a vector that resembles those of things that look alike: [V, width], deviation 1.
+
+    Principal components of the looks, each as large as the square root of its deviation, at random angles;
+    a tenth of the variance is noise, which tells things of the same looks apart.
+    """
+    centred_VF = looks_VF - looks_VF.mean(0)
+    left_VK, sizes_K, _ = torch.linalg.svd(centred_VF.double(), full_matrices=False)
+    angles_DD = torch.linalg.qr(torch.randn(width, width))[0]
+    kept = min(width, len(sizes_K))
+    rows_VD = (left_VK[:, :kept] * sizes_K[:kept].sqrt()).float() @ angles_DD[:kept]
+    mixed_VD = 0.95 * rows_VD / rows_VD.std().clamp(min=1e-12) + 0.3 * torch.randn(len(looks_VF), width)
+    return mixed_VD / mixed_VD.std()
+
+
 def other_classes(classes_ND: Tensor, attributes_NA: Tensor) -> Tensor:
     """Embeddings for other classes of a trained model: around the mean of its own, and as far from it.
 

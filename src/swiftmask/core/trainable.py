@@ -4,7 +4,7 @@
 optimisation, and knows no family by name.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from swiftmask.core.protocol import MaskedGenerator, SamplingOptions
 
 S = TypeVar("S")
+LabelledRows = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""Labels [B] and token rows of images, in batches."""
+
 TokenizerKind = Literal["vq", "kl", "vqgan"]
 
 
@@ -26,6 +29,7 @@ class Subject:
         class_names, attributes_NA: of a model of classes: names, and what classes have in common as integers,
             A for each.
         captions: of a model of prompts: all texts that it will see, for its vocabulary.
+        trained: of a model of classes: the images that it will see.
     """
 
     codec: Any
@@ -33,6 +37,7 @@ class Subject:
     class_names: tuple[str, ...] = ()
     attributes_NA: Tensor | None = None
     captions: Sequence[str] = ()
+    trained: LabelledRows = tuple
 
     def has_classes(self, number: int, names: Sequence[str]) -> bool:
         """Whether the classes of a model are those of the data. Those of a model without names are, if they

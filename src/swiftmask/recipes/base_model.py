@@ -250,6 +250,7 @@ class _Run:
             class_names=classes.names if classes else (),
             attributes_NA=classes.attributes_NA if classes else None,
             captions=[text for several in self._captions for text in several],
+            trained=self._labelled_rows,
         )
         torch.manual_seed(recipe.training.seed)
         family = recipe.trainable
@@ -271,6 +272,12 @@ class _Run:
         generator = torch.Generator().manual_seed(step_seed(self._recipe.training.seed, step, rank))
         count = self._recipe.training.batch_size // num_ranks
         return self._batch_of(self.trained_X, count, generator)
+
+    def _labelled_rows(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Labels and tokens of the images that are trained on, in batches."""
+        assert self._labels_X is not None
+        for part_B in self.trained_X.split(256):
+            yield self._labels_X[part_B], self._encoded.rows(part_B)
 
     def _batch_of(self, chosen_X: Tensor, count: int, generator: torch.Generator) -> object:
         picked_B = chosen_X[torch.randint(len(chosen_X), (count,), generator=generator)]

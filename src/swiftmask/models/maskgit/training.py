@@ -5,35 +5,23 @@ As in valeoai v1.0, each image draws r ~ U(0, 1) and masks every token with prob
 (pi/2), a tenth of the labels are dropped for guidance, and positions that were not masked are predicted too
 (the shortcut reads their features), here with a small weight. Left out: label smoothing, which a small model
 reads as noise in its samples.
-
-`initialise` is for small transformers trained for an hour instead of a week. The released model starts from
-normal weights of deviation 0.02, which suits its width of 768 and leaves a width of 160 with nearly uniform
-attention for hundreds of steps; its positions start unrelated to each other, its codes to what they look
-like, and its classes to what they have in common. All four can be told beforehand (docs/log.md).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swiftmask.core.embeddings import (
-    attribute_rows,
-    attribute_sizes,
-    attribute_sums,
-    codes_like_latents,
-    other_attributes,
-    other_classes,
-)
-from swiftmask.core.positions import grid_waves
+from swiftmask.core.embeddings import attribute_rows, attribute_sizes, other_attributes, other_classes
 from swiftmask.core.protocol import SamplingOptions
 from swiftmask.core.ranges import check_fields
-from swiftmask.core.trainable import NoSettings, Subject, Trainable, require_same
+from swiftmask.core.trainable import Subject, Trainable, require_same
 from swiftmask.models.maskgit.generator import MaskGIT
+from swiftmask.models.maskgit.initialisation import initialise
 from swiftmask.models.maskgit.network import Transformer, TransformerConfig
 
 LABEL_DROP = 0.1
@@ -51,10 +39,21 @@ class MaskedBatch:
 
     @classmethod
     def draw(
-        cls, codes_BL: Tensor, labels_B: Tensor, config: TransformerConfig, generator: torch.Generator
+        cls,
+        codes_BL: Tensor,
+        labels_B: Tensor,
+        config: TransformerConfig,
+        generator: torch.Generator,
+        *,
+        least: float = 0.0,
     ) -> Self:
-        """Mask codes and drop labels with `generator` (on the CPU)."""
-        ratio_B1 = torch.rand(len(codes_BL), 1, generator=generator).arccos() / (math.pi / 2)
+        """Mask codes and drop labels with `generator` (on the CPU).
+
+        Args:
+            least: the smallest share of an image that is masked; shares below it are stretched above it.
+        """
+        share_B1 = torch.rand(len(codes_BL), 1, generator=generator).arccos() / (math.pi / 2)
+        ratio_B1 = least + (1 - least) * share_B1
         masked_BL = torch.rand(codes_BL.shape, generator=generator) < ratio_B1
         dropped_B = torch.rand(len(codes_BL), generator=generator) < LABEL_DROP
         class_B = torch.where(dropped_B, config.null_id, config.first_class_id + labels_B)
@@ -80,39 +79,6 @@ class TransformerTrainer(nn.Module):
         right_BL = (logits_BLK.detach().argmax(-1) == batch.codes_BL) & batch.masked_BL
         metrics = {"masked_loss": masked_loss, "accuracy": right_BL.sum() / num_masked}
         return masked_loss + VISIBLE_WEIGHT * visible_loss, metrics
-
-
-_DEVIATION = 0.02
-"""Of embeddings, as upstream: the tied head turns them into logits."""
-
-_CLASS_DEVIATION = 0.1
-"""Of class embeddings, which no head reads: far enough apart for training not to wipe out what they share."""
-
-
-@torch.no_grad()
-def initialise(transformer: Transformer, codebook_KC: Tensor, attributes_NA: Tensor) -> Transformer:
-    """Weights of unit gain, positions that know rows and columns, codes that resemble their latents, and
-    classes that are the sum of their attributes.
-
-    Args:
-        codebook_KC: the tokenizer's codebook, in the order of the codes.
-        attributes_NA: integers, A for each class, such as its shape and its colour.
-    """
-    for name, parameter in transformer.named_parameters():
-        if parameter.ndim == 2 and name not in ("tok_emb.weight", "bias"):
-            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-    config = transformer.config
-    waves_LD = grid_waves(config.grid, config.width)
-    transformer.pos_emb[0, : config.num_tokens] = _DEVIATION * waves_LD / waves_LD.std()
-    rows_KD = codes_like_latents(codebook_KC, config.width)
-    transformer.tok_emb.weight[: config.codebook_size] = _DEVIATION * rows_KD
-    class_SD = transformer.tok_emb.weight[config.first_class_id : -1]
-    if config.class_attributes:
-        class_SD.normal_(std=_CLASS_DEVIATION * len(config.class_attributes) ** -0.5)
-        transformer.get_buffer("class_rows").copy_(attribute_rows(attributes_NA))
-    else:
-        class_SD.copy_(_CLASS_DEVIATION * attribute_sums(attributes_NA, config.width))
-    return transformer
 
 
 @torch.no_grad()
@@ -157,6 +123,25 @@ class Sizes:
         check_fields(self)
 
 
+_HIGH = 0.7
+"""Least share of masked tokens of `mask_rates="high"`: that of MAR's training (arXiv 2406.11838)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """Settings of the loss.
+
+    Attributes:
+        mask_rates: "all" draws a share of any size for each image, "high" one of at least 70 %. With few
+            codes to see, the class has to be read: train "high" first where classes are many.
+    """
+
+    mask_rates: Literal["all", "high"] = "all"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 class MaskGITTask:
     """A transformer over the codes of a frozen codec.
 
@@ -164,15 +149,16 @@ class MaskGITTask:
         transformer: trained in place.
     """
 
-    def __init__(self, transformer: Transformer, subject: Subject) -> None:
+    def __init__(self, transformer: Transformer, subject: Subject, objective: Objective) -> None:
         self.trainer = TransformerTrainer(transformer)
         self._subject = subject
+        self._least = _HIGH if objective.mask_rates == "high" else 0.0
 
     def batch(self, rows: Tensor, what: Tensor | Sequence[str], generator: torch.Generator) -> MaskedBatch:
         """Masked codes of images with their labels."""
         assert isinstance(what, Tensor)
         config = self.trainer.transformer.config
-        return MaskedBatch.draw(rows.flatten(1).long(), what, config, generator)
+        return MaskedBatch.draw(rows.flatten(1).long(), what, config, generator, least=self._least)
 
     def model(self, trainer: nn.Module, sampling: SamplingOptions, steps: int) -> MaskGIT:
         """The transformer with the codec that it was trained on."""
@@ -182,7 +168,7 @@ class MaskGITTask:
         return MaskGIT(trainer.transformer, subject.codec, sampling=sampling, steps=steps, class_names=names)
 
 
-def fresh(sizes: Sizes, subject: Subject, objective: NoSettings) -> MaskGITTask:
+def fresh(sizes: Sizes, subject: Subject, objective: Objective) -> MaskGITTask:
     """A transformer whose codes start like their latents, and its classes like what they have in common."""
     assert subject.attributes_NA is not None
     given = asdict(sizes)
@@ -194,11 +180,12 @@ def fresh(sizes: Sizes, subject: Subject, objective: NoSettings) -> MaskGITTask:
         num_classes=len(subject.class_names),
         grid=subject.grid,
     )
-    transformer = initialise(Transformer(config), subject.codec.codebook_VC, subject.attributes_NA)
-    return MaskGITTask(transformer, subject)
+    codebook_VC = subject.codec.codebook_VC
+    transformer = initialise(Transformer(config), codebook_VC, subject.attributes_NA, subject.trained)
+    return MaskGITTask(transformer, subject, objective)
 
 
-def resumed(model: MaskGIT, subject: Subject, objective: NoSettings) -> MaskGITTask:
+def resumed(model: MaskGIT, subject: Subject, objective: Objective) -> MaskGITTask:
     """From a model of the same codec sizes; classes that are not its own get new embeddings."""
     config, transformer = model.transformer.config, model.transformer
     require_same("codes", config.codebook_size, len(subject.codec.codebook_VC))
@@ -206,7 +193,7 @@ def resumed(model: MaskGIT, subject: Subject, objective: NoSettings) -> MaskGITT
     if not subject.has_classes(config.num_classes, model.class_names):
         assert subject.attributes_NA is not None
         transformer = with_classes(transformer, subject.attributes_NA)
-    return MaskGITTask(transformer.requires_grad_(), subject)
+    return MaskGITTask(transformer.requires_grad_(), subject, objective)
 
 
 def _sizes(width: int, depth: int, num_heads: int) -> Sizes:
@@ -230,7 +217,7 @@ TRAINABLE = Trainable(
         "released": _sizes(768, 24, 16),
     },
     unset=Sizes(),
-    objective=NoSettings(),
+    objective=Objective(),
     sampling=SamplingOptions(guidance=2.0, temperature=1.0, choice_temperature=10.0),
     fresh=fresh,
     resumed=resumed,
