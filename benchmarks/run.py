@@ -74,6 +74,11 @@ COMMANDS = {
         "mar-emoji-marval-8 mar-emoji-marval-16 mar-emoji-marval-rl-8 mar-emoji-marval-rl-16 "
         "--scorer reader=emoji-judge reader=emoji-reward --images 200 --seeds 3 --out {results}/mar-emoji"
     ),
+    "maskgit-emoji/report": (
+        "{swiftmask} bench maskgit-emoji --steps 4 8 16 --budgets 16:6 --baselines reuse "
+        "--only vanilla-4 vanilla-8 vanilla-16 reuse-16:6 --shortcut none "
+        "--scorer reader=emoji-judge reader=emoji-reward --images 200 --seeds 3 --out {results}/maskgit-emoji"
+    ),
     "meissonic-emoji/report": (
         "{swiftmask} bench meissonic-emoji --prompts runs/emoji/prompts-trained.jsonl --steps 1 2 4 8 16 "
         "--budgets 16:6 --baselines reuse --unguided 4 "

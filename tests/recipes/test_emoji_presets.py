@@ -1,7 +1,7 @@
 """The presets of Emoji: they fit into eight megabytes, and each trains on a folder of pairs."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,14 @@ def test_a_model_fits_with_its_tokenizer(name: str) -> None:
     task = own.fresh(own.chosen(recipe.size, recipe.network), subject, recipe.objective)
     model: Any = task.model(task.trainer, recipe.sampling, recipe.steps)
     assert 3_400_000 < sum(p.numel() for p in model.parameters()) < MOST_PARAMETERS
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sampling_that_a_preset_leaves_open_is_the_familys(name: str) -> None:
+    """mar-emoji once lost `noisiest_timestep` to its guidance, and generated noise."""
+    recipe = recipe_module(name).recipe()
+    left_open = {key for key, value in asdict(recipe.sampling).items() if value is None}
+    assert left_open == {key for key, value in asdict(recipe.trainable.sampling).items() if value is None}
 
 
 def test_reward_and_judge_differ_and_fit() -> None:

@@ -381,7 +381,7 @@ class _Run:
 
 
 def base_recipe(family: str, training: TrainingConfig, **settings: Any) -> BaseModelRecipe:
-    """A recipe with the family's own defaults."""
+    """A recipe with the family's own defaults, of sampling also where `settings` say only some of it."""
     own = trainable(family)
     defaults: dict[str, Any] = {
         "network": own.unset,
@@ -389,7 +389,9 @@ def base_recipe(family: str, training: TrainingConfig, **settings: Any) -> BaseM
         "sampling": own.sampling,
         "name": family.replace("_", "-"),
     }
-    return BaseModelRecipe(family=family, training=training, **(defaults | settings))
+    chosen = defaults | settings
+    chosen["sampling"] = chosen["sampling"].over(own.sampling)
+    return BaseModelRecipe(family=family, training=training, **chosen)
 
 
 def default_training() -> TrainingConfig:

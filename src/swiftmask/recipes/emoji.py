@@ -57,9 +57,7 @@ def emoji_tokenizer(name: str, kind: Literal["vq", "kl"]) -> TokenizerRecipe:
 def emoji_model(
     name: str, family: str, *, num_steps: int, batch_size: int, **settings: Any
 ) -> BaseModelRecipe:
-    """A model of at most 8 MB in float16, tokenizer included. Trained so far: `meissonic-emoji` and
-    `mar-emoji`.
-    """
+    """A model of at most 8 MB in float16, tokenizer included. Not trained yet: `dimoo-emoji`."""
     training = TrainingConfig(
         num_steps=num_steps,
         batch_size=batch_size,

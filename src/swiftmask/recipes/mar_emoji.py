@@ -9,12 +9,12 @@ from swiftmask.recipes.emoji import CODEC, PAIRS, emoji_model, made
 def recipe() -> BaseModelRecipe:
     """`swiftmask train mar-emoji`, after `emoji-codec`. Classes are sums, as in maskgit-emoji.
 
-    The bundled weights had as many updates, in two runs (docs/log.md).
+    The bundled weights had as many updates, in three runs (docs/log.md).
     """
     return emoji_model(
         "mar-emoji",
         "mar",
-        num_steps=7200,
+        num_steps=14_200,
         batch_size=32,
         tokenizer=made(CODEC),
         source=PAIRS,
