@@ -19,7 +19,7 @@ from swiftmask.data.prompts import read_prompts
 from swiftmask.evaluate.sheets import side_by_side
 
 ROOT = Path(__file__).parents[1]
-_MODELS = ("meissonic-emoji", "mar-emoji")
+_MODELS = ("meissonic-emoji", "maskgit-emoji", "mar-emoji")
 _SHOWN = 16
 _EVERY = {"prompts-trained.jsonl": 1, "prompts-held-out.jsonl": 10}
 """Prompts are not chosen: the first ones, or every tenth."""
