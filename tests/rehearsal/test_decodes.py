@@ -46,6 +46,12 @@ BUDGETS: dict[str, dict[str, int]] = {
         "extrapolation-1": 86,
         "extrapolation-2": 87,
     },
+    "maskgit-emoji": {
+        "plain": 128,
+        "reuse": 30,
+        "extrapolation-1": 32,
+        "extrapolation-2": 33,
+    },
     "maskgit-scenes": {
         "plain": 131,
         "maskgit-scenes-shortcut": 82,
