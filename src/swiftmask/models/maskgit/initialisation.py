@@ -12,6 +12,7 @@ starts by looking at the class.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ def _look_at_class(transformer: Transformer) -> None:
     ids_BT[:, -1] = config.first_class_id + labels_B
     x_BTD = transformer.first_layer(transformer.embed(ids_BT))
     for block in transformer.transformer.layers:
-        attention = block[0]
+        attention: Any = next(block.children())
         weights = attention.fn.mha
         keys_BTH = F.linear(attention.norm(x_BTD), weights.in_proj_weight[width : width + head])
         apart_H = keys_BTH[:, -1].mean(0) - keys_BTH[:, :-1].mean((0, 1))
