@@ -1,5 +1,7 @@
 """The start of small transformers: what can be told beforehand is there before training."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -78,8 +80,9 @@ def test_a_head_of_each_block_starts_by_reading_the_class(composed: Transformer)
     ids_BT[:, -1] = config.first_class_id + torch.arange(8)
     x_BTD = composed.first_layer(composed.embed(ids_BT))
     for block in composed.transformer.layers:
-        weights = block[0].fn.mha
-        q_BTD, k_BTD, _ = F.linear(block[0].norm(x_BTD), weights.in_proj_weight, weights.in_proj_bias).chunk(
+        attention: Any = next(block.children())
+        weights = attention.fn.mha
+        q_BTD, k_BTD, _ = F.linear(attention.norm(x_BTD), weights.in_proj_weight, weights.in_proj_bias).chunk(
             3, dim=-1
         )
         logits_BNTT = q_BTD.unflatten(-1, (2, -1)).transpose(1, 2) @ k_BTD.unflatten(-1, (2, -1)).permute(
