@@ -6,9 +6,9 @@ width of 160 with nearly uniform attention for hundreds of steps. Its positions 
 its codes to what they look like, and its classes to what they have in common. All can be told beforehand
 (docs/log.md).
 
-Where classes are composed, they are many, and each is seen rarely. A class is one token of 257, so uniform
-attention hardly reads it. Their vectors then start as what their images look like, and one head of each block
-starts by looking at the class.
+Classes that are composed of attributes are usually many, and each is seen rarely. A class is one token among
+those of the image, so uniform attention hardly reads it. Vectors of attributes therefore start as what their
+images look like, and one head of each block starts by looking at the class.
 """
 
 from collections.abc import Iterable
