@@ -204,7 +204,7 @@ _ONE_SEED = ("--images", "4", "--seeds", "1")
             "FIRST:LAST, such as 50:5",
         ),
         (["bench", f"{TINY_MAR}-marval", *_ONE_SEED], "holds a marval: pass it to"),
-        (["train", "mar-scenes-marval", "part=body"], "part expects"),
+        (["train", "mar-scenes-marval", "part=body"], "part expects network or head, got 'body'"),
     ],
 )
 def test_mistakes_about_mar(

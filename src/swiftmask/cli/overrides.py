@@ -131,8 +131,14 @@ def _value(text: str, annotation: Any, key: str) -> object:
     try:
         return _parsed(text, annotation)
     except ValueError as error:
-        expected = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-        raise ValueError(f"{key} expects {expected}, got {text!r}") from error
+        raise ValueError(f"{key} expects {_named(annotation)}, got {text!r}") from error
+
+
+def _named(annotation: Any) -> str:
+    """A type as users read it."""
+    if get_origin(annotation) is Literal:
+        return " or ".join(map(str, get_args(annotation)))
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
 def _parsed(text: str, annotation: Any) -> object:
